@@ -1,0 +1,45 @@
+# Needs Python >= 3.11, make and git. The first call of a target sets up .venv; later calls do not touch it.
+
+PROFILE ?= quick
+ARGS ?=
+# The version that constraints.txt was recorded on comes first. Override: make test PYTHON=/path/to/python
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# To use a GPU machine's own torch: make test VENV_ARGS=--system-site-packages
+VENV_ARGS ?=
+PIP_ARGS ?=
+
+BIN := .venv/bin
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+STRIP := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill"
+
+.PHONY: help study test lab lint clean-env
+.DEFAULT_GOAL := help
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+study: .venv/.ready ## run every notebook and draw every figure (PROFILE=quick)
+	$(BIN)/clstudy study --profile $(PROFILE)
+
+test: .venv/.ready ## run the tests (ARGS="-k batch")
+	$(BIN)/python -m pytest $(ARGS)
+
+# The kernels' sockets lie in a short temporary folder: their paths may have 107 characters, and a home folder can be long.
+lab: .venv/.ready ## open the notebooks in JupyterLab
+	JUPYTER_RUNTIME_DIR=$$(mktemp -d) $(BIN)/jupyter lab notebooks/ --KernelManager.transport=ipc
+
+lint: .venv/.ready ## check the code, and that no notebook holds outputs
+	$(BIN)/ruff check .
+	$(if $(NOTEBOOKS),$(STRIP) --verify $(NOTEBOOKS))
+
+clean-env: ## remove .venv
+	rm -rf .venv
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "clstudy needs Python >= 3.11 with its venv module; found: $(or $(PYTHON),none)." \
+			"Name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV_ARGS) .venv
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,29 @@
+"""clstudy: a laboratory for continual learning of CLIP.
+
+Importing it costs nothing: the names below, and torch with them, are imported when first used (PEP 562).
+Modules are imported by their own name: `from clstudy import plots`, `from clstudy.check import check`.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# No function with its module's name (train.train, check.check): importing the module would replace it.
+_HOME = {
+    "RunConfig": "clstudy.config",
+    "load_clip": "clstudy.clip",
+    "load_or_train": "clstudy.record",
+    "load_runs": "clstudy.record",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'clstudy' has no attribute {name!r}; it has {', '.join(_HOME)}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,321 @@
+"""Metrics of continual learning: pure functions of accuracies, each with its formula, divisor and source.
+
+`R` is a float array of shape (T + 1, T): row 0 is the model before training, row s the model after stage s,
+column t task t + 1, whose home stage is t + 1. So R[t + 1, t] is the accuracy on a task when its home stage
+ends. In the formulas R_sj has s = 0 … T and j = 1 … T, as papers count. For the state after stage p < T, pass
+R[:p + 1, :p]. NaN marks what was not measured, e.g. a task without test images: it is left out of sums and
+divisors. A metric with nothing to average (forgetting of a single task) is NaN. Accuracies may be shares or
+per cent. ValueError names a wrong shape or an unknown variant.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+EXAMPLE = np.array([[.30, .40, .50],   # before training; the matrix of the worked examples
+                    [.80, .50, .40],   # after stage 1
+                    [.90, .70, .40],   # after stage 2
+                    [.60, .50, .90]])  # after stage 3
+
+# ---- curves: accuracy over seen classes, one value per stage end or checkpoint
+
+
+def a_avg(curve: Sequence[float]) -> float:
+    """A_avg = (1/T) Σ_s a_s, a_s the accuracy on all classes seen so far at the end of stage s = 1 … T.
+
+    Source: iCaRL, arXiv 1611.07725 (average incremental accuracy); SIT, arXiv 2405.15155.
+
+    >>> round(a_avg([.80, .70, .60]), 4)
+    0.7
+    """
+    return _mean(_curve(curve))
+
+
+def a_last(curve: Sequence[float]) -> float:
+    """A_last = a_T, the accuracy on all seen classes after the last stage. Source: SIT, arXiv 2405.15155.
+
+    >>> a_last([.80, .70, .60])
+    0.6
+    """
+    return float(_curve(curve)[-1])
+
+
+def a_auc(curve: Sequence[float]) -> float:
+    """A_auc = (1/K) Σ_k a_k over the K checkpoints of a run of a run: any-time accuracy.
+
+    The plain mean, as released code has it, not the trapezoid. Source: CLIB, arXiv 2110.10031; SIT, arXiv
+    2405.15155.
+
+    >>> round(a_auc([.90, .80, .50, .60]), 4)
+    0.7
+    """
+    return _mean(_curve(curve))
+
+
+# ---- the accuracy matrix
+
+
+def forgetting(R: np.ndarray, variant: str = "chaudhry2018") -> float:
+    """What the T − 1 tasks before the last lost, on average; higher is worse. Row 0 is never used.
+
+    chaudhry2018       1/(T−1) Σ_{j<T} (max_{1≤s<T} R_sj − R_Tj)   RWalk, arXiv 1801.10112; may be negative.
+                       The maximum runs over all trained rows, also those before the home stage, as printed.
+    clipped            1/(T−1) Σ_{j<T} (max_{1≤s≤T} R_sj − R_Tj)   Mammoth, PILOT; never negative
+    first_minus_last   1/(T−1) Σ_{j<T} (R_jj − R_Tj)               Avalanche; equals −BWT of lopez_paz2017
+
+    >>> {name: round(forgetting(EXAMPLE, name), 4) for name in FORGETTING}
+    {'chaudhry2018': 0.25, 'clipped': 0.25, 'first_minus_last': 0.2}
+    """
+    return _variant(FORGETTING, variant)(_matrix(R))
+
+
+def backward_transfer(R: np.ndarray, variant: str = "lopez_paz2017") -> float:
+    """BWT: change of earlier tasks since their home stage ended; negative is forgetting. Row 0 is never used.
+
+    lopez_paz2017        1/(T−1) Σ_{j<T} (R_Tj − R_jj)    GEM, arXiv 1706.08840
+    diaz_rodriguez2018   2/(T(T−1)) Σ_{s>j} (R_sj − R_jj)   arXiv 1810.13166: every later row counts
+    vr_lwf               1/T Σ_{j<T} (R_Tj − R_jj)   code of VR-LwF, arXiv 2207.09248. It counts phases
+                         p = 0, 1, … and divides by p + 1 = T, so the newest task counts as a zero.
+
+    >>> {name: round(backward_transfer(EXAMPLE, name), 4) for name in BACKWARD_TRANSFER}
+    {'lopez_paz2017': -0.2, 'diaz_rodriguez2018': -0.1, 'vr_lwf': -0.1333}
+    """
+    return _variant(BACKWARD_TRANSFER, variant)(_matrix(R))
+
+
+def forward_transfer(R: np.ndarray, variant: str = "lopez_paz2017") -> float:
+    """FWT: accuracy on tasks before their home stage.
+
+    lopez_paz2017   1/(T−1) Σ_{j>1} (R_{j−1,j} − R_0j)   GEM, arXiv 1706.08840; its b_j is row 0 here
+    no_baseline     2/(T(T−1)) Σ_{1≤s<j} R_sj            arXiv 1810.13166; rows 1 … T − 1
+
+    >>> {name: round(forward_transfer(EXAMPLE, name), 4) for name in FORWARD_TRANSFER}
+    {'lopez_paz2017': 0.0, 'no_baseline': 0.4333}
+    """
+    return _variant(FORWARD_TRANSFER, variant)(_matrix(R))
+
+
+def transfer(R: np.ndarray) -> float:
+    """ZSCL's Transfer = 1/(T−1) Σ_{j≥2} [1/(j−1) Σ_{1≤s<j} R_sj]: what is left of zero-shot ability.
+
+    Per task first, then over the T − 1 tasks from the second on. Uses the rows 1 … T − 1 above the diagonal
+    and not row 0, as ZSCL's matrices start after the first stage. It differs from
+    forward_transfer/no_baseline in its weights: every task counts once here, every entry there. Source: ZSCL,
+    arXiv 2303.06628.
+
+    >>> round(transfer(EXAMPLE), 4)  # (0.50 + (0.40 + 0.40) / 2) / 2
+    0.45
+    """
+    R = _matrix(R)
+    return _mean([_mean(R[1:t + 1, t]) for t in range(1, R.shape[1])])
+
+
+def average(R: np.ndarray) -> float:
+    """ZSCL's Avg = 1/T Σ_j [1/T Σ_{s=1…T} R_sj]: per task over the rows 1 … T (not row 0), then over tasks.
+
+    Source: ZSCL, arXiv 2303.06628.
+
+    >>> round(average(EXAMPLE), 4)  # (2.30 + 1.70 + 1.70) / 9
+    0.6333
+    """
+    R = _matrix(R)
+    return _mean([_mean(R[1:, t]) for t in range(R.shape[1])])
+
+
+def last(R: np.ndarray) -> float:
+    """ZSCL's Last = 1/T Σ_j R_Tj: the last row. Source: ZSCL, arXiv 2303.06628.
+
+    >>> round(last(EXAMPLE), 4)
+    0.6667
+    """
+    return _mean(_matrix(R)[-1])
+
+
+# ---- accuracies per class
+
+
+def f_last(class_accuracy: np.ndarray) -> float:
+    """F_last = (1/|C|) Σ_{c∈C} (max_{s<T} a_sc − a_Tc), C the classes once above zero before stage T.
+
+    class_accuracy: (stages, classes) at stage ends, without the row before training; NaN where a class is not
+    yet seen. May be negative. Source: code of SIT, arXiv 2405.15155.
+
+    >>> round(f_last([[.8, np.nan, 0.], [.6, .5, .0], [.5, .6, .9]]), 4)  # (0.3 − 0.1) / 2
+    0.1
+    """
+    a = np.asarray(class_accuracy, dtype=float)
+    if a.ndim != 2 or len(a) == 0:
+        raise ValueError(f"class_accuracy: got shape {a.shape}; must be (stages, classes), one stage or more")
+    best = np.fmax.reduce(a[:-1], axis=0, initial=0.0)  # fmax passes over NaN
+    return _mean((best - a[-1])[best > 0])
+
+
+def worst_class(class_accuracy: Sequence[float]) -> float:
+    """min_c a_c over the classes measured: what robust weighting (GDRO, arXiv 2605.03866) tries to raise.
+
+    Source: worst-group accuracy, Sagawa et al. 2020, arXiv 1911.08731, with classes as groups.
+
+    >>> worst_class([.8, np.nan, .3])
+    0.3
+    """
+    return float(np.fmin.reduce(_curve(class_accuracy)))
+
+
+# ---- over seeds
+
+
+class Interval(NamedTuple):
+    mean: float
+    half_width: float
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean over seeds ± t_{(1+level)/2, n−1} · s/√n, s with divisor n − 1. One value: half-width NaN.
+
+    NaN values are not dropped: they make the result NaN. ValueError: no values, level outside (0, 1).
+
+    >>> [round(x, 4) for x in interval([1., 2., 3.])]  # 4.3027 · 1 / √3
+    [2.0, 2.4841]
+    """
+    from scipy.stats import t  # here, so that importing the module stays light
+
+    values = _curve(values)
+    if not 0 < level < 1:
+        raise ValueError(f"level={level!r}: must lie between 0 and 1")
+    n = len(values)
+    if n == 1:
+        return Interval(float(values[0]), float("nan"))
+    half_width = t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    return Interval(float(values.mean()), float(half_width))
+
+
+def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:
+    """The interval of a − b where a[i] and b[i] share seed i: variation that both share cancels.
+
+    >>> [round(x, 4) for x in paired_interval([.5, .7, .9], [.4, .6, .8])]
+    [0.1, 0.0]
+    """
+    a, b = _curve(a), _curve(b)
+    if len(a) != len(b):
+        raise ValueError(f"b: got {len(b)} values for {len(a)} of a; must be one per seed, in the same order")
+    return interval(a - b, level)
+
+
+# ---- variants by name; R is checked by then. Column t has its home in row t + 1
+
+Variants = dict[str, Callable[[np.ndarray], float]]
+FORGETTING: Variants = {
+    "chaudhry2018": lambda R: _mean(_best(R[1:-1, :-1]) - R[-1, :-1]),
+    "clipped": lambda R: _mean(_best(R[1:, :-1]) - R[-1, :-1]),
+    "first_minus_last": lambda R: _mean((_home(R) - R[-1])[:-1]),
+}
+BACKWARD_TRANSFER: Variants = {
+    "lopez_paz2017": lambda R: _mean((R[-1] - _home(R))[:-1]),
+    "diaz_rodriguez2018": lambda R: _mean((R[1:] - _home(R))[np.tril_indices(R.shape[1], k=-1)]),
+    "vr_lwf": lambda R: _mean(R[-1] - _home(R)),  # the last task adds 0 to the sum and 1 to the divisor
+}
+FORWARD_TRANSFER: Variants = {
+    "lopez_paz2017": lambda R: _mean((np.diagonal(R) - R[0])[1:]),  # R[t, t]: the row before the home
+    "no_baseline": lambda R: _mean(R[1:][np.triu_indices(R.shape[1], k=1)]),
+}
+
+
+# ---- helpers
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of what is not NaN; NaN, without a warning, when nothing is left."""
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _best(rows: np.ndarray) -> np.ndarray:
+    return np.fmax.reduce(rows, axis=0, initial=np.nan)  # fmax passes over NaN
+
+
+def _home(R: np.ndarray) -> np.ndarray:
+    return np.diagonal(R[1:])
+
+
+def _matrix(R: np.ndarray) -> np.ndarray:
+    R = np.asarray(R, dtype=float)
+    if R.ndim != 2 or R.shape[0] != R.shape[1] + 1 or R.shape[1] == 0:
+        raise ValueError(f"R: got shape {R.shape}; must be (T + 1, T), row 0 being the model before training")
+    return R
+
+
+def _curve(values: Sequence[float]) -> np.ndarray:
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"values: got shape {values.shape}; must be one-dimensional with at least one value")
+    return values
+
+
+def _variant(variants: Variants, variant: str) -> Callable[[np.ndarray], float]:
+    if variant not in variants:
+        raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
+    return variants[variant]
+
+
+# ---- the registry
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named definition, so that a report can say which one it used."""
+
+    name: str
+    symbol: str  # short label for tables and axes
+    definition: str  # one line, with the divisor
+    direction: Literal["higher", "lower"]  # which is better
+    source: str
+    # what `function` is given
+    takes: Literal["matrix", "stage_curve", "checkpoint_curve", "class_matrix", "class_vector"]
+    function: Callable[..., float]
+
+
+_GEM = "Lopez-Paz and Ranzato 2017, arXiv 1706.08840"
+_DIAZ = "Díaz-Rodríguez et al. 2018, arXiv 1810.13166"
+_ZSCL = "ZSCL, Zheng et al. 2023, arXiv 2303.06628"
+_SIT = "SIT, Wang et al. 2024, arXiv 2405.15155"
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (
+    Metric("a_avg", "A_avg", "mean over the T stage ends of the accuracy on all classes seen so far",
+           "higher", "iCaRL, Rebuffi et al. 2017, arXiv 1611.07725", "stage_curve", a_avg),
+    Metric("a_last", "A_last", "accuracy on all seen classes after the last stage; no divisor",
+           "higher", _SIT, "stage_curve", a_last),
+    Metric("a_auc", "A_auc", "mean over the K checkpoints of the accuracy on all classes seen so far",
+           "higher", "CLIB, Koh et al. 2022, arXiv 2110.10031", "checkpoint_curve", a_auc),
+    Metric("forgetting/chaudhry2018", "F", "Σ_{j<T} (max_{1≤s<T} R_sj − R_Tj), divided by T − 1",
+           "lower", "RWalk, Chaudhry et al. 2018, arXiv 1801.10112", "matrix",
+           partial(forgetting, variant="chaudhry2018")),
+    Metric("forgetting/clipped", "F clipped", "Σ_{j<T} (max_{1≤s≤T} R_sj − R_Tj), divided by T − 1",
+           "lower", "code of Mammoth and PILOT", "matrix", partial(forgetting, variant="clipped")),
+    Metric("forgetting/first_minus_last", "F first−last", "Σ_{j<T} (R_jj − R_Tj), divided by T − 1",
+           "lower", "code of Avalanche", "matrix", partial(forgetting, variant="first_minus_last")),
+    Metric("backward_transfer/lopez_paz2017", "BWT", "Σ_{j<T} (R_Tj − R_jj), divided by T − 1",
+           "higher", _GEM, "matrix", partial(backward_transfer, variant="lopez_paz2017")),
+    Metric("backward_transfer/diaz_rodriguez2018", "BWT all rows",
+           "Σ_{s>j} (R_sj − R_jj), divided by T(T − 1)/2", "higher", _DIAZ, "matrix",
+           partial(backward_transfer, variant="diaz_rodriguez2018")),
+    Metric("backward_transfer/vr_lwf", "BWT p+1", "Σ_{j<T} (R_Tj − R_jj), divided by T",
+           "higher", "code of VR-LwF, arXiv 2207.09248", "matrix",
+           partial(backward_transfer, variant="vr_lwf")),
+    Metric("forward_transfer/lopez_paz2017", "FWT", "Σ_{j>1} (R_{j−1,j} − R_0j), divided by T − 1",
+           "higher", _GEM, "matrix", partial(forward_transfer, variant="lopez_paz2017")),
+    Metric("forward_transfer/no_baseline", "FWT no baseline", "Σ_{1≤s<j} R_sj, divided by T(T − 1)/2",
+           "higher", _DIAZ, "matrix", partial(forward_transfer, variant="no_baseline")),
+    Metric("transfer", "Transfer", "Σ_{j>1} (mean of R_sj over 1≤s<j), divided by T − 1",
+           "higher", _ZSCL, "matrix", transfer),
+    Metric("average", "Avg", "Σ_j (mean of R_sj over s = 1 … T), divided by T",
+           "higher", _ZSCL, "matrix", average),
+    Metric("last", "Last", "Σ_j R_Tj, divided by T", "higher", _ZSCL, "matrix", last),
+    Metric("f_last", "F_last", "Σ_c (max_{s<T} a_sc − a_Tc), divided by the number of classes once above 0",
+           "lower", f"code of {_SIT}", "class_matrix", f_last),
+    Metric("worst_class", "A_worst", "smallest accuracy of a class; no divisor",
+           "higher", "Sagawa et al. 2020, arXiv 1911.08731", "class_vector", worst_class),
+)}

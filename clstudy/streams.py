@@ -1,0 +1,229 @@
+"""Streams: which training images arrive in which stage, and in which order.
+
+A stream is a function `(labels, seed, …) -> list[Stage]`. `labels` holds one integer class per training
+image, shape (images,). Each class has exactly one *home* stage; in a blurred stream some of its images arrive
+elsewhere. Stages are numbered from 1, as the rows of the accuracy matrix are (row 0 is the model before
+training). All functions raise ValueError on impossible input, before any work.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)  # eq=False: two arrays do not compare to one truth value
+class Stage:
+    """A stretch of time: `classes` have their home here, `index` lists the images in order of arrival."""
+
+    number: int  # 1, 2, …
+    classes: tuple[int, ...]  # may be empty: a stage of a blurred stream can bring no class of its own
+    index: np.ndarray  # int64 positions into the training labels; may be empty
+
+
+def disjoint(labels: np.ndarray, seed: int, *, tasks: int | Sequence[Sequence[int]] = 10,
+             order: str = "random") -> list[Stage]:
+    """Class-incremental: the classes are dealt out to stages, all images of a class arrive in its stage.
+
+    tasks: a number of near-equal groups (the first ones are larger by one class where it does not divide), or
+    the groups themselves, in order of arrival; groups must hold every class once, and a group may be empty.
+    order: "random" permutes the classes before they are dealt out, "given" takes them in ascending order.
+    Groups that are given keep their order, so `order` does not touch them. Images are shuffled inside each
+    stage.
+    Source: the split-dataset protocol, e.g. iCaRL (Rebuffi et al. 2017, arXiv 1611.07725).
+    ValueError: labels, tasks, order.
+
+    >>> [stage.classes for stage in disjoint(np.array([0, 0, 1, 2, 2]), seed=0, tasks=2, order="given")]
+    [(0, 1), (2,)]
+    """
+    labels, classes = _checked_labels(labels)
+    if order not in ("random", "given"):
+        raise ValueError(f"order={order!r}: must be 'random' or 'given'")
+    rng = np.random.default_rng(seed)
+    if isinstance(tasks, Sequence):
+        groups = _checked_groups(tasks, classes)
+    else:
+        _check_tasks(tasks, classes)
+        groups = np.array_split(rng.permutation(classes) if order == "random" else classes, tasks)
+    return _stages(groups, [rng.permutation(_images_of(labels, group)) for group in groups])
+
+
+def joint(labels: np.ndarray, seed: int) -> list[Stage]:
+    """Everything at once: one stage with all classes and all images, shuffled. The usual upper reference.
+
+    ValueError: labels.
+    """
+    labels, classes = _checked_labels(labels)
+    return _stages([classes], [np.random.default_rng(seed).permutation(len(labels))])
+
+
+def si_blurry(labels: np.ndarray, seed: int, *, tasks: int = 5, disjoint_share: float = 50,
+              blurry_share: float = 10, random_sizes: bool = True, sampler: str = "random") -> list[Stage]:
+    """Si-Blurry: some classes arrive only in their stage, others leak a share of their images into any stage.
+
+    Source: MVP, Moon et al. 2023, arXiv 2308.09303; official code github.com/moonjunyyy/Si-Blurry,
+    `utils/online_sampler.py`, class OnlineSampler. SIT (arXiv 2405.15155) uses the
+    defaults here, with the official sampler.
+
+    1. The classes are permuted; the first N = `disjoint_share` % are disjoint, the others blurry.
+    2. Both lists are cut into `tasks` pieces: stage i is the home of piece i of each. With `random_sizes` the
+       cut points are drawn at random, so a stage may have few classes or none; otherwise the pieces are
+       near-equal.
+    3. Of the images of blurry classes M = `blurry_share` % leave home for a common pool. With `random_sizes`
+       the total b = floor(M % of them) is cut at random into n_1 … n_T, and stage i gives n_i, or all it has
+       if that is less; otherwise each stage gives floor(M % of its own).
+    4. The pool is shuffled and handed back: n_i to stage i while it lasts (it runs short at the last stages
+       when some stage had less than its n_i), or equal shares with fixed sizes. An image may come back to its
+       own home.
+    5. Images are shuffled inside each stage.
+
+    sampler: "official" repeats the released sampler index for index (torch's generator). It rounds the number
+    of disjoint classes down to a multiple of `tasks`, then that of blurry classes; classes left over have no
+    home and their images never arrive. With fixed sizes the pool's remainder (pool mod `tasks` images) never
+    arrives either. Each stage gives away its first images in data set order, so in a class-sorted data set
+    whole classes move. "random" draws the images that move at random, rounds the disjoint count to the
+    nearest integer and drops neither classes nor images: every image arrives exactly once.
+    ValueError: labels, tasks, disjoint_share, blurry_share, sampler.
+    """
+    labels, classes = _checked_labels(labels)
+    _check_tasks(tasks, classes)
+    _check_share("disjoint_share", disjoint_share)
+    _check_share("blurry_share", blurry_share)
+    if sampler not in ("random", "official"):
+        raise ValueError(f"sampler={sampler!r}: must be 'random' or 'official'")
+    official = sampler == "official"
+    draws = _TorchDraws(seed) if official else _NumpyDraws(seed)
+
+    def sizes(total: int) -> np.ndarray:
+        return draws.cut(total, tasks) if random_sizes else _near_equal(total, tasks)
+
+    order = classes[draws.permutation(len(classes))]
+    n_disjoint, n_blurry = _class_counts(len(classes), tasks, disjoint_share, official)
+    disjoint_homes = _pieces(order[:n_disjoint], sizes(n_disjoint))
+    blurry_homes = _pieces(order[n_disjoint:n_disjoint + n_blurry], sizes(n_blurry))
+
+    fixed_images = [_images_of(labels, home) for home in disjoint_homes]
+    blurry_images = [_images_of(labels, home) for home in blurry_homes]
+    if not official:  # the released code skips this, and so moves whole classes of a class-sorted data set
+        blurry_images = [images[draws.permutation(len(images))] for images in blurry_images]
+
+    owned = np.array([len(images) for images in blurry_images])
+    if random_sizes:
+        given = sizes(int(owned.sum() * blurry_share // 100))
+    else:
+        given = (owned * blurry_share // 100).astype(int)
+    pool = np.concatenate([images[:n] for images, n in zip(blurry_images, given, strict=True)])
+    pool = pool[draws.permutation(len(pool))]
+    if random_sizes:
+        returned = given
+    else:
+        returned = np.full(tasks, len(pool) // tasks) if official else _near_equal(len(pool), tasks)
+
+    homes = [np.concatenate(pair) for pair in zip(disjoint_homes, blurry_homes, strict=True)]
+    arriving = [np.concatenate([fixed, images[n:], guests]) for fixed, images, n, guests
+                in zip(fixed_images, blurry_images, given, _pieces(pool, returned), strict=True)]
+    return _stages(homes, [images[draws.permutation(len(images))] for images in arriving])
+
+
+STREAMS: dict[str, Callable[..., list[Stage]]] = {
+    "disjoint": disjoint, "joint": joint, "si_blurry": si_blurry,
+}
+
+
+class _NumpyDraws:
+    """The random choices of Si-Blurry from numpy's generator."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def permutation(self, n: int) -> np.ndarray:
+        return self.rng.permutation(n)
+
+    def cut(self, total: int, parts: int) -> np.ndarray:
+        """Sizes of `parts` pieces of `total`: parts − 1 cut points, uniform on 0 … total − 1."""
+        if total == 0:
+            return np.zeros(parts, int)
+        return _sizes_between(self.rng.integers(0, total, parts - 1), total)
+
+
+class _TorchDraws:
+    """The same choices from torch's generator, as the official code makes them: none where nothing is cut."""
+
+    def __init__(self, seed: int) -> None:
+        import torch  # here, so that importing the module stays light
+
+        self.torch, self.generator = torch, torch.Generator().manual_seed(seed)
+
+    def permutation(self, n: int) -> np.ndarray:
+        return self.torch.randperm(n, generator=self.generator).numpy()
+
+    def cut(self, total: int, parts: int) -> np.ndarray:
+        if total == 0:
+            return np.zeros(parts, int)
+        points = self.torch.randint(0, total, (parts - 1,), generator=self.generator)
+        return _sizes_between(points.numpy(), total)
+
+
+def _sizes_between(points: np.ndarray, total: int) -> np.ndarray:
+    return np.diff(np.concatenate([[0], np.sort(points), [total]]))
+
+
+def _near_equal(total: int, parts: int) -> np.ndarray:
+    return total // parts + (np.arange(parts) < total % parts)
+
+
+def _pieces(items: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    """Consecutive pieces; what is beyond the sum of the sizes is left out, and late pieces run short."""
+    return np.split(items, np.cumsum(sizes))[:len(sizes)]
+
+
+def _class_counts(n: int, tasks: int, disjoint_share: float, official: bool) -> tuple[int, int]:
+    if not official:
+        n_disjoint = int(n * disjoint_share / 100 + 0.5)  # half up; Python's round() would take 2.5 to 2
+        return n_disjoint, n - n_disjoint
+    n_disjoint = int(n * disjoint_share // 100) // tasks * tasks
+    return n_disjoint, (n - n_disjoint) // tasks * tasks
+
+
+def _images_of(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(np.isin(labels, classes))
+
+
+def _stages(homes: Sequence[np.ndarray], images: Sequence[np.ndarray]) -> list[Stage]:
+    return [Stage(number, tuple(int(c) for c in classes), np.asarray(index, dtype=np.int64))
+            for number, (classes, index) in enumerate(zip(homes, images, strict=True), start=1)]
+
+
+def _checked_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels: got shape {labels.shape} of {labels.dtype}; "
+                         "must be a 1-D array of integers with at least one image")
+    return labels, np.unique(labels)
+
+
+def _check_tasks(tasks: int, classes: np.ndarray) -> None:
+    if not isinstance(tasks, Integral) or not 1 <= tasks <= len(classes):
+        raise ValueError(f"tasks={tasks!r}: must be an integer from 1 to the number of classes, "
+                         f"{len(classes)}")
+
+
+def _check_share(field: str, share: float) -> None:
+    if not 0 <= share <= 100:
+        raise ValueError(f"{field}={share!r}: must be a percentage from 0 to 100")
+
+
+def _checked_groups(groups: Sequence[Sequence[int]], classes: np.ndarray) -> list[np.ndarray]:
+    if not all(isinstance(group, Sequence | np.ndarray) for group in groups):
+        raise ValueError(f"tasks={groups!r}: must be a number of stages or a list of lists of classes")
+    flat = [c for group in groups for c in group]
+    unknown = sorted(set(flat) - set(classes.tolist()))
+    missing = sorted(set(classes.tolist()) - set(flat))
+    repeated = sorted({c for c in flat if flat.count(c) > 1})
+    faults = {"unknown": unknown, "in more than one group": repeated, "in no group": missing}
+    for fault, found in faults.items():
+        if found:
+            raise ValueError(f"tasks: classes {found} are {fault}; the groups must hold each of the "
+                             f"{len(classes)} classes from {classes[0]} to {classes[-1]} once")
+    return [np.asarray(group, dtype=np.int64) for group in groups]
