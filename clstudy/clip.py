@@ -7,6 +7,7 @@ a causal mask what comes after the end token cannot matter (difference 4e-6, 8 t
 import difflib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,11 +71,13 @@ class Encoded:
 class Clip(nn.Module):
     """An open_clip model with the few verbs that this project needs.
 
+    precision: "fp32", or "bf16" for autocast inside the towers; features, similarities and losses are fp32 either way.
     towers: parameters whose name starts with `model.visual.` belong to the image tower, all others but
     `model.logit_scale` to the text tower."""
 
     def __init__(self, model: nn.Module, tokenizer, name: str = ""):
         super().__init__()
+        self.precision = "fp32"
         self.model, self.tokenizer, self.name = split_attention(model), tokenizer, name
         size = model.visual.image_size
         self.image_size = size if isinstance(size, int) else size[0]
@@ -86,9 +89,19 @@ class Clip(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
     @property
     def device(self) -> torch.device:
         return self.model.logit_scale.device
+
+    def tower(self, tower: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """Named parameters of the "image" tower, of the "text" tower, or of "both"; never the temperature."""
+        for name, parameter in self.named_parameters():
+            if not name.startswith("model.logit_"):
+                if tower == "both" or (tower == "image") == name.startswith("model.visual."):
+                    yield name, parameter
 
     def scale(self) -> Float[Tensor, ""]:
         return self.model.logit_scale.exp().clamp(max=100)
@@ -102,19 +115,24 @@ class Clip(nn.Module):
 
     def encode_image(self, images: Tensor) -> Float[Tensor, "batch dim"]:
         """Images (uint8, or float in [0, 1]) → unit-norm features."""
-        return F.normalize(self.model.encode_image(self.pixels(images)).float(), dim=-1)
+        with self._autocast():
+            features = self.model.encode_image(self.pixels(images))
+        return F.normalize(features.float(), dim=-1)
 
     def encode_text(self, tokens: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts dim"]:
         """Token rows, of any length up to the context where the tower is causal → unit-norm features."""
-        if not self.causal:
-            return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
+        with self._autocast():
+            features = self._text_tower(tokens) if self.causal else self.model.encode_text(tokens)
+        return F.normalize(features.float(), dim=-1)
+
+    def _text_tower(self, tokens: Tensor) -> Tensor:
+        """open_clip's `encode_text`, for tokens that were cut."""
         model, length = self.model, tokens.shape[1]
         x = model.token_embedding(tokens) + model.positional_embedding[:length]
         x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
         x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]  # the end token has the highest number
         projection = model.text_projection
-        x = projection(x) if isinstance(projection, nn.Linear) else x if projection is None else x @ projection
-        return F.normalize(x.float(), dim=-1)
+        return projection(x) if isinstance(projection, nn.Linear) else x if projection is None else x @ projection
 
     def encode(self, batch) -> Encoded:
         """The doorway: every batch that a method scores passes here, and a probe can watch."""

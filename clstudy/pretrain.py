@@ -184,12 +184,11 @@ def zero_shot(clip: Clip, families=emoji.UNSEEN) -> dict[str, float]:
     rows = emoji.table(families)
     rows = rows[rows.group.isin(emoji.OBJECTS)].reset_index(drop=True)
     pixels = torch.from_numpy(emoji.on_white(emoji.decode(rows.image)))
-    with torch.autocast(pixels.device.type, torch.bfloat16):
-        image = torch.cat([clip.encode_image(chunk) for chunk in pixels.split(512)])
-        names = list(dict.fromkeys(rows.label))
-        classes = [emoji.readable(subgroup) for subgroup in dict.fromkeys(rows.subgroup)]
-        text = clip.encode_text(clip.class_text(names, emoji.TEMPLATE))
-        kinds = clip.encode_text(clip.class_text(classes, emoji.TEMPLATE))
+    image = torch.cat([clip.encode_image(chunk) for chunk in pixels.split(512)])
+    names = list(dict.fromkeys(rows.label))
+    classes = [emoji.readable(subgroup) for subgroup in dict.fromkeys(rows.subgroup)]
+    text = clip.encode_text(clip.class_text(names, emoji.TEMPLATE))
+    kinds = clip.encode_text(clip.class_text(classes, emoji.TEMPLATE))
     hit = (image @ text.T).topk(5).indices == torch.tensor([names.index(label) for label in rows.label])[:, None]
     kind = (image @ kinds.T).argmax(1) == torch.tensor([classes.index(emoji.readable(s)) for s in rows.subgroup])
     scores = pd.DataFrame({"family": rows.family, "top1": hit[:, 0], "top5": hit.any(1), "class": kind})
@@ -200,7 +199,9 @@ def zero_shot(clip: Clip, families=emoji.UNSEEN) -> dict[str, float]:
 def blank(recipe: Recipe) -> Clip:
     torch.manual_seed(recipe.seed)
     cfg = {**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "patch_dropout": recipe.patch_dropout}}
-    return Clip(open_clip.model.CLIP(**cfg), open_clip.SimpleTokenizer(context_length=32), "icon-clip")
+    clip = Clip(open_clip.model.CLIP(**cfg), open_clip.SimpleTokenizer(context_length=32), "icon-clip")
+    clip.precision = "bf16"
+    return clip
 
 
 def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state: Path = STATE, every: int = 250) -> Path:
@@ -223,15 +224,15 @@ def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state
         wave = 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps)
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * min((step + 1) / recipe.warmup, 1.0) * wave
-        with torch.autocast("cpu", torch.bfloat16):
-            terms = loss(clip, head, corpus, step)
+        terms = loss(clip, head, corpus, step)
         total = sum(terms.values())
         optimiser.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimiser.step()
         keep = min(recipe.average, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), list(clip.parameters()), 1 - keep)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(clip.parameters()), 1 - keep)
         bar.update(recipe.batch)
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
             scores = zero_shot(average.eval())

@@ -1,14 +1,23 @@
-"""stub"""
+"""The embedded world: Unicode emoji in twelve hands (`data/emoji.parquet`; sources and licences in `data/README.md`).
+
+Six families were used to pretrain `icon-clip`; the benchmarks are built from the other six, which it never saw.
+"""
 import io
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
-from pathlib import Path
+
+from ..data import Benchmark, Captioned, Labelled
 
 PATH = Path(__file__).parent.parent.parent / "data" / "emoji.parquet"
 PRETRAINING = ("openmoji", "noto-v1", "emojione", "emojione-v1", "emojione-monotone", "fxemoji")
-UNSEEN = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "streamline-emojis")
+COLOUR = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat")
+UNSEEN = (*COLOUR, "fluent-emoji-high-contrast", "streamline-emojis")
 OBJECTS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 TEMPLATE = "a drawing of a {}."
 CLASS_NAMES = {
@@ -21,10 +30,11 @@ CLASS_NAMES = {
     "transport-air": "aircraft", "hotel": "hotel item", "time": "clock", "sky-weather": "weather or sky",
     "event": "celebration", "award-medal": "award or medal", "sport": "sport", "game": "game or toy",
     "arts-crafts": "arts and crafts", "clothing": "clothing", "sound": "sound or loudspeaker", "music": "music",
-    "musical-instrument": "musical instrument", "phone": "telephone", "computer": "computer", "light-video": "light or camera",
-    "book-paper": "book or paper", "money": "money", "mail": "mail", "writing": "writing tool", "office": "office item",
-    "lock": "lock or key", "tool": "tool or weapon", "science": "science instrument", "medical": "medical item",
-    "household": "household item", "other-object": "other object"}
+    "musical-instrument": "musical instrument", "phone": "telephone", "computer": "computer",
+    "light-video": "light or camera", "book-paper": "book or paper", "money": "money", "mail": "mail",
+    "writing": "writing tool", "office": "office item", "lock": "lock or key", "tool": "tool or weapon",
+    "science": "science instrument", "medical": "medical item", "household": "household item",
+    "other-object": "other object"}
 
 
 def readable(subgroup: str) -> str:
@@ -32,18 +42,137 @@ def readable(subgroup: str) -> str:
     return CLASS_NAMES.get(subgroup, subgroup.replace("-", " "))
 
 
-def decode(column) -> np.ndarray:
+def decode(cells: Sequence[dict]) -> np.ndarray:
     """Image cells of the parquet file → RGBA, uint8 (n, 64, 64, 4)."""
-    return np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGBA")) for cell in column])
+    return np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGBA")) for cell in cells])
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
-    """RGBA → RGB on white: uint8 (n, h, w, 4) to (n, 3, h, w)."""
+    """RGBA on white: uint8 (n, h, w, 4) → (n, 3, h, w)."""
     alpha = rgba[..., 3:].astype(np.float32) / 255
     rgb = np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
     return np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))
 
 
-def table(families=None) -> pd.DataFrame:
-    rows = pd.read_parquet(PATH)
-    return rows if families is None else rows[rows.family.isin(families)].reset_index(drop=True)
+@lru_cache(maxsize=1)
+def _everything() -> pd.DataFrame:
+    if not PATH.exists():
+        raise FileNotFoundError(f"{PATH} is missing: it comes with the repository, or rebuild it by scripts/build_emoji.py")
+    return pd.read_parquet(PATH)
+
+
+def table(families: Sequence[str] | None = None) -> pd.DataFrame:
+    """Rows of the embedded world: family, hexcode, emoji, label, tags, group, subgroup, icon, image.
+
+    ValueError: an unknown family, with the choices."""
+    rows = _everything()
+    if families is None:
+        return rows
+    known = sorted(rows.family.unique())
+    for family in families:
+        if family not in known:
+            raise ValueError(f"family={family!r} is unknown; choices: {', '.join(known)}")
+    return rows[rows.family.isin(families)].reset_index(drop=True)
+
+
+def _labelled(rows: pd.DataFrame, names: Sequence[str], by: str, template: str = TEMPLATE) -> Labelled:
+    """Rows as images with a class; `by` is the column whose value, made readable, is the class name."""
+    place = {name: i for i, name in enumerate(names)}
+    labels = np.array([place[readable(value) if by == "subgroup" else value] for value in rows[by]], np.int64)
+    return Labelled(torch.from_numpy(on_white(decode(rows.image))), labels, tuple(names), template)
+
+
+def _names(rows: pd.DataFrame, by: str) -> list[str]:
+    return list(dict.fromkeys(readable(value) if by == "subgroup" else value for value in rows[by]))
+
+
+def _captions(rows: pd.DataFrame) -> tuple[str, ...]:
+    return tuple(f"{label}: {', '.join(tags)}" if len(tags) else label
+                 for label, tags in zip(rows.label, rows.tags, strict=True))
+
+
+def _held_out(rows: pd.DataFrame, by: str, share: float, seed: int) -> set[str]:
+    """Concepts (hexcodes) that are test: `share` of those of each class, at least one where a class has two."""
+    rng, test = np.random.default_rng(seed), set()
+    for _, concepts in sorted(rows.drop_duplicates("hexcode").groupby(by).hexcode):
+        count = max(int(round(share * len(concepts))), 1 if len(concepts) > 1 else 0)
+        test |= set(rng.permutation(sorted(concepts))[:count])
+    return test
+
+
+def _untouched(families: tuple[str, ...]) -> dict[str, Labelled]:
+    """Zero-shot sets of other groups, one drawing per concept by the first family that has it: no image of them, and
+    no class name, occurs in a stream of objects."""
+    rows = table(families)
+    rows = rows.sort_values("family", key=lambda column: column.map(families.index), kind="stable")
+    rows = rows.drop_duplicates("hexcode")
+    people = rows[rows.group.isin(("smileys-emotion", "people-body"))]
+    flags = rows[rows.subgroup == "country-flag"].assign(label=lambda r: r.label.str.removeprefix("flag: "))
+    signs = rows[rows.group == "symbols"]
+    return {"faces and people": _labelled(people, _names(people, "subgroup"), "subgroup"),
+            "symbols": _labelled(signs, _names(signs, "subgroup"), "subgroup"),
+            "flags": _labelled(flags, _names(flags, "label"), "label", "flag: {}")}
+
+
+def _retrieval(rows: pd.DataFrame) -> dict[str, Captioned]:
+    """One drawing per concept with two captions: its label, and its keywords."""
+    rows = rows.drop_duplicates("hexcode").reset_index(drop=True)
+    captions, owner = [], []
+    for i, (label, tags) in enumerate(zip(rows.label, rows.tags, strict=True)):
+        captions += [label, ", ".join(tags)] if len(tags) else [label]
+        owner += [i] * (2 if len(tags) else 1)
+    images = torch.from_numpy(on_white(decode(rows.image)))
+    return {"drawings": Captioned(images, tuple(captions), np.array(owner, np.int64))}
+
+
+def emoji(families: Sequence[str] = COLOUR, test_share: float = 0.2, split_seed: int = 0) -> Benchmark:
+    """Kinds of things: the 49 subgroups of the object groups (mammal, aircraft, musical instrument, …).
+
+    Within each class, `test_share` of the *concepts* are test, in every family: no drawing of a test concept is ever
+    tuned on. Side sets: the test concepts one by one ("concepts", among all object names), the same classes in families that the
+    stream has not ("other styles"), faces and people, symbols, flags. Retrieval: the first family's test concepts.
+    ValueError: families, test_share."""
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share={test_share!r}: must lie between 0 and 1")
+    rows = table(families)
+    rows = rows[rows.group.isin(OBJECTS)]
+    names, objects = _names(rows, "subgroup"), _names(rows, "label")
+    test = rows.hexcode.isin(_held_out(rows, "subgroup", test_share, split_seed)).to_numpy()
+    others = tuple(family for family in UNSEEN if family not in families)
+    side = {"concepts": _labelled(rows[test], objects, "label")}
+    if others:
+        foreign = table(others)
+        foreign = foreign[foreign.hexcode.isin(set(rows.hexcode[test]))]
+        side["other styles"] = _labelled(foreign, names, "subgroup")
+    groups = {group: tuple(names.index(readable(s)) for s in dict.fromkeys(part.subgroup))
+              for group, part in rows.groupby("group", sort=False)}
+    return Benchmark("emoji", _labelled(rows[~test], names, "subgroup"), _labelled(rows[test], names, "subgroup"),
+                     _captions(rows[~test]), groups, side | _untouched(tuple(families)), _retrieval(rows[test]))
+
+
+def emoji_concepts(train_families: Sequence[str] = ("noto", "fluent-emoji"),
+                   test_families: Sequence[str] = ("twemoji", "fluent-emoji-flat")) -> Benchmark:
+    """Single concepts (dog, sailboat, violin, …) of the object groups: some families train, others test.
+
+    Classes are the concepts that all these families draw. Side sets: the two families that neither trains nor tests ("other
+    styles"), faces and people, symbols, flags. Retrieval: the first test family.
+    ValueError: families unknown or on both sides."""
+    both = set(train_families) & set(test_families)
+    if both:
+        raise ValueError(f"train_families and test_families share {', '.join(sorted(both))}; a family trains or tests")
+    rows = table((*train_families, *test_families))
+    rows = rows[rows.group.isin(OBJECTS)]
+    drawn = rows.groupby("hexcode").family.nunique()
+    rows = rows[rows.hexcode.isin(drawn[drawn == rows.family.nunique()].index)]
+    names = _names(rows, "label")
+    train, test = rows[rows.family.isin(train_families)], rows[rows.family.isin(test_families)]
+    others = tuple(family for family in UNSEEN if family not in {*train_families, *test_families})
+    side = {}
+    if others:
+        foreign = table(others)
+        side["other styles"] = _labelled(foreign[foreign.label.isin(names)], names, "label")
+    groups = {group: tuple(names.index(label) for label in dict.fromkeys(part.label))
+              for group, part in rows.groupby("group", sort=False)}
+    return Benchmark("emoji_concepts", _labelled(train, names, "label"), _labelled(test, names, "label"),
+                     _captions(train), groups, side | _untouched(tuple(test_families)),
+                     _retrieval(test[test.family == test_families[0]]))

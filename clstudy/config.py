@@ -1,0 +1,132 @@
+"""A run, as one small frozen object. A notebook, a test, the command line and a worker build the same thing.
+
+Names are checked here, before anything is loaded; `run_id` is a hash of everything that can change the numbers."""
+import difflib
+import hashlib
+import inspect
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+RESULTS = 1  # raised whenever a change of the code can move results: runs of before are then not taken for new ones
+DATA = Path(__file__).parent.parent / "data"
+
+
+def choose(field: str, value: str, choices) -> str:
+    """`value`, if it is one of the choices; otherwise a ValueError with the near ones and all."""
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), list(choices), 3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"{field}={value!r} is unknown.{hint} Choices: {', '.join(sorted(choices))}")
+    return value
+
+
+def check_arguments(field: str, function, given: dict[str, Any], reserved: tuple[str, ...] = ()) -> None:
+    """Refuse options that the function does not take; the error lists those that it takes."""
+    known = {name: p for name, p in inspect.signature(function).parameters.items() if name not in reserved}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 2)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            options = ", ".join(f"{n}={p.default!r}" if p.default is not p.empty else n for n, p in known.items())
+            raise ValueError(f"{field}: {name!r} is unknown.{hint} Choices: {options or 'none'}")
+
+
+class RunConfig(BaseModel):
+    """One point of the grid benchmark × stream × tuner × method, and how to optimise it. Impossible values fail here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    benchmark: str = "emoji"
+    benchmark_args: dict[str, Any] = {}
+    stream: str = "disjoint"
+    stream_args: dict[str, Any] = {}  # tasks="groups" takes the benchmark's named groups of classes
+    model: str = "icon-clip"
+    pretrained: str | None = None  # a tag, a file, or "random"
+    tuner: str = "lora"
+    tuner_args: dict[str, Any] = {}
+    tower: Literal["image", "text", "both"] = "both"
+    method: str = "sit"
+    method_args: dict[str, Any] = {}
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    clip_norm: float | None = Field(None, gt=0)  # largest gradient norm; None: not clipped
+    batch_size: int = Field(64, ge=1)  # images
+    steps_per_batch: int = Field(3, ge=1)  # optimiser steps on each incoming batch, each with a fresh augmentation
+    epochs: int = Field(1, ge=1)  # passes over a stage; 1 is online
+    augmentation: str = "light"
+    eval_every: int | None = Field(None, ge=1)  # images of the stream between two evaluations; None: at stage ends only
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
+    compile: bool = False
+    channels_last: bool = False
+    seed: int = 0
+    stream_seed: int | None = None  # class order and arrival; None: the same as seed
+    device: str = "auto"  # not part of run_id, as is how many threads there are
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if value != "auto" and value.split(":")[0] not in ("cpu", "cuda", "mps"):
+            raise ValueError(f"device={value!r} is unknown. Choices: auto, cpu, cuda, cuda:N, mps")
+        return value
+
+    @model_validator(mode="after")
+    def _names(self) -> "RunConfig":
+        from .augment import AUGMENTATIONS
+        from .benchmarks import BENCHMARKS
+        from .streams import STREAMS
+
+        choose("benchmark", self.benchmark, BENCHMARKS)
+        check_arguments("benchmark_args", BENCHMARKS[self.benchmark], self.benchmark_args)
+        choose("stream", self.stream, STREAMS)
+        check_arguments("stream_args", STREAMS[self.stream], self.stream_args, ("labels", "seed"))
+        choose("augmentation", self.augmentation, AUGMENTATIONS)
+        tuners, methods = _tuners_and_methods()
+        choose("tuner", self.tuner, tuners)
+        check_arguments("tuner_args", tuners[self.tuner], self.tuner_args, ("clip", "tower"))
+        choose("method", self.method, methods)
+        check_arguments("method_args", methods[self.method], self.method_args)
+        if self.tuner == "none" and self.method != "frozen":
+            raise ValueError(f"tuner='none' leaves method={self.method!r} nothing to train; choose another tuner, or "
+                             "method='frozen'")
+        return self
+
+    @property
+    def run_id(self) -> str:
+        """Twelve hexadecimal digits: the settings, the embedded files behind them, and the version of the results."""
+        settings = self.model_dump(mode="json", exclude={"device"})
+        return hashlib.sha256(json.dumps([RESULTS, settings, self._files()], sort_keys=True).encode()).hexdigest()[:12]
+
+    def _files(self) -> list[str]:
+        named = [DATA / "emoji.parquet"] if self.benchmark.startswith("emoji") else []
+        if self.model == "icon-clip":
+            named.append(DATA / "icon-clip" / "open_clip_model.safetensors")
+        named += [Path(p) for p in (self.model, self.pretrained) if p and Path(p).is_file()]
+        return [fingerprint(path) for path in named if path.exists()]
+
+    def but(self, **changes) -> "RunConfig":
+        """The same run with other settings, checked again."""
+        return RunConfig(**{**self.model_dump(), **changes})
+
+
+def _tuners_and_methods():
+    from .methods import METHODS
+    from .tuners import TUNERS
+
+    return TUNERS, METHODS
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 of a file, remembered while the file is unchanged."""
+    stat = path.stat()
+    return _fingerprint(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(path: Path, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

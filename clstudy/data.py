@@ -1,0 +1,97 @@
+"""What a benchmark is, and what a batch is. Images are held as uint8 on the device; labels live on the host."""
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from .streams import Stage
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Images with one class each, and the names and prompt that classify them."""
+
+    images: UInt8[Tensor, "images 3 height width"]
+    labels: np.ndarray  # int64 (images,), positions in class_names
+    class_names: tuple[str, ...]
+    template: str  # `{}` stands for the class name
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device) -> "Labelled":
+        return replace(self, images=self.images.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Captioned:
+    """Images with one or more captions each, for retrieval: caption j belongs to image `owner[j]`."""
+
+    images: UInt8[Tensor, "images 3 height width"]
+    captions: tuple[str, ...]
+    owner: np.ndarray  # int64 (captions,)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device) -> "Captioned":
+        return replace(self, images=self.images.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """Training and test images of the same classes, and sets that the stream does not touch."""
+
+    name: str
+    train: Labelled
+    test: Labelled
+    captions: tuple[str, ...]  # one per training image
+    groups: dict[str, tuple[int, ...]]  # named groups of classes, which a disjoint stream can take as its tasks
+    side: dict[str, Labelled] = field(default_factory=dict)  # zero-shot sets, each with its own candidates
+    retrieval: dict[str, Captioned] = field(default_factory=dict)
+
+    def to(self, device) -> "Benchmark":
+        return replace(self, train=self.train.to(device), test=self.test.to(device),
+                       side={name: s.to(device) for name, s in self.side.items()},
+                       retrieval={name: s.to(device) for name, s in self.retrieval.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images, candidate texts, and which text each image matches.
+
+    A batch comes with every class seen so far as candidates; a method narrows them: `present()`, `phase()`."""
+
+    image: Tensor  # (batch, 3, height, width): float in [0, 1], augmented
+    labels: tuple[int, ...]  # class of each image, on the host
+    index: tuple[int, ...]  # stable id of each image in the benchmark
+    classes: tuple[int, ...]  # candidate classes, in order of their first appearance in the stream
+    prompts: Int[Tensor, "classes tokens"]  # of all classes of the benchmark
+    stage: Stage
+
+    @property
+    def text(self) -> Int[Tensor, "texts tokens"]:
+        """Tokens of the candidates' prompts, in the order of `classes`."""
+        return self.prompts[torch.tensor(self.classes, device=self.prompts.device)]
+
+    @property
+    def target(self) -> Int[Tensor, " batch"]:
+        """For each image, the row of `text` that it matches."""
+        row = {label: i for i, label in enumerate(self.classes)}
+        return torch.tensor([row[label] for label in self.labels], device=self.prompts.device)
+
+    def among(self, classes: tuple[int, ...]) -> "Batch":
+        """The same images with other candidates."""
+        return replace(self, classes=tuple(classes))
+
+    def present(self) -> "Batch":
+        """Only the classes that occur in this batch compete (SIT's symmetric candidates)."""
+        here = set(self.labels)
+        return self.among(tuple(label for label in self.classes if label in here))
+
+    def phase(self) -> "Batch":
+        """Only the classes at home in this stage, and whatever else is in the batch, compete."""
+        here = set(self.labels) | set(self.stage.classes)
+        return self.among(tuple(label for label in self.classes if label in here))

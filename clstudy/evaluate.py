@@ -1,0 +1,110 @@
+"""Accuracy of a model on a benchmark: on each task, on all classes, on sets that the stream does not touch, and retrieval.
+
+Class texts are encoded once for an evaluation, images once; own / seen / all differ only in which columns compete."""
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .clip import Clip
+from .data import Benchmark, Captioned, Labelled
+
+CHUNK = 256  # images at a time
+
+
+@torch.inference_mode()
+def features(clip: Clip, images: Tensor) -> Float[Tensor, "images dim"]:
+    """Unit-norm image features, a chunk at a time."""
+    return torch.cat([clip.encode_image(chunk) for chunk in images.split(CHUNK)])
+
+
+@torch.inference_mode()
+def class_features(clip: Clip, names: Sequence[str], template: str) -> Float[Tensor, "classes dim"]:
+    """Unit-norm text features of one prompt per class."""
+    return clip.encode_text(clip.class_text(list(names), template).to(clip.device))
+
+
+def hits(similarity: Float[Tensor, "images classes"], labels: Int[Tensor, " images"],
+         offered: Bool[Tensor, "#images classes"]) -> Bool[Tensor, " images"]:
+    """Whether the most similar of the classes offered is the right one. A class that is not offered is never hit."""
+    best = similarity.masked_fill(~offered, -torch.inf).argmax(1)
+    return (best == labels) & offered.expand_as(similarity).gather(1, labels[:, None])[:, 0]
+
+
+def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]], seen: Sequence[int],
+             complete: bool = True) -> list[dict]:
+    """Rows of (set, candidates, metric, value, count).
+
+    tasks: classes of each task; seen: classes that have arrived. Sets: "seen classes" (candidates seen), and, if `complete`,
+    "task 1" … (own / seen / all), "all classes" (all), each class (set "class NAME", seen and all), the
+    side sets (own) and retrieval. An empty set gives no row."""
+    clip.eval()
+    test, count = benchmark.test, len(benchmark.test.class_names)
+    similarity = features(clip, test.images) @ class_features(clip, test.class_names, test.template).T
+    labels = torch.from_numpy(test.labels).to(similarity.device)
+    home = np.full(count, -1)
+    for number, classes in enumerate(tasks):
+        home[list(classes)] = number
+    own = torch.from_numpy(home[:, None] == home[None, :]).to(similarity.device)[labels]
+    arrived = np.zeros(count, bool)
+    arrived[list(seen)] = True
+    streamed = torch.from_numpy(home >= 0).to(similarity.device)[None]
+    offered = {"own": own, "seen": torch.from_numpy(arrived).to(similarity.device)[None], "all": streamed}
+    right = {name: hits(similarity, labels, mask).cpu().numpy() for name, mask in offered.items()}
+    rows = _row("seen classes", "seen", right["seen"][arrived[test.labels]])
+    if not complete:
+        return rows
+    rows += _row("all classes", "all", right["all"][home[test.labels] >= 0])
+    for number in range(len(tasks)):
+        for name in offered if seen else ("own", "all"):
+            rows += _row(f"task {number + 1}", name, right[name][home[test.labels] == number])
+    for label, name in enumerate(test.class_names):
+        if home[label] >= 0:
+            here = test.labels == label
+            rows += _row(f"class {name}", "all", right["all"][here])
+            rows += _row(f"class {name}", "seen", right["seen"][here]) if arrived[label] else []
+    for name, side in benchmark.side.items():
+        rows += _row(name, "own", zero_shot(clip, side))
+    for name, pairs in benchmark.retrieval.items():
+        rows += retrieval(clip, pairs, name)
+    return rows
+
+
+def _row(name: str, candidates: str, right: np.ndarray, metric: str = "accuracy") -> list[dict]:
+    if not len(right):
+        return []
+    return [{"set": name, "candidates": candidates, "metric": metric, "value": float(np.mean(right)), "count": len(right)}]
+
+
+def zero_shot(clip: Clip, side: Labelled) -> np.ndarray:
+    """For each image of a side set, whether its class wins among the set's own classes."""
+    similarity = features(clip, side.images) @ class_features(clip, side.class_names, side.template).T
+    return (similarity.argmax(1).cpu().numpy() == side.labels)
+
+
+def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequence[int] = (1, 5, 10)) -> list[dict]:
+    """Recall@k in both directions, cosine ranking; several captions per image count as found with the best of them."""
+    image = features(clip, pairs.images)
+    tokens = clip.tokenize(list(pairs.captions)).to(clip.device)
+    with torch.inference_mode():
+        text = torch.cat([clip.encode_text(part) for part in tokens.split(CHUNK)])
+    image_rank, text_rank = ranks((image @ text.T).cpu().numpy(), pairs.owner)
+    rows = []
+    for k in ks:
+        rows += _row(f"{name}: image to text", "all", image_rank < k, f"recall@{k}")
+        rows += _row(f"{name}: text to image", "all", text_rank < k, f"recall@{k}")
+    return rows
+
+
+def ranks(similarity: Float[np.ndarray, "images texts"], owner: Int[np.ndarray, " texts"]
+          ) -> tuple[np.ndarray, np.ndarray]:
+    """For each image the rank of its best caption, and for each caption the rank of its image; 0 is first.
+
+    A tie counts against: everything foreign that is as similar ranks before."""
+    mine = owner[None, :] == np.arange(len(similarity))[:, None]
+    best = np.where(mine, similarity, -np.inf).max(1, keepdims=True)
+    image_rank = ((similarity >= best) & ~mine).sum(1)
+    own = similarity[owner, np.arange(len(owner))]
+    return image_rank, ((similarity >= own[None, :]) & ~mine).sum(0)

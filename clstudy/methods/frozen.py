@@ -1,0 +1,22 @@
+"""Frozen CLIP: the pretrained model classifies among all classes seen. Thengane et al. 2022, Continual-CLIP, arXiv 2210.03114.
+
+    no objective; prediction = argmax_k f_i·t_k over the classes seen so far
+
+The reference that every tuned model has to beat on the stream, and cannot beat on what it knew before but forgot.
+"""
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..clip import Clip
+from ..data import Batch
+from .base import Method
+
+
+@dataclass
+class Frozen(Method):
+    def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+    def trainable(self, clip: Clip) -> list[nn.Parameter]:
+        return []

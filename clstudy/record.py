@@ -1,0 +1,174 @@
+"""Runs on disk: one folder per `run_id`, complete or not there at all.
+
+    runs/<run_id>/config.json  env.json  evals.jsonl  steps.jsonl  [model.safetensors]  result.json
+
+A run is written into a folder of its own beside these and renamed when `result.json` stands in it, so a run that was killed
+leaves nothing that could be read as finished, and two processes that make the same run do not disturb each other."""
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .config import RunConfig
+
+RUNS = Path(os.environ.get("CLSTUDY_RUNS") or Path(__file__).parent.parent / "runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. `evals` has a row per (stage, images_seen, set, candidates, metric), `steps` one per loss term."""
+
+    config: RunConfig
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def evals(self) -> pd.DataFrame:
+        return pd.read_json(self.folder / "evals.jsonl", lines=True)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        path = self.folder / "steps.jsonl"
+        columns = ["stage", "images_seen", "step", "term", "value"]
+        return pd.read_json(path, lines=True) if path.stat().st_size else pd.DataFrame(columns=columns)
+
+    @cached_property
+    def result(self) -> dict:
+        return json.loads((self.folder / "result.json").read_text())
+
+    def matrix(self, candidates: str = "all") -> np.ndarray:
+        """R[s, t]: accuracy on task t + 1 after stage s; row 0 is the model before training. NaN where there is none.
+
+        candidates: "own" (task-incremental), "seen" (class-incremental) or "all" (zero-shot)."""
+        rows = self.evals[self.evals["set"].str.fullmatch(r"task \d+") & (self.evals.candidates == candidates)]
+        rows = rows[rows.stage_end]
+        stages = int(self.evals.stage.max())
+        R = np.full((stages + 1, stages), np.nan)
+        R[rows.stage, rows["set"].str[5:].astype(int) - 1] = rows.value
+        return R
+
+    def curve(self, name: str = "seen classes", metric: str = "accuracy") -> pd.DataFrame:
+        """`images_seen` and `value` of one set over the stream."""
+        rows = self.evals[(self.evals["set"] == name) & (self.evals.metric == metric)]
+        return rows.drop_duplicates("images_seen", keep="last")[["stage", "images_seen", "value"]].reset_index(drop=True)
+
+    def final(self, name: str, candidates: str | None = None, metric: str = "accuracy", stage: int | None = None) -> float:
+        """The value of one set after the last stage, or after `stage` (0 is before training)."""
+        stage = int(self.evals.stage.max()) if stage is None else stage
+        rows = self.evals[(self.evals["set"] == name) & (self.evals.metric == metric) & self.evals.stage_end
+                          & (self.evals.stage == stage)]
+        rows = rows if candidates is None else rows[rows.candidates == candidates]
+        return float(rows.value.iloc[0]) if len(rows) else float("nan")
+
+    def classes(self, candidates: str = "seen") -> pd.DataFrame:
+        """Accuracy of each class at stage ends: index stage, a column per class name."""
+        rows = self.evals[self.evals["set"].str.startswith("class ") & (self.evals.candidates == candidates)
+                          & self.evals.stage_end]
+        return rows.assign(name=rows["set"].str[6:]).pivot(index="stage", columns="name", values="value")
+
+
+def environment() -> dict:
+    """What a number may depend on besides its settings."""
+    from importlib.metadata import version
+
+    import torch
+
+    packages = ("torch", "open_clip_torch", "peft", "numpy")
+    return {"python": platform.python_version(), "machine": platform.machine(), "threads": torch.get_num_threads(),
+            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            **{name: version(name) for name in packages}}
+
+
+def find(config: RunConfig, runs: Path | None = None) -> Run | None:
+    """The finished run of a configuration, if there is one."""
+    folder = (runs or RUNS) / config.run_id
+    return Run(config, folder) if (folder / "result.json").exists() else None
+
+
+def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool = False, progress=None) -> Run:
+    """Read a finished run, or make it. `keep_model` also stores the tuned weights (and makes the run again if it has none)."""
+    runs = runs or RUNS
+    found = find(config, runs)
+    if found and not (keep_model and not (found.folder / "model.safetensors").exists()):
+        return found
+    from .train import train  # torch and open_clip only when something is to be computed
+
+    draft = runs / f"{config.run_id}.draft-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    started = time.perf_counter()
+    try:
+        (draft / "config.json").write_text(config.model_dump_json(indent=1))
+        (draft / "env.json").write_text(json.dumps(environment(), indent=1))
+        evals, steps = train(config, progress, (lambda clip: save_tuned(clip, draft)) if keep_model else None)
+        for name, rows in (("evals", evals), ("steps", steps)):
+            (draft / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        result = {"run_id": config.run_id, "seconds": round(time.perf_counter() - started, 1), "finished": time.time()}
+        (draft / "result.json").write_text(json.dumps(result))
+        folder = runs / config.run_id
+        if found:
+            shutil.rmtree(folder)
+        try:
+            draft.rename(folder)
+        except OSError:  # another process was first
+            if not (folder / "result.json").exists():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Run(config, runs / config.run_id)
+
+
+def save_tuned(clip, folder: Path) -> None:
+    """The tuned parameters of a model, as safetensors."""
+    from safetensors.torch import save_file
+
+    tuned = {name: p.detach().cpu().contiguous() for name, p in clip.named_parameters() if p.requires_grad}
+    save_file(tuned, folder / "model.safetensors")
+
+
+def load_tuned(run: Run):
+    """The model of a run that was made with keep_model=True. FileNotFoundError: it was not."""
+    from safetensors.torch import load_file
+
+    from .train import prepare
+
+    path = run.folder / "model.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"run {run.id} has no {path.name}; make it with load_or_train(config, keep_model=True)")
+    clip, _, _ = prepare(run.config)
+    missing = clip.load_state_dict(load_file(path, device=str(clip.device)), strict=False).unexpected_keys
+    if missing:
+        raise ValueError(f"{path} holds {missing[0]}, which the model of the run does not have")
+    return clip.eval()
+
+
+def many(configs: Sequence[RunConfig], **options) -> list[Run]:
+    """`load_or_train` for each, with one progress line; finished runs are read."""
+    from .progress import track
+
+    return [load_or_train(config, **options) for config in track(configs, "runs", key=find)]
+
+
+def load_runs(runs: Path | Iterable[Run] | None = None) -> pd.DataFrame:
+    """All evaluations of many runs in one table, with the settings and the run_id of each as columns."""
+    if runs is None or isinstance(runs, Path):
+        folder = runs or RUNS
+        runs = [Run(RunConfig.model_validate_json((path.parent / "config.json").read_text()), path.parent)
+                for path in sorted(folder.glob("*/result.json"))] if folder.exists() else []
+    tables = []
+    for run in runs:
+        settings = {name: value if not isinstance(value, dict) else json.dumps(value, sort_keys=True)
+                    for name, value in run.config.model_dump().items()}
+        tables.append(run.evals.assign(run_id=run.id, **settings))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

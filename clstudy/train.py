@@ -1,0 +1,142 @@
+"""The loop. `train(config)` runs one point of the grid and returns its tables; read it from top to bottom.
+
+A method is called by seven verbs, all of them below. Nothing on the device is waited for in a step: losses are
+gathered and looked at every `LOOK` steps.
+"""
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+from .augment import AUGMENTATIONS
+from .benchmarks import BENCHMARKS
+from .clip import Clip, load_clip
+from .config import RunConfig
+from .data import Batch, Benchmark
+from .evaluate import evaluate
+from .methods import METHODS
+from .progress import bar
+from .streams import STREAMS, Stage
+from .tuners import TUNERS
+
+LOOK = 20  # steps between two looks at the losses
+
+
+class NotFinite(RuntimeError):
+    """A loss term became NaN or infinite; the message names stage, step and term."""
+
+
+def prepare(config: RunConfig) -> tuple[Clip, Benchmark, list[Stage]]:
+    """Model, benchmark and stages of a run, on its device, tuner in place."""
+    device = pick_device(config.device)
+    benchmark = BENCHMARKS[config.benchmark](**config.benchmark_args)
+    options = dict(config.stream_args)
+    if options.get("tasks") == "groups":
+        options["tasks"] = list(benchmark.groups.values())
+    seed = config.seed if config.stream_seed is None else config.stream_seed
+    stages = STREAMS[config.stream](benchmark.train.labels, seed, **options)
+    torch.manual_seed(config.seed)
+    clip = load_clip(config.model, config.pretrained)
+    clip.precision = config.precision
+    TUNERS[config.tuner](clip, config.tower, **config.tuner_args)
+    clip = clip.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    return clip, benchmark.to(device), stages
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(name)
+
+
+def batches(stage: Stage, benchmark: Benchmark, seen: list[int], prompts: Tensor, size: int, order: np.ndarray
+            ) -> Iterator[Batch]:
+    """The stage's images in the order given; classes join `seen` when their first image arrives."""
+    for chunk in np.array_split(order, range(size, len(order), size)) if len(order) else []:
+        labels = benchmark.train.labels[chunk]
+        seen.extend(label for label in dict.fromkeys(labels.tolist()) if label not in seen)
+        image = benchmark.train.images[torch.from_numpy(chunk).to(benchmark.train.images.device)].float() / 255
+        yield Batch(image, tuple(labels.tolist()), tuple(chunk.tolist()), tuple(seen), prompts, stage)
+
+
+def make_optimizer(config: RunConfig, parameters: list) -> torch.optim.Optimizer | None:
+    if not parameters:
+        return None
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer]
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[Clip], None] | None = None
+          ) -> tuple[list[dict], list[dict]]:
+    """Run the stream once. Returns rows of evaluations and of steps (see VOCABULARY.md for the columns).
+
+    keep: called with the final model. NotFinite: a loss term is NaN or infinite."""
+    clip, benchmark, stages = prepare(config)
+    device = clip.device
+    method = METHODS[config.method](**config.method_args)
+    augmentation = AUGMENTATIONS[config.augmentation]
+    generator = torch.Generator().manual_seed(config.seed)
+    shuffle = np.random.default_rng(config.seed)
+    prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(device)
+    tasks = [stage.classes for stage in stages]
+    if config.compile:
+        clip.model.visual.compile()
+    evals, steps, waiting, seen, images = [], [], [], [], 0
+
+    def look(stage: int, complete: bool) -> None:
+        rows = evaluate(method.deploy(clip), benchmark, tasks, seen, complete)
+        evals.extend({"stage": stage, "images_seen": images, "stage_end": complete, **row} for row in rows)
+
+    total = config.epochs * sum(len(stage.index) for stage in stages)
+    shown = progress or bar(total=total, unit="img", desc=f"{config.method} {config.tuner}", leave=False)
+    look(0, complete=True)
+    for stage in stages:
+        method.before_stage(clip, stage)
+        optimizer = make_optimizer(config, method.trainable(clip))  # a fresh one per stage, as SIT's code does
+        for epoch in range(config.epochs):
+            order = stage.index if epoch == 0 else shuffle.permutation(stage.index)
+            for batch in batches(stage, benchmark, seen, prompts, config.batch_size, order):
+                clip.train()
+                for _ in range(config.steps_per_batch if optimizer else 0):
+                    terms = method.loss(clip, replace(batch, image=augmentation(batch.image, generator)))
+                    optimizer.zero_grad(set_to_none=True)
+                    sum(terms.values()).backward()
+                    method.edit_gradients(clip)
+                    if config.clip_norm:
+                        torch.nn.utils.clip_grad_norm_(method.trainable(clip), config.clip_norm)
+                    optimizer.step()
+                    waiting.append((stage.number, images, {n: term.detach() for n, term in terms.items()}))
+                    if len(waiting) >= LOOK:
+                        gather(waiting, steps)
+                method.after_step(clip, batch)
+                before, images = images, images + len(batch.labels)
+                shown.update(len(batch.labels))
+                if config.eval_every and before // config.eval_every < images // config.eval_every:
+                    look(stage.number, complete=False)
+        gather(waiting, steps)
+        method.after_stage(clip, batches(stage, benchmark, seen, prompts, config.batch_size, stage.index))
+        look(stage.number, complete=True)
+    shown.close()
+    if keep:
+        keep(method.deploy(clip))
+    return evals, steps
+
+
+def gather(waiting: list, steps: list[dict]) -> None:
+    """Losses from the device to rows (stage, images_seen, step, term, value), all at once; stop where one is not finite."""
+    if not waiting:
+        return
+    names = [(stage, images, name) for stage, images, terms in waiting for name in terms]
+    values = torch.stack([term for _, _, terms in waiting for term in terms.values()]).float().cpu()
+    first = steps[-1]["step"] + 1 if steps else 0
+    step = {}
+    numbers = [step.setdefault(i, first + i) for i, (_, _, terms) in enumerate(waiting) for _ in terms]
+    waiting.clear()
+    for (stage, images, name), value, number in zip(names, values.tolist(), numbers, strict=True):
+        if not np.isfinite(value):
+            raise NotFinite(f"term {name!r} is {value} at stage {stage}, step {number}, after {images} images: "
+                            "lower lr, or set clip_norm")
+        steps.append({"stage": stage, "images_seen": images, "step": number, "term": name, "value": value})
