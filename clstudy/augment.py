@@ -16,8 +16,9 @@ def _uniform(count: int, low: float, high: float, generator: torch.Generator, li
     return (low + (high - low) * torch.rand(count, generator=generator, device="cpu")).to(like.device, like.dtype)
 
 
-def affine(images: Images, generator: torch.Generator, *, degrees: float = 10.0, scale: tuple[float, float] = (0.8, 1.1),
-           shift: float = 0.08, flip: bool = True, fill: Tensor | float = 1.0) -> Images:
+def affine(images: Images, generator: torch.Generator, *, degrees: float = 10.0,
+           scale: tuple[float, float] = (0.8, 1.1), shift: float = 0.08, flip: bool = True,
+           fill: Tensor | float = 1.0) -> Images:
     """Rotate (± degrees), scale, shift (share of the side) and mirror each image by its own amounts, in one resampling.
 
     fill: the value outside the picture (1.0 is white); a tensor must broadcast to the images."""

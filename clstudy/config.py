@@ -36,7 +36,8 @@ def check_arguments(field: str, function, given: dict[str, Any], reserved: tuple
 
 
 class RunConfig(BaseModel):
-    """One point of the grid benchmark × stream × tuner × method, and how to optimise it. Impossible values fail here."""
+    """One point of the grid benchmark × stream × tuner × method, and how to optimise it. Impossible values fail
+    here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

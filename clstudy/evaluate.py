@@ -1,4 +1,5 @@
-"""Accuracy of a model on a benchmark: on each task, on all classes, on sets that the stream does not touch, and retrieval.
+"""Accuracy of a model on a benchmark: on each task, on all classes, on sets that the stream does not touch, and
+retrieval.
 
 Class texts are encoded once for an evaluation, images once; own / seen / all differ only in which columns compete."""
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]],
              complete: bool = True) -> list[dict]:
     """Rows of (set, candidates, metric, value, count).
 
-    tasks: classes of each task; seen: classes that have arrived. Sets: "seen classes" (candidates seen), and, if `complete`,
+    tasks: classes of each task; seen: classes that have arrived. Sets: "seen classes" (candidates seen), and, if
+    `complete`,
     "task 1" … (own / seen / all), "all classes" (all), each class (set "class NAME", seen and all), the
     side sets (own) and retrieval. An empty set gives no row."""
     clip.eval()
@@ -75,7 +77,8 @@ def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]],
 def _row(name: str, candidates: str, right: np.ndarray, metric: str = "accuracy") -> list[dict]:
     if not len(right):
         return []
-    return [{"set": name, "candidates": candidates, "metric": metric, "value": float(np.mean(right)), "count": len(right)}]
+    value = float(np.mean(right))
+    return [{"set": name, "candidates": candidates, "metric": metric, "value": value, "count": len(right)}]
 
 
 def zero_shot(clip: Clip, side: Labelled) -> np.ndarray:

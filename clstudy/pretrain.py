@@ -1,14 +1,15 @@
 """`clstudy pretrain`: makes `data/icon-clip/`, the small CLIP that knows drawings.
 
-Every step takes drawings of three kinds: emoji of the six pretraining families, coloured icons, and monochrome glyphs that
-are coloured at random. The loss is a sum of four terms:
+Every step takes drawings of three kinds: emoji of the six pretraining families, coloured icons, and monochrome
+glyphs that are coloured at random. The loss is a sum of four terms:
 
     L =  names     images of emoji against prompts of concepts, those of the batch and 300 others
       +  kinds     images of emoji against the names of all subgroups ("mammal", "aircraft"), weight 0.3
       +  pairs     CLIP's symmetric loss over all images and one caption each; equal captions are shared positives
       +  teacher   1 − cos of a linear map of the image feature and the teacher's feature (ImageNet network), weight 2
 
-Half of the patches are dropped in training (FLIP, arXiv 2212.00794) but for the last tenth. What a step draws depends on
+Half of the patches are dropped in training (FLIP, arXiv 2212.00794) but for the last tenth. What a step draws
+depends on
 (seed, step) alone, so a run that was stopped goes on from its last saved step with the same batches. What is saved
 is a moving average of the weights, in fp16.
 """
@@ -114,7 +115,8 @@ class Corpus:
         turn = torch.cat([turn & self.turnable[rows], torch.zeros(recipe.pictures, dtype=torch.bool)])
         coloured = torch.where(turn.view(-1, 1, 1, 1), coloured.flip(-1), coloured)
         alpha = torch.from_numpy(self.glyphs[glyphs]).float().unsqueeze(1) / 255
-        ink = torch.rand(recipe.glyphs, 3, 1, 1, generator=generator) * torch.rand(recipe.glyphs, 1, 1, 1, generator=generator)
+        ink = torch.rand(recipe.glyphs, 3, 1, 1, generator=generator)
+        ink = ink * torch.rand(recipe.glyphs, 1, 1, 1, generator=generator)  # dark rather than light
         rgb = torch.cat([coloured[:, :3], ink.expand(-1, 3, 64, 64)])
         alpha = torch.cat([coloured[:, 3:], alpha])
         images = augment(rgb, alpha, generator)
@@ -204,7 +206,8 @@ def blank(recipe: Recipe) -> Clip:
     return clip
 
 
-def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state: Path = STATE, every: int = 250) -> Path:
+def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state: Path = STATE,
+             every: int = 250) -> Path:
     """Train, or go on training, and write the model folder. Returns it. Minutes: the model card's."""
     clip = blank(recipe)
     head = nn.Linear(MODEL["embed_dim"], 256)
@@ -237,7 +240,7 @@ def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
             scores = zero_shot(average.eval())
             values = {name: round(float(term), 4) for name, term in terms.items()}
-            row = {"step": step + 1, "images": (step + 1) * recipe.batch, "time": round(time.time()), **values, **scores}
+            row = {"step": step + 1, "images": bar.n, "time": round(time.time()), **values, **scores}
             save(state, recipe, step + 1, parameters, average, optimiser)
             with open(state / "curve.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")

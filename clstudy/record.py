@@ -2,7 +2,8 @@
 
     runs/<run_id>/config.json  env.json  evals.jsonl  steps.jsonl  [model.safetensors]  result.json
 
-A run is written into a folder of its own beside these and renamed when `result.json` stands in it, so a run that was killed
+A run is written into a folder of its own beside these and renamed when `result.json` stands in it, so a run that
+was killed
 leaves nothing that could be read as finished, and two processes that make the same run do not disturb each other."""
 import json
 import os
@@ -10,21 +11,25 @@ import platform
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .config import RunConfig
+from .progress import bar
 
 RUNS = Path(os.environ.get("CLSTUDY_RUNS") or Path(__file__).parent.parent / "runs")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run. `evals` has a row per (stage, images_seen, set, candidates, metric), `steps` one per loss term."""
+    """A finished run. `evals` has a row per (stage, images_seen, set, candidates, metric), `steps` one per loss
+    term."""
 
     config: RunConfig
     folder: Path
@@ -61,9 +66,11 @@ class Run:
     def curve(self, name: str = "seen classes", metric: str = "accuracy") -> pd.DataFrame:
         """`images_seen` and `value` of one set over the stream."""
         rows = self.evals[(self.evals["set"] == name) & (self.evals.metric == metric)]
-        return rows.drop_duplicates("images_seen", keep="last")[["stage", "images_seen", "value"]].reset_index(drop=True)
+        rows = rows.drop_duplicates("images_seen", keep="last")
+        return rows[["stage", "images_seen", "value"]].reset_index(drop=True)
 
-    def final(self, name: str, candidates: str | None = None, metric: str = "accuracy", stage: int | None = None) -> float:
+    def final(self, name: str, candidates: str | None = None, metric: str = "accuracy",
+              stage: int | None = None) -> float:
         """The value of one set after the last stage, or after `stage` (0 is before training)."""
         stage = int(self.evals.stage.max()) if stage is None else stage
         rows = self.evals[(self.evals["set"] == name) & (self.evals.metric == metric) & self.evals.stage_end
@@ -97,7 +104,8 @@ def find(config: RunConfig, runs: Path | None = None) -> Run | None:
 
 
 def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool = False, progress=None) -> Run:
-    """Read a finished run, or make it. `keep_model` also stores the tuned weights (and makes the run again if it has none)."""
+    """Read a finished run, or make it. `keep_model` also stores the tuned weights (and makes the run again if it
+    has none)."""
     runs = runs or RUNS
     found = find(config, runs)
     if found and not (keep_model and not (found.folder / "model.safetensors").exists()):
@@ -153,19 +161,54 @@ def load_tuned(run: Run):
     return clip.eval()
 
 
-def many(configs: Sequence[RunConfig], **options) -> list[Run]:
-    """`load_or_train` for each, with one progress line; finished runs are read."""
-    from .progress import track
+def many(configs: Sequence[RunConfig], workers: int | None = None, runs: Path | None = None,
+         keep_model: bool = False) -> list[Run]:
+    """`load_or_train` for each, in worker processes with the cores divided among them; finished runs are read.
 
-    return [load_or_train(config, **options) for config in track(configs, "runs", key=find)]
+    workers: default one per core, or one where a GPU computes. One run that fails stops no other; the first error
+    is raised when all others are done."""
+    runs = runs or RUNS
+    todo = {config.run_id: config for config in configs if find(config, runs) is None}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(workers or (1 if _gpu(configs) else cores), max(len(todo), 1))
+    errors = []
+    with bar(total=len(configs), initial=len(configs) - len(todo), desc="runs", unit="run") as shown:
+        if todo:
+            options = {"mp_context": get_context("spawn"), "initializer": _worker, "initargs": (cores // workers,)}
+            with ProcessPoolExecutor(workers, **options) as pool:
+                waiting = [pool.submit(load_or_train, config, runs, keep_model) for config in todo.values()]
+                for done in as_completed(waiting):
+                    errors += [done.exception()] if done.exception() else []
+                    shown.update()
+    if errors:
+        raise errors[0]
+    return [load_or_train(config, runs, keep_model) for config in configs]
+
+
+def _gpu(configs: Sequence[RunConfig]) -> bool:
+    import torch
+
+    return torch.cuda.is_available() and any(config.device != "cpu" for config in configs)
+
+
+def _worker(threads: int) -> None:
+    """What each worker process does first. Two processes with all threads each would be five times slower."""
+    import torch
+
+    os.environ["CLSTUDY_QUIET"] = "1"
+    torch.set_num_threads(max(threads, 1))
+
+
+def finished(folder: Path) -> list[Run]:
+    """All finished runs of a folder."""
+    return [Run(RunConfig.model_validate_json((path.parent / "config.json").read_text()), path.parent)
+            for path in sorted(folder.glob("*/result.json"))]
 
 
 def load_runs(runs: Path | Iterable[Run] | None = None) -> pd.DataFrame:
     """All evaluations of many runs in one table, with the settings and the run_id of each as columns."""
     if runs is None or isinstance(runs, Path):
-        folder = runs or RUNS
-        runs = [Run(RunConfig.model_validate_json((path.parent / "config.json").read_text()), path.parent)
-                for path in sorted(folder.glob("*/result.json"))] if folder.exists() else []
+        runs = finished(runs or RUNS)
     tables = []
     for run in runs:
         settings = {name: value if not isinstance(value, dict) else json.dumps(value, sort_keys=True)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 from .augment import AUGMENTATIONS
 from .benchmarks import BENCHMARKS
 from .clip import Clip, load_clip
@@ -126,7 +125,8 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
 
 
 def gather(waiting: list, steps: list[dict]) -> None:
-    """Losses from the device to rows (stage, images_seen, step, term, value), all at once; stop where one is not finite."""
+    """Losses from the device to rows (stage, images_seen, step, term, value), all at once; stop where one is not
+    finite."""
     if not waiting:
         return
     names = [(stage, images, name) for stage, images, terms in waiting for name in terms]

@@ -2,8 +2,8 @@
 
     python scripts/build_corpus.py           # needs npm and `pip install -e .[build]`
 
-Writes `data/cache/corpus/`: `glyphs.npy` (alpha of monochrome icons, uint8 (n, 64, 64)), `pictures.npy` (RGBA of coloured ones,
-uint8 (m, 64, 64, 4)) and `captions.json` (for each, in the same order: set, name, words). It is not
+Writes `data/cache/corpus/`: `glyphs.npy` (alpha of monochrome icons, uint8 (n, 64, 64)), `pictures.npy` (RGBA of
+coloured ones, uint8 (m, 64, 64, 4)) and `captions.json` (for each, in the same order: set, name, words). It is not
 committed. The twelve emoji families are not in it: pretraining takes its six from `data/emoji.parquet`.
 """
 import argparse

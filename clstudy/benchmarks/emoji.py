@@ -57,7 +57,7 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _everything() -> pd.DataFrame:
     if not PATH.exists():
-        raise FileNotFoundError(f"{PATH} is missing: it comes with the repository, or rebuild it by scripts/build_emoji.py")
+        raise FileNotFoundError(f"{PATH} is missing: it comes with the repository; scripts/build_emoji.py rebuilds it")
     return pd.read_parquet(PATH)
 
 
@@ -109,9 +109,10 @@ def _untouched(families: tuple[str, ...]) -> dict[str, Labelled]:
     people = rows[rows.group.isin(("smileys-emotion", "people-body"))]
     flags = rows[rows.subgroup == "country-flag"].assign(label=lambda r: r.label.str.removeprefix("flag: "))
     signs = rows[rows.group == "symbols"]
-    return {"faces and people": _labelled(people, _names(people, "subgroup"), "subgroup"),
-            "symbols": _labelled(signs, _names(signs, "subgroup"), "subgroup"),
-            "flags": _labelled(flags, _names(flags, "label"), "label", "flag: {}")}
+    sets = {"faces and people": (people, "subgroup", TEMPLATE), "symbols": (signs, "subgroup", TEMPLATE),
+            "flags": (flags, "label", "flag: {}")}
+    return {name: _labelled(part, _names(part, by), by, template)  # not every family draws flags
+            for name, (part, by, template) in sets.items() if len(part)}
 
 
 def _retrieval(rows: pd.DataFrame) -> dict[str, Captioned]:
@@ -129,7 +130,8 @@ def emoji(families: Sequence[str] = COLOUR, test_share: float = 0.2, split_seed:
     """Kinds of things: the 49 subgroups of the object groups (mammal, aircraft, musical instrument, …).
 
     Within each class, `test_share` of the *concepts* are test, in every family: no drawing of a test concept is ever
-    tuned on. Side sets: the test concepts one by one ("concepts", among all object names), the same classes in families that the
+    tuned on. Side sets: the test concepts one by one ("concepts", among all object names), the same classes in
+    families that the
     stream has not ("other styles"), faces and people, symbols, flags. Retrieval: the first family's test concepts.
     ValueError: families, test_share."""
     if not 0 < test_share < 1:
@@ -154,7 +156,8 @@ def emoji_concepts(train_families: Sequence[str] = ("noto", "fluent-emoji"),
                    test_families: Sequence[str] = ("twemoji", "fluent-emoji-flat")) -> Benchmark:
     """Single concepts (dog, sailboat, violin, …) of the object groups: some families train, others test.
 
-    Classes are the concepts that all these families draw. Side sets: the two families that neither trains nor tests ("other
+    Classes are the concepts that all these families draw. Side sets: the two families that neither trains nor tests
+    ("other
     styles"), faces and people, symbols, flags. Retrieval: the first test family.
     ValueError: families unknown or on both sides."""
     both = set(train_families) & set(test_families)

@@ -1,7 +1,7 @@
 """Tuners by name: which parameters of a model move, and in which tower.
 
-A tuner is a function `(clip, tower, **options) -> None` that freezes the model and then frees, or adds, what is to be tuned.
-tower is "image", "text" or "both". The temperature (logit_scale) stays frozen, as in SIT's code."""
+A tuner is a function `(clip, tower, **options) -> None` that freezes the model and then frees, or adds, what is to
+be tuned. tower is "image", "text" or "both". The temperature (logit_scale) stays frozen, as in SIT's code."""
 from ..clip import Clip
 from .lora import lora
 

@@ -1,4 +1,5 @@
-"""LoRA in every attention block (Hu et al. 2021, arXiv 2106.09685), in SIT's form (arXiv 2405.15155, released code), through peft.
+"""LoRA in every attention block (Hu et al. 2021, arXiv 2106.09685), in SIT's form (arXiv 2405.15155, released
+code), through peft.
 
     W x  →  W x + (alpha / rank) · B A x
 

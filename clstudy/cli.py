@@ -1,0 +1,225 @@
+"""The `clstudy` command. Nothing heavy is imported before it is known what to do."""
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="A laboratory for continual learning of CLIP.")
+ROOT = Path(__file__).parent.parent
+Profile = Annotated[str, typer.Option(help="Which of a notebook's sets of parameters: quick or full.")]
+
+
+def fail(error: Exception | str) -> None:
+    typer.secho(f"clstudy: {error}", fg="red", err=True)
+    raise typer.Exit(2)
+
+
+@app.command()
+def run(notebooks: Annotated[list[str], typer.Argument(help="Names (03_candidates, 03, a part of the name) or paths.")],
+        parameter: Annotated[list[str] | None, typer.Option(
+            "-p", "--parameter", help="NAME=VALUE; also -p NAME VALUE. Beats the profile.")] = None,
+        profile: Profile = "quick", out: Annotated[Path | None, typer.Option(help="Default: runs/notebooks")] = None,
+        timeout: Annotated[float | None, typer.Option(help="Seconds for one notebook.")] = None) -> None:
+    """Execute notebooks headlessly; executed copies and HTML go to runs/notebooks."""
+    from . import batch
+
+    try:
+        given = dict(_pair(text) for text in parameter or [])
+        found = batch.find_notebooks(notebooks)
+        tasks = [(path, batch.choose_parameters(path, given, profile)) for path in found]
+    except ValueError as error:
+        fail(error)
+    raise typer.Exit(0 if _execute(tasks, out or _out(), timeout) else 1)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ValueError(f"-p {text!r}: write -p NAME=VALUE")
+    return name.strip(), value
+
+
+def _out() -> Path:
+    from .record import RUNS
+
+    return RUNS / "notebooks"
+
+
+def _execute(tasks: list, out: Path, timeout: float | None = None) -> bool:
+    from . import batch
+
+    rows = []
+    for path, given in tasks:
+        typer.echo(f"── {path.stem} " + " ".join(f"{name}={value}" for name, value in given.items()))
+        rows.append((path.stem, batch.run_notebook(path, given, out, timeout=timeout)))
+        if not rows[-1][1].ok:
+            typer.secho(f"   failed: {rows[-1][1].error}", fg="red", err=True)
+    typer.echo("")
+    for name, done in rows:
+        typer.echo(f"{'ok    ' if done.ok else 'FAILED'} {name:20} {done.seconds:6.0f} s  {done.html}")
+    return all(done.ok for _, done in rows)
+
+
+@app.command()
+def study(profile: Profile = "quick") -> None:
+    """Run every notebook and draw every figure: the main study on the embedded data."""
+    from . import batch
+    from .record import RUNS
+
+    started = time.perf_counter()
+    try:
+        tasks = [(path, batch.choose_parameters(path, {}, profile)) for path in batch.find_notebooks()]
+    except ValueError as error:
+        fail(error)
+    ok = _execute(tasks, _out())
+    for table in sorted((ROOT / "figures").glob("*.md")):
+        if table.stem != "README":
+            typer.echo(f"\n{table.read_text()}")
+    typer.echo(f"figures: {ROOT / 'figures'}   runs: {RUNS}   executed notebooks: {_out()}   "
+               f"time: {(time.perf_counter() - started) / 60:.1f} min")
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command("list")
+def list_(what: Annotated[str | None, typer.Argument(help="benchmarks, streams, tuners, methods or notebooks")] = None
+          ) -> None:
+    """What there is to choose from; for notebooks, with their parameters."""
+    import inspect
+
+    from . import batch
+    from .augment import AUGMENTATIONS
+    from .benchmarks import BENCHMARKS
+    from .config import choose
+    from .methods import METHODS
+    from .streams import STREAMS
+    from .tuners import TUNERS
+
+    tables = {"benchmarks": BENCHMARKS, "streams": STREAMS, "tuners": TUNERS, "methods": METHODS,
+              "augmentations": AUGMENTATIONS, "notebooks": None}
+    try:
+        names = [choose("list", what, tables)] if what else list(tables)
+    except ValueError as error:
+        fail(error)
+    for name in names:
+        typer.secho(name, bold=True)
+        if name == "notebooks":
+            for path in batch.find_notebooks():
+                typer.echo(f"  {path.stem}\n{_indent(batch.table(batch.parameters(path)))}")
+            continue
+        for key, thing in tables[name].items():
+            doc = sys.modules[thing.__module__].__doc__ if name == "methods" else thing.__doc__
+            options = [p for n, p in inspect.signature(thing).parameters.items()
+                       if n not in ("clip", "tower", "labels", "seed", "images", "generator")]
+            typer.echo(f"  {key:16} {(doc or '').strip().splitlines()[0]}")
+            if options:
+                typer.echo(f"  {'':16} {', '.join(_option(p) for p in options)}")
+
+
+def _option(parameter) -> str:
+    return parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default!r}"
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+@app.command()
+def show(metric: Annotated[str, typer.Option(help="Column to sort by.")] = "A_auc",
+         csv: Annotated[Path | None, typer.Option(help="Also write the table here.")] = None) -> None:
+    """Table of finished runs."""
+    import pandas as pd
+
+    from .record import RUNS, finished
+    from .tables import scores
+
+    rows = [{"run": r.id, "benchmark": r.config.benchmark, "stream": r.config.stream, "method": r.config.method,
+             "tuner": r.config.tuner, "tower": r.config.tower, "seed": r.config.seed,
+             "seconds": r.result["seconds"], **scores(r)} for r in finished(RUNS)]
+    if not rows:
+        typer.echo(f"no finished runs in {RUNS}: start with `clstudy study`")
+        return
+    table = pd.DataFrame(rows)
+    if metric not in table:
+        fail(f"metric={metric!r} is unknown. Choices: {', '.join(table.columns[7:])}")
+    table = table.sort_values(metric, ascending=False)
+    if csv:
+        table.to_csv(csv, index=False)
+    short = [*table.columns[:8], "A_auc", "A_last", "forgetting"]
+    typer.echo(table[[*short, *([metric] if metric not in short else [])]].round(1).to_string(index=False))
+
+
+@app.command()
+def pretrain(images: Annotated[int | None, typer.Option(help="Drawings to see, in all.")] = None,
+             out: Annotated[Path | None, typer.Option(help="Default: data/icon-clip")] = None) -> None:
+    """Make data/icon-clip again (hours on two cores); goes on where it was stopped."""
+    from . import pretrain as module
+
+    recipe = module.Recipe(**({"images": images} if images else {}))
+    try:
+        typer.echo(module.pretrain(recipe, out or module.EMBEDDED["icon-clip"]))
+    except (FileNotFoundError, ValueError) as error:
+        fail(error)
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, device, threads, data found, what is missing and how to get it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    typer.echo(f"python {sys.version.split()[0]}")
+    for name in "clstudy torch torchvision open_clip_torch peft jupyterlab papermill plotly seaborn".split():
+        try:
+            typer.echo(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            typer.echo(f"{name} MISSING: make study installs it, or pip install -e .")
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    typer.echo(f"cuda {cuda}; threads {torch.get_num_threads()} of {os.cpu_count()} cores; "
+               f"bf16 autocast {'set precision=bf16' if _fast_bf16() else 'not faster here: keep precision=fp32'}")
+    missing = False
+    for path, cure in ((ROOT / "data/emoji.parquet", "git checkout data, or python scripts/build_emoji.py"),
+                       (ROOT / "data/icon-clip/open_clip_model.safetensors", "git checkout data, or clstudy pretrain"),
+                       (ROOT / "notebooks", "run from a clone of the repository")):
+        missing |= not path.exists()
+        typer.echo(f"{'found  ' if path.exists() else 'MISSING'} {path.relative_to(ROOT)}"
+                   + ("" if path.exists() else f": {cure}"))
+    free = shutil.disk_usage(ROOT).free / 1e9
+    typer.echo(f"disk {free:.0f} GB free")
+    raise typer.Exit(1 if missing else 0)
+
+
+def _fast_bf16() -> bool:
+    """Whether a bf16 product beats fp32 here; measured in a tenth of a second."""
+    import torch
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.ones(1024, 1024, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+        (a @ a).sum().item()
+        started = time.perf_counter()
+        for _ in range(5):
+            (a @ a).sum().item()
+        return time.perf_counter() - started
+
+    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
+
+
+def main() -> None:
+    """Entry point; `-p NAME VALUE` is taken for `-p NAME=VALUE`, as papermill's users write it."""
+    arguments, joined = sys.argv[1:], []
+    while arguments:
+        word = arguments.pop(0)
+        if word == "-p" and len(arguments) > 1 and "=" not in arguments[0]:
+            joined += ["-p", f"{arguments.pop(0)}={arguments.pop(0)}"]
+        else:
+            joined.append(word)
+    app(joined)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Figures are functions of tables. One palette, one style, one `save`; nothing here computes a result."""
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from .metrics import interval
+from .record import Run
+
+FIGURES = Path(os.environ.get("CLSTUDY_FIGURES") or Path(__file__).parent.parent / "figures")
+ONE_COLUMN, TWO_COLUMNS = 3.5, 7.2  # inches, the usual widths of a paper
+
+# Okabe and Ito's colours, told apart by colour-blind readers; a method keeps its colour, dash and name everywhere.
+METHODS = {
+    "frozen": ("frozen CLIP", "#595959", (1, 1)),
+    "finetune": ("asymmetric", "#D55E00", (4, 1.5)),
+    "sit": ("symmetric (SIT)", "#0072B2", ""),
+}
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#595959"]
+
+STYLE = {"font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "legend.fontsize": 7.5, "xtick.labelsize": 7.5,
+         "ytick.labelsize": 7.5, "pdf.fonttype": 42, "figure.dpi": 110, "savefig.dpi": 220, "axes.spines.top": False,
+         "axes.spines.right": False, "svg.hashsalt": "clstudy", "figure.constrained_layout.use": True}
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+    sns.set_theme("paper", "ticks", rc=STYLE)
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
+    plt.close(figure)  # notebooks show what a cell returns, once
+    return figure, axes
+
+
+def save(figure: Figure, name: str, runs: Sequence[Run] = (), caption: str = "") -> Figure:
+    """Write figures/NAME.png (to read), .pdf (for papers, fonts embedded) and .json (caption and the runs behind
+    it)."""
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURES / f"{name}.png", metadata={"Software": None})
+    figure.savefig(FIGURES / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    about = {"figure": name, "caption": caption, "runs": sorted({run.id for run in runs})}
+    (FIGURES / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
+    return figure
+
+
+def pictures(images, titles: Sequence[str] | None = None, columns: int = 8, title: str | None = None) -> Figure:
+    """A sheet of images, uint8 (n, 3, height, width)."""
+    images = np.asarray(images.cpu() if hasattr(images, "cpu") else images).transpose(0, 2, 3, 1)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height = (1.05 if titles else 0.9) * rows + 0.25 * bool(title)
+    figure, axes = _figure(TWO_COLUMNS * columns / 8, height, rows, columns)
+    for i, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if i < len(images):
+            axis.imshow(images[i], interpolation="nearest")
+            if titles:
+                axis.set_title(titles[i], fontsize=6.5)
+    figure.suptitle(title)
+    return figure
+
+
+def similarity(values, row_names: Sequence[str], column_names: Sequence[str], title: str | None = None) -> Figure:
+    """Images × texts as a heatmap with its numbers."""
+    values = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+    figure, axes = _figure(min(TWO_COLUMNS, 1.8 + 0.62 * len(column_names)), 0.9 + 0.3 * len(row_names))
+    sns.heatmap(values, annot=True, fmt=".2f", cmap="crest", cbar=False, xticklabels=list(column_names),
+                yticklabels=list(row_names), ax=axes[0, 0], annot_kws={"size": 7})
+    axes[0, 0].set(title=title, xlabel="text", ylabel="image")
+    axes[0, 0].tick_params(axis="x", rotation=35)
+    for label in axes[0, 0].get_xticklabels():
+        label.set_ha("right")
+    return figure
+
+
+def bars(values: Mapping[str, float], title: str | None = None, xlabel: str | None = None) -> Figure:
+    """Horizontal bars, in the order given from the top."""
+    figure, axes = _figure(ONE_COLUMN + 1.2, 0.7 + 0.22 * len(values))
+    axes[0, 0].barh(list(values), list(values.values()), color=PALETTE[0])
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].set(title=title, xlabel=xlabel)
+    for place, value in enumerate(values.values()):
+        axes[0, 0].annotate(f"{value:.2f}", (max(value, 0), place), xytext=(3, 0), textcoords="offset points",
+                            va="center", fontsize=7)
+    return figure
+
+
+def _matrix(axis, R: np.ndarray, title: str | None, row_names=None, column_names=None, top: float = 100, colorbar=True):
+    rows = row_names or ["before", *(str(s) for s in range(1, len(R)))]
+    sns.heatmap(100 * R, vmin=0, vmax=top, cmap="crest", ax=axis, cbar=colorbar, annot=R.shape[1] <= 10, fmt=".0f",
+                annot_kws={"size": 6.5}, yticklabels=rows, xticklabels=column_names or range(1, R.shape[1] + 1),
+                cbar_kws={"label": "accuracy, %"})
+    axis.axhline(1, color="white", lw=3)
+    axis.set(title=title, xlabel="task", ylabel="after stage")
+    axis.tick_params(axis="y", rotation=0)
+
+
+def matrix(R: np.ndarray, title: str | None = None, row_names: Sequence[str] | None = None,
+           column_names: Sequence[str] | None = None) -> Figure:
+    """An accuracy matrix: a row per stage (the first is the model before training), a column per task."""
+    figure, axes = _figure(1.6 + 0.42 * max(R.shape[1], 4), 1.0 + 0.26 * max(len(R), 3))
+    _matrix(axes[0, 0], R, title, row_names, column_names)
+    return figure
+
+
+def _band(axis, runs: Sequence[Run], set_name: str, metric: str, **line) -> None:
+    """Mean over seeds of the accuracy at each checkpoint, with its 95 % interval."""
+    table = pd.concat([run.curve(set_name, metric) for run in runs])
+    by = table.groupby("images_seen").value
+    mean, half = by.mean(), by.apply(lambda v: interval(v.tolist()).half_width if len(v) > 1 else 0.0)
+    axis.plot(mean.index, 100 * mean, **line)
+    axis.fill_between(mean.index, 100 * (mean - half), 100 * (mean + half), color=line.get("color"), alpha=0.18, lw=0)
+
+
+def _legend(figure: Figure, axes: np.ndarray) -> None:
+    """One legend above all panels, each label once."""
+    pairs = [axis.get_legend_handles_labels() for axis in axes.flat]
+    handles = {label: handle for found in pairs for handle, label in zip(*found, strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), frameon=False)
+
+
+def curves(runs: Mapping[str, Sequence[Run]], set: str = "seen classes", metric: str = "accuracy",
+           ylabel: str | None = None, title: str | None = None) -> Figure:
+    """Accuracy over the stream, a line per label: mean over seeds and 95 % interval."""
+    figure, axes = _figure(ONE_COLUMN + 0.9, 2.5)
+    for i, (label, group) in enumerate(runs.items()):
+        name, colour, dash = METHODS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
+        _band(axes[0, 0], group, set, metric, color=colour, label=name, dashes=dash or (None, None), marker="o", ms=2.5)
+    axes[0, 0].set(xlabel="images of the stream seen", ylabel=ylabel or f"{metric} on {set}, %", title=title)
+    axes[0, 0].legend(frameon=False)
+    return figure
+
+
+def losses(runs: Mapping[str, Run]) -> Figure:
+    """Each loss term over the optimiser's steps; the vertical lines are stage ends."""
+    figure, axes = _figure(ONE_COLUMN + 0.9, 2.3)
+    for i, (label, run) in enumerate(runs.items()):
+        for term, rows in run.steps.groupby("term"):
+            name, colour, _ = METHODS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
+            axes[0, 0].plot(rows.step, rows.value, lw=0.9, color=colour, label=f"{name}: {term}")
+        for end in run.steps.groupby("stage").step.max()[:-1]:
+            axes[0, 0].axvline(end, color="0.85", lw=0.6, zorder=0)
+    axes[0, 0].set(xlabel="optimiser step", ylabel="loss")
+    axes[0, 0].legend(frameon=False)
+    return figure
+
+
+def curve_grid(groups: Mapping[tuple[str, str, str], Sequence[Run]], set: str = "seen classes") -> Figure:
+    """Panels stream × tuner, a line per method. Keys of `groups`: (stream, tuner, method)."""
+    streams, tuners = (list(dict.fromkeys(key[i] for key in groups)) for i in (0, 1))
+    figure, axes = _figure(TWO_COLUMNS, 0.5 + 2.0 * len(streams), len(streams), len(tuners), sharey="row", sharex="row")
+    for (stream, tuner, method), runs in groups.items():
+        axis = axes[streams.index(stream), tuners.index(tuner)]
+        name, colour, dash = METHODS[method]
+        _band(axis, runs, set, "accuracy", color=colour, label=name, dashes=dash or (None, None), marker="o", ms=2)
+        axis.set(title=f"{stream} stream, {tuner}", xlabel="images of the stream seen")
+    for row in axes:
+        row[0].set_ylabel(f"accuracy on {set}, %")
+    _legend(figure, axes)
+    return figure
+
+
+def matrices(groups: Mapping[str, Sequence[Run]], candidates: str = "all") -> Figure:
+    """Accuracy matrices side by side, each the mean over its runs."""
+    means = {label: np.nanmean([run.matrix(candidates) for run in runs], axis=0) for label, runs in groups.items()}
+    top = 100 * max(np.nanmax(R) for R in means.values())
+    figure, axes = _figure(TWO_COLUMNS, 0.7 + 0.21 * len(next(iter(means.values()))), 1, len(means))
+    for i, (label, R) in enumerate(means.items()):
+        _matrix(axes[0, i], R, METHODS.get(label, (label,))[0], top=top, colorbar=i == len(means) - 1)
+        if i:
+            axes[0, i].set_ylabel("")
+    return figure
+
+
+def changes(table: pd.DataFrame, ylabel: str = "change against before, points") -> Figure:
+    """Bars with 95 % intervals: columns `panel`, `set`, `method`, `mean`, `half_width` (as `tables.changes` makes
+    it)."""
+    panels = list(dict.fromkeys(table.panel))
+    figure, axes = _figure(TWO_COLUMNS, 2.9, 1, len(panels), sharey=True)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        rows = table[table.panel == panel]
+        sets, methods = list(dict.fromkeys(rows["set"])), list(dict.fromkeys(rows.method))
+        for i, method in enumerate(methods):
+            mine = rows[rows.method == method].set_index("set").loc[sets]
+            place = np.arange(len(sets)) + (i - (len(methods) - 1) / 2) * 0.8 / len(methods)
+            axis.bar(place, mine["mean"], 0.8 / len(methods), yerr=mine.half_width, color=METHODS[method][1],
+                     label=METHODS[method][0], error_kw={"lw": 0.8})
+        axis.axhline(0, color="0.2", lw=0.7)
+        axis.set_title(panel)
+        axis.set_xticks(range(len(sets)), sets, rotation=38, ha="right")
+    axes[0, 0].set_ylabel(ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def pretraining(curve: pd.DataFrame, families: Sequence[str], column: str = "top1", title: str | None = None) -> Figure:
+    """Zero-shot accuracy of each family over the images that pretraining has seen."""
+    figure, axes = _figure(ONE_COLUMN + 1.6, 2.6)
+    for i, family in enumerate(families):
+        values = 100 * curve[f"{family}/{column}"]
+        axes[0, 0].plot(curve.images / 1e6, values, color=PALETTE[i % 7], label=family, marker="o", ms=2)
+    axes[0, 0].set(xlabel="drawings seen in pretraining, millions", ylabel="zero-shot accuracy, %", title=title)
+    axes[0, 0].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+matplotlib.set_loglevel("warning")

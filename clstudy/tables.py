@@ -1,0 +1,140 @@
+"""From runs to the numbers of a paper: the metrics of a run, their mean and interval over seeds, and paired
+differences."""
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+
+from . import metrics
+from .record import Run
+
+@lru_cache(maxsize=4096)
+def scores(run: Run) -> dict[str, float]:
+    """Metrics of one run, in percent: stream accuracy, forgetting, zero-shot and retrieval before and after.
+
+    A_auc, A_avg and A_last are of classes seen so far (candidates: seen). Matrix metrics use candidates "all", for
+    which row 0
+    (before training) exists. "NAME" and "NAME before" are side sets after the last stage and before the first."""
+    every, ends = run.curve(), run.evals[run.evals.stage_end & (run.evals["set"] == "seen classes")]
+    R, known = run.matrix("all"), run.classes("seen")
+    values = {
+        "A_auc": metrics.a_auc(every.value.tolist()),
+        "A_avg": metrics.a_avg(ends.value.tolist()),
+        "A_last": metrics.a_last(ends.value.tolist()),
+        "forgetting": metrics.forgetting(R, "chaudhry2018"),
+        "backward transfer": metrics.backward_transfer(R, "lopez_paz2017"),
+        "Transfer": metrics.transfer(R),
+        "F_last": metrics.f_last(known[known.index > 0].to_numpy()),
+        "worst class": metrics.worst_class(known.iloc[-1].dropna().tolist()),
+        "all classes": run.final("all classes"),
+        "all classes before": run.final("all classes", stage=0),
+    }
+    for name in side_sets(run):
+        values[name] = run.final(name)
+        values[f"{name} before"] = run.final(name, stage=0)
+    for direction in ("image to text", "text to image"):
+        for suffix, stage in (("", None), (" before", 0)):
+            values[f"R@1 {direction}{suffix}"] = run.final(f"drawings: {direction}", metric="recall@1", stage=stage)
+    return {name: 100 * value for name, value in values.items()}
+
+
+def side_sets(run: Run) -> list[str]:
+    """The zero-shot sets that the stream does not touch."""
+    names = run.evals[(run.evals.metric == "accuracy") & (run.evals.candidates == "own")]["set"]
+    return [name for name in dict.fromkeys(names) if not name.startswith("task ")]
+
+
+def summary(groups: Mapping[tuple, Sequence[Run]], columns: Sequence[str], index: Sequence[str]) -> pd.DataFrame:
+    """A row per group, a column per metric: "mean ± half width" of the 95 % interval over seeds (Student t)."""
+    rows = {}
+    for key, runs in groups.items():
+        found = pd.DataFrame([scores(run) for run in runs])
+        rows[key] = {name: _text(metrics.interval(found[name].tolist())) for name in columns}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index = pd.MultiIndex.from_tuples(list(rows), names=list(index))
+    return table
+
+
+def _text(found: metrics.Interval) -> str:
+    return f"{found.mean:.1f}" if np.isnan(found.half_width) else f"{found.mean:.1f} ± {found.half_width:.1f}"
+
+
+def difference(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> metrics.Interval:
+    """Mean and 95 % half width of ours − theirs, paired by seed, in points. ValueError: the seeds differ."""
+    seeds = [[run.config.seed for run in runs] for runs in (ours, theirs)]
+    if seeds[0] != seeds[1]:
+        raise ValueError(f"a paired difference needs the same seeds on both sides, got {seeds[0]} and {seeds[1]}")
+    return metrics.paired_interval([scores(run)[metric] for run in ours], [scores(run)[metric] for run in theirs])
+
+
+def verdict(found: metrics.Interval, higher: str, lower: str) -> str:
+    """What an interval of a difference allows to say, in words."""
+    low, high = found.mean - found.half_width, found.mean + found.half_width
+    said = f"{found.mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+    if np.isnan(found.half_width):
+        return f"{said.split(',')[0]}: one seed, so nothing can be said"
+    return f"{said}: {higher if low > 0 else lower if high < 0 else 'no difference can be told'}"
+
+
+def changes(groups: Mapping[tuple, Sequence[Run]], sets: Sequence[str]) -> pd.DataFrame:
+    """Change of each set from before training to the end, in points: columns panel, set, method, mean, half_width.
+
+    Keys of `groups` end in the method; what stands before it names the panel."""
+    rows = []
+    for (*panel, method), runs in groups.items():
+        found = pd.DataFrame([scores(run) for run in runs])
+        for name in sets:
+            change = metrics.interval((found[name] - found[f"{name} before"]).tolist())
+            half = 0.0 if np.isnan(change.half_width) else change.half_width
+            rows.append({"panel": ", ".join(panel), "set": name, "method": method, "mean": change.mean,
+                         "half_width": half})
+    return pd.DataFrame(rows)
+
+
+def means(runs: Sequence[Run], *names: str) -> list[float]:
+    """The means over runs of some of their scores."""
+    found = pd.DataFrame([scores(run) for run in runs])
+    return [float(found[name].mean()) for name in names]
+
+
+def claim(groups: Mapping[tuple, Sequence[Run]], metric: str, said: str, lower: bool = False) -> str:
+    """Whether `sit` beats `finetune` in `metric`, over all combinations, in words: holds, holds in part, or not."""
+    lines, signs = [], []
+    for (*where, method), runs in groups.items():
+        if method == "sit":
+            found = difference(runs, groups[*where, "finetune"], metric)
+            good, bad = ("symmetric is lower", "asymmetric is lower") if lower else ("symmetric", "asymmetric")
+            words = (good, bad) if lower else (f"{good} is higher", f"{bad} is higher")
+            lines.append(f"    {', '.join(where)}: {metric} {verdict(found, *(reversed(words) if lower else words))}")
+            low, high = found.mean - found.half_width, found.mean + found.half_width
+            signs.append((1 if low > 0 else -1 if high < 0 else 0) * (-1 if lower else 1))
+    held, against = signs.count(1), signs.count(-1)
+    outcome = ("holds here" if held == len(signs) else "not reproduced here" if not held else
+               f"holds in {held} of {len(signs)} cases" + (f", the opposite in {against}" if against else ""))
+    return f"“{said}”: {outcome}.\n" + "\n".join(lines)
+
+
+def above(groups: Mapping[tuple, Sequence[Run]], frozen: Mapping[str, Sequence[Run]], metric: str) -> str:
+    """Whether tuning was worth it: each group against frozen CLIP on the same stream, paired by seed."""
+    rows = [f"    {', '.join(key)}: {metric} {verdict(difference(runs, frozen[key[0]], metric), 'above', 'below')}"
+            for key, runs in groups.items()]
+    return "Against frozen CLIP:\n" + "\n".join(rows)
+
+
+def save(table: pd.DataFrame, name: str, caption: str) -> None:
+    """Write a table to figures/NAME.md, .csv and .tex (booktabs)."""
+    from .plots import FIGURES
+
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    flat = table.reset_index()
+    head = "| " + " | ".join(flat.columns) + " |\n|" + " --- |" * len(flat.columns)
+    body = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in flat.itertuples(index=False))
+    (FIGURES / f"{name}.md").write_text(f"{caption}\n\n{head}\n{body}\n")
+    flat.to_csv(FIGURES / f"{name}.csv", index=False)
+    cells = [[str(value).replace("±", r"$\pm$").replace("_", r"\_") for value in row]
+             for row in [flat.columns, *flat.itertuples(index=False)]]
+    lines = [" & ".join(row) + r" \\" for row in cells]
+    tex = [rf"\begin{{tabular}}{{{'l' * table.index.nlevels}{'r' * table.shape[1]}}}", r"\toprule", lines[0], r"\midrule",
+           *lines[1:], r"\bottomrule", r"\end{tabular}"]
+    (FIGURES / f"{name}.tex").write_text("\n".join(tex) + "\n")
