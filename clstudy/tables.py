@@ -9,6 +9,7 @@ import pandas as pd
 from . import metrics
 from .record import Run
 
+
 @lru_cache(maxsize=4096)
 def scores(run: Run) -> dict[str, float]:
     """Metrics of one run, in percent: stream accuracy, forgetting, zero-shot and retrieval before and after.
@@ -135,6 +136,7 @@ def save(table: pd.DataFrame, name: str, caption: str) -> None:
     cells = [[str(value).replace("±", r"$\pm$").replace("_", r"\_") for value in row]
              for row in [flat.columns, *flat.itertuples(index=False)]]
     lines = [" & ".join(row) + r" \\" for row in cells]
-    tex = [rf"\begin{{tabular}}{{{'l' * table.index.nlevels}{'r' * table.shape[1]}}}", r"\toprule", lines[0], r"\midrule",
-           *lines[1:], r"\bottomrule", r"\end{tabular}"]
+    align = "l" * table.index.nlevels + "r" * table.shape[1]
+    tex = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
+           r"\end{tabular}"]
     (FIGURES / f"{name}.tex").write_text("\n".join(tex) + "\n")
