@@ -8,6 +8,7 @@ a causal mask what comes after the end token cannot matter (difference 4e-6, 8 t
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ class Attention(nn.Module):
     def forward(self, query, key=None, value=None, need_weights=False, attn_mask=None, **_):
         batch, tokens, dim = query.shape
         q, k, v = self.qkv(query).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if attn_mask is not None and attn_mask.ndim == 3:  # one mask per text and head (CoCa)
+            attn_mask = attn_mask.view(batch, self.heads, tokens, tokens)
         if query.device.type == "cpu":
             scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
             out = (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ v
@@ -47,17 +50,19 @@ class Attention(nn.Module):
 
 
 def split_attention(model: nn.Module) -> nn.Module:
-    """Replace every `nn.MultiheadAttention` of an open_clip model, in place."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.MultiheadAttention):
-                setattr(module, name, Attention(child))
+    """Convert the self-attention of every block of an open_clip model, in place.
+
+    What attends to something else (heads that pool, the cross-attention of CoCa's decoder) stays as it is."""
+    for block in list(model.modules()):
+        if isinstance(block, open_clip.transformer.ResidualAttentionBlock) and not hasattr(block, "ln_1_kv"):
+            if isinstance(block.attn, nn.MultiheadAttention):
+                block.attn = Attention(block.attn)
     return model
 
 
 def openclip_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The way back: parameter names as open_clip writes them."""
-    return {name.replace("attn.qkv.", "attn.in_proj_"): value for name, value in state.items()}
+    """The way back: parameter names as open_clip writes them. (timm's towers have an `attn.qkv` of their own.)"""
+    return {re.sub(r"(resblocks\.\d+\.attn\.)qkv\.", r"\1in_proj_", name): value for name, value in state.items()}
 
 
 @dataclass

@@ -39,7 +39,7 @@ class RunConfig(BaseModel):
     """One point of the grid benchmark × stream × tuner × method, and how to optimise it. Impossible values fail
     here."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     benchmark: str = "emoji"
     benchmark_args: dict[str, Any] = {}
@@ -61,6 +61,7 @@ class RunConfig(BaseModel):
     epochs: int = Field(1, ge=1)  # passes over a stage; 1 is online
     augmentation: str = "light"
     eval_every: int | None = Field(None, ge=1)  # images of the stream between two evaluations; None: at stage ends only
+    side_every: int = Field(1, ge=1)  # stages between two looks at the side sets; before and last always
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
     compile: bool = False
     channels_last: bool = False
@@ -106,7 +107,8 @@ class RunConfig(BaseModel):
         named = [DATA / "emoji.parquet"] if self.benchmark.startswith("emoji") else []
         if self.model == "icon-clip":
             named.append(DATA / "icon-clip" / "open_clip_model.safetensors")
-        named += [Path(p) for p in (self.model, self.pretrained) if p and Path(p).is_file()]
+        for path in (Path(given) for given in (self.model, self.pretrained) if given):
+            named += sorted(path.glob("open_clip_*")) if path.is_dir() else [path]
         return [fingerprint(path) for path in named if path.exists()]
 
     def but(self, **changes) -> "RunConfig":

@@ -15,16 +15,44 @@ from .data import Benchmark, Captioned, Labelled
 CHUNK = 256  # images at a time
 
 
-@torch.inference_mode()
-def features(clip: Clip, images: Tensor) -> Float[Tensor, "images dim"]:
-    """Unit-norm image features, a chunk at a time."""
-    return torch.cat([clip.encode_image(chunk) for chunk in images.split(CHUNK)])
+class Cache:
+    """Features of one state of the weights: each image set and each set of texts is encoded once, and a tower that
+    does not move once ever. `forget(tower)` when a tower has moved."""
+
+    def __init__(self):
+        self.image: dict[int, Tensor] = {}
+        self.text: dict[tuple, Tensor] = {}
+
+    def forget(self, image: bool = True, text: bool = True) -> None:
+        if image:
+            self.image.clear()
+        if text:
+            self.text.clear()
 
 
 @torch.inference_mode()
-def class_features(clip: Clip, names: Sequence[str], template: str) -> Float[Tensor, "classes dim"]:
+def features(clip: Clip, images: Tensor, cache: Cache | None = None) -> Float[Tensor, "images dim"]:
+    """Unit-norm image features, a chunk at a time. In a cache they stand under the identity of the tensor."""
+    known = {} if cache is None else cache.image
+    if id(images) not in known:
+        known[id(images)] = torch.cat([clip.encode_image(chunk) for chunk in images.split(CHUNK)])
+    return known[id(images)]
+
+
+@torch.inference_mode()
+def text_features(clip: Clip, texts: Sequence[str], cache: Cache | None = None) -> Float[Tensor, "texts dim"]:
+    """Unit-norm text features, a chunk at a time."""
+    known, key = {} if cache is None else cache.text, tuple(texts)
+    if key not in known:
+        tokens = clip.tokenize(list(texts)).to(clip.device)
+        known[key] = torch.cat([clip.encode_text(chunk) for chunk in tokens.split(CHUNK)])
+    return known[key]
+
+
+def class_features(clip: Clip, names: Sequence[str], template: str, cache: Cache | None = None
+                   ) -> Float[Tensor, "classes dim"]:
     """Unit-norm text features of one prompt per class."""
-    return clip.encode_text(clip.class_text(list(names), template).to(clip.device))
+    return text_features(clip, [template.format(name) for name in names], cache)
 
 
 def hits(similarity: Float[Tensor, "images classes"], labels: Int[Tensor, " images"],
@@ -35,16 +63,18 @@ def hits(similarity: Float[Tensor, "images classes"], labels: Int[Tensor, " imag
 
 
 def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]], seen: Sequence[int],
-             complete: bool = True) -> list[dict]:
+             complete: bool = True, sides: bool = True, cache: Cache | None = None) -> list[dict]:
     """Rows of (set, candidates, metric, value, count).
 
-    tasks: classes of each task; seen: classes that have arrived. Sets: "seen classes" (candidates seen), and, if
-    `complete`,
-    "task 1" … (own / seen / all), "all classes" (all), each class (set "class NAME", seen and all), the
+    tasks: classes of each task; seen: classes that have arrived. Sets: "seen classes" (candidates seen); if
+    `complete` also
+    "task 1" … (own / seen / all), "all classes" (all), and each class (set "class NAME", seen and all); if `sides`
+    also the
     side sets (own) and retrieval. An empty set gives no row."""
+    cache = cache or Cache()
     clip.eval()
     test, count = benchmark.test, len(benchmark.test.class_names)
-    similarity = features(clip, test.images) @ class_features(clip, test.class_names, test.template).T
+    similarity = features(clip, test.images, cache) @ class_features(clip, test.class_names, test.template, cache).T
     labels = torch.from_numpy(test.labels).to(similarity.device)
     home = np.full(count, -1)
     for number, classes in enumerate(tasks):
@@ -56,21 +86,27 @@ def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]],
     offered = {"own": own, "seen": torch.from_numpy(arrived).to(similarity.device)[None], "all": streamed}
     right = {name: hits(similarity, labels, mask).cpu().numpy() for name, mask in offered.items()}
     rows = _row("seen classes", "seen", right["seen"][arrived[test.labels]])
-    if not complete:
-        return rows
-    rows += _row("all classes", "all", right["all"][home[test.labels] >= 0])
+    if complete:
+        rows += _complete(right, test, tasks, home, arrived)
+    for name, side in benchmark.side.items() if sides else ():
+        rows += _row(name, "own", zero_shot(clip, side, cache))
+    for name, pairs in benchmark.retrieval.items() if sides else ():
+        rows += retrieval(clip, pairs, name, cache=cache)
+    return rows
+
+
+def _complete(right: dict[str, np.ndarray], test: Labelled, tasks: Sequence[tuple[int, ...]], home: np.ndarray,
+              arrived: np.ndarray) -> list[dict]:
+    """Rows of every task and class. home: task of each class or −1; arrived: whether a class has been seen."""
+    rows = _row("all classes", "all", right["all"][home[test.labels] >= 0])
     for number in range(len(tasks)):
-        for name in offered if seen else ("own", "all"):
+        for name in right if arrived.any() else ("own", "all"):
             rows += _row(f"task {number + 1}", name, right[name][home[test.labels] == number])
     for label, name in enumerate(test.class_names):
         if home[label] >= 0:
             here = test.labels == label
             rows += _row(f"class {name}", "all", right["all"][here])
             rows += _row(f"class {name}", "seen", right["seen"][here]) if arrived[label] else []
-    for name, side in benchmark.side.items():
-        rows += _row(name, "own", zero_shot(clip, side))
-    for name, pairs in benchmark.retrieval.items():
-        rows += retrieval(clip, pairs, name)
     return rows
 
 
@@ -81,19 +117,17 @@ def _row(name: str, candidates: str, right: np.ndarray, metric: str = "accuracy"
     return [{"set": name, "candidates": candidates, "metric": metric, "value": value, "count": len(right)}]
 
 
-def zero_shot(clip: Clip, side: Labelled) -> np.ndarray:
+def zero_shot(clip: Clip, side: Labelled, cache: Cache | None = None) -> np.ndarray:
     """For each image of a side set, whether its class wins among the set's own classes."""
-    similarity = features(clip, side.images) @ class_features(clip, side.class_names, side.template).T
-    return (similarity.argmax(1).cpu().numpy() == side.labels)
+    similarity = features(clip, side.images, cache) @ class_features(clip, side.class_names, side.template, cache).T
+    return similarity.argmax(1).cpu().numpy() == side.labels
 
 
-def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequence[int] = (1, 5, 10)) -> list[dict]:
+def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequence[int] = (1, 5, 10),
+              cache: Cache | None = None) -> list[dict]:
     """Recall@k in both directions, cosine ranking; several captions per image count as found with the best of them."""
-    image = features(clip, pairs.images)
-    tokens = clip.tokenize(list(pairs.captions)).to(clip.device)
-    with torch.inference_mode():
-        text = torch.cat([clip.encode_text(part) for part in tokens.split(CHUNK)])
-    image_rank, text_rank = ranks((image @ text.T).cpu().numpy(), pairs.owner)
+    similarity = features(clip, pairs.images, cache) @ text_features(clip, pairs.captions, cache).T
+    image_rank, text_rank = ranks(similarity.cpu().numpy(), pairs.owner)
     rows = []
     for k in ks:
         rows += _row(f"{name}: image to text", "all", image_rank < k, f"recall@{k}")

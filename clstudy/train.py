@@ -15,7 +15,7 @@ from .benchmarks import BENCHMARKS
 from .clip import Clip, load_clip
 from .config import RunConfig
 from .data import Batch, Benchmark
-from .evaluate import evaluate
+from .evaluate import Cache, evaluate
 from .methods import METHODS
 from .progress import bar
 from .streams import STREAMS, Stage
@@ -85,8 +85,13 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
         clip.model.visual.compile()
     evals, steps, waiting, seen, images = [], [], [], [], 0
 
+    moving = {tower: any(p.requires_grad for _, p in clip.tower(tower)) for tower in ("image", "text")}
+    cache = Cache()
+
     def look(stage: int, complete: bool) -> None:
-        rows = evaluate(method.deploy(clip), benchmark, tasks, seen, complete)
+        model = method.deploy(clip)
+        sides = complete and (stage % config.side_every == 0 or stage == len(stages))
+        rows = evaluate(model, benchmark, tasks, seen, complete, sides, cache if model is clip else None)
         evals.extend({"stage": stage, "images_seen": images, "stage_end": complete, **row} for row in rows)
 
     total = config.epochs * sum(len(stage.index) for stage in stages)
@@ -104,6 +109,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
                     optimizer.zero_grad(set_to_none=True)
                     sum(terms.values()).backward()
                     method.edit_gradients(clip)
+                    cache.forget(**moving)
                     if config.clip_norm:
                         torch.nn.utils.clip_grad_norm_(method.trainable(clip), config.clip_norm)
                     optimizer.step()

@@ -4,6 +4,7 @@ Six families were used to pretrain `icon-clip`; the benchmarks are built from th
 """
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -141,14 +142,15 @@ def emoji(families: Sequence[str] = COLOUR, test_share: float = 0.2, split_seed:
     names, objects = _names(rows, "subgroup"), _names(rows, "label")
     test = rows.hexcode.isin(_held_out(rows, "subgroup", test_share, split_seed)).to_numpy()
     others = tuple(family for family in UNSEEN if family not in families)
-    side = {"concepts": _labelled(rows[test], objects, "label")}
+    tested = _labelled(rows[test], names, "subgroup")
+    side = {"concepts": replace(_labelled(rows[test], objects, "label"), images=tested.images)}  # encoded once for both
     if others:
         foreign = table(others)
         foreign = foreign[foreign.hexcode.isin(set(rows.hexcode[test]))]
         side["other styles"] = _labelled(foreign, names, "subgroup")
     groups = {group: tuple(names.index(readable(s)) for s in dict.fromkeys(part.subgroup))
               for group, part in rows.groupby("group", sort=False)}
-    return Benchmark("emoji", _labelled(rows[~test], names, "subgroup"), _labelled(rows[test], names, "subgroup"),
+    return Benchmark("emoji", _labelled(rows[~test], names, "subgroup"), tested,
                      _captions(rows[~test]), groups, side | _untouched(tuple(families)), _retrieval(rows[test]))
 
 

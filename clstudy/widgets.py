@@ -1,0 +1,42 @@
+"""Things to play with in a notebook. Each callback is one call into the model and one into `plots`."""
+from collections.abc import Sequence
+
+import ipywidgets as ipw
+import torch
+from IPython.display import display
+from jaxtyping import UInt8
+from torch import Tensor
+
+from . import plots
+from .clip import Clip
+
+
+@torch.inference_mode()
+def probabilities(clip: Clip, image: UInt8[Tensor, "3 height width"], texts: Sequence[str]) -> dict[str, float]:
+    """What CLIP answers for one picture: the softmax over the texts of s f·t."""
+    image_feature = clip.encode_image(image[None].to(clip.device))
+    text_features = clip.encode_text(clip.tokenize(list(texts)).to(clip.device))
+    values = (clip.scale() * image_feature @ text_features.T).softmax(-1)[0]
+    return dict(zip(texts, values.tolist(), strict=True))
+
+
+def playground(clip: Clip, images: UInt8[Tensor, "images 3 height width"], names: Sequence[str],
+               texts: Sequence[str]) -> ipw.Widget:
+    """Choose a picture, write texts (one a line): the bars follow."""
+    picture = ipw.Dropdown(options=[(name, i) for i, name in enumerate(names)], description="picture")
+    written = ipw.Textarea("\n".join(texts), description="texts", continuous_update=False, rows=6,
+                           layout=ipw.Layout(width="32em"))
+    shown = ipw.Output()
+
+    def draw(_=None) -> None:
+        lines = list(dict.fromkeys(line.strip() for line in written.value.splitlines() if line.strip()))
+        with shown:
+            shown.clear_output(wait=True)
+            if lines:
+                answer = probabilities(clip, images[picture.value], lines)
+                display(plots.pictures(images[picture.value][None]), plots.bars(answer, xlabel="probability"))
+
+    for control in (picture, written):
+        control.observe(draw, "value")
+    draw()
+    return ipw.VBox([picture, written, shown])
