@@ -44,7 +44,7 @@ MODEL = {"embed_dim": 256,
 
 @dataclass(frozen=True)
 class Recipe:
-    images: int = 1_000_000  # drawings seen, in all
+    images: int = 680_000  # drawings seen, in all
     emoji: int = 288  # of them in a batch
     pictures: int = 48
     glyphs: int = 112

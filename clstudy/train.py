@@ -25,7 +25,7 @@ LOOK = 20  # steps between two looks at the losses
 
 
 class NotFinite(RuntimeError):
-    """A loss term became NaN or infinite; the message names stage, step and term."""
+    """A loss term or a weight became NaN or infinite; the message names stage, step and term."""
 
 
 def prepare(config: RunConfig) -> tuple[Clip, Benchmark, list[Stage]]:
@@ -72,7 +72,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
           ) -> tuple[list[dict], list[dict]]:
     """Run the stream once. Returns rows of evaluations and of steps (see VOCABULARY.md for the columns).
 
-    keep: called with the final model. NotFinite: a loss term is NaN or infinite."""
+    keep: called with the final model. NotFinite: a loss term or a weight is NaN or infinite."""
     clip, benchmark, stages = prepare(config)
     device = clip.device
     method = METHODS[config.method](**config.method_args)
@@ -85,10 +85,10 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
         clip.model.visual.compile()
     evals, steps, waiting, seen, images = [], [], [], [], 0
 
-    moving = {tower: any(p.requires_grad for _, p in clip.tower(tower)) for tower in ("image", "text")}
-    cache = Cache()
+    cache, moving = Cache(), {"image": False, "text": False}  # which towers a stage has trained so far
 
     def look(stage: int, complete: bool) -> None:
+        cache.forget(**moving)
         model = method.deploy(clip)
         sides = complete and (stage % config.side_every == 0 or stage == len(stages))
         rows = evaluate(model, benchmark, tasks, seen, complete, sides, cache if model is clip else None)
@@ -99,7 +99,10 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
     look(0, complete=True)
     for stage in stages:
         method.before_stage(clip, stage)
-        optimizer = make_optimizer(config, method.trainable(clip))  # a fresh one per stage, as SIT's code does
+        trained = method.trainable(clip)
+        optimizer = make_optimizer(config, trained)  # a fresh one per stage, as SIT's code does
+        for tower in moving:
+            moving[tower] |= any(p is q for _, p in clip.tower(tower) for q in trained)
         for epoch in range(config.epochs):
             order = stage.index if epoch == 0 else shuffle.permutation(stage.index)
             for batch in batches(stage, benchmark, seen, prompts, config.batch_size, order):
@@ -109,7 +112,6 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
                     optimizer.zero_grad(set_to_none=True)
                     sum(terms.values()).backward()
                     method.edit_gradients(clip)
-                    cache.forget(**moving)
                     if config.clip_norm:
                         torch.nn.utils.clip_grad_norm_(method.trainable(clip), config.clip_norm)
                     optimizer.step()
@@ -122,12 +124,19 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
                 if config.eval_every and before // config.eval_every < images // config.eval_every:
                     look(stage.number, complete=False)
         gather(waiting, steps)
+        check_weights(trained, stage.number)
         method.after_stage(clip, batches(stage, benchmark, seen, prompts, config.batch_size, stage.index))
         look(stage.number, complete=True)
     shown.close()
     if keep:
         keep(method.deploy(clip))
     return evals, steps
+
+
+def check_weights(parameters: list, stage: int) -> None:
+    """Stop where a weight is not finite: a gradient can be NaN where the loss is not, and no loss follows a last step."""
+    if parameters and not torch.stack([p.detach().isfinite().all() for p in parameters]).all():
+        raise NotFinite(f"weights are not finite after stage {stage}: lower lr, or set clip_norm")
 
 
 def gather(waiting: list, steps: list[dict]) -> None:

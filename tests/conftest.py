@@ -1,4 +1,4 @@
-"""What the whole suite stands on: offline, headless, one thread, shapes and types checked at run time; and a toy world.
+"""What the whole suite stands on: offline, headless, one thread, types checked at run time; and a toy world.
 
 `toy` is a benchmark of coloured noise and `toy_model` a CLIP of two narrow layers with random weights, so that a
 run takes a fraction of a second and no test but those of the embedded files needs these. `tiny` is a run on both.
@@ -7,29 +7,34 @@ import os
 import tempfile
 
 # before torch is imported; results are bit-identical only at an equal number of threads
-os.environ.update(HF_HUB_OFFLINE="1", CLSTUDY_HEADLESS="1", MPLBACKEND="Agg", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", CLSTUDY_HEADLESS="1",
+                  MPLBACKEND="Agg")
 os.environ["CLSTUDY_RUNS"] = tempfile.mkdtemp(prefix="clstudy-tests-")  # no test writes into runs/
 
 import atexit
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-# every annotation of the package is checked at every call of the suite; must stand before its first import
-install_import_hook("clstudy", "beartype.beartype")
+# Every annotation of the package is checked at every call of the suite; an int passes for a float (PEP 484).
+# The hook must stand before the package's first import, and takes its checker by the name of a module.
+sys.modules["clstudy_checker"] = SimpleNamespace(check=beartype(conf=BeartypeConf(is_pep484_tower=True)))
+install_import_hook("clstudy", "clstudy_checker.check")
 atexit.register(shutil.rmtree, os.environ["CLSTUDY_RUNS"], ignore_errors=True)
 
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-COLOURS = {"red brick": (220, 40, 30), "green leaf": (40, 170, 60), "blue door": (40, 70, 200), "grey stone": (130,
-130, 130),
-           "yellow sun": (240, 220, 40), "black cat": (20, 20, 20)}
+COLOURS = {"red brick": (220, 40, 30), "green leaf": (40, 170, 60), "blue door": (40, 70, 200),
+           "grey stone": (130, 130, 130), "yellow sun": (240, 220, 40), "black cat": (20, 20, 20)}
 TOY_MODEL = {"embed_dim": 16,
              "vision_cfg": {"image_size": 64, "layers": 2, "width": 32, "head_width": 16, "patch_size": 32},
              "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}}
