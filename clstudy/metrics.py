@@ -15,6 +15,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+Numbers = Sequence[float] | np.ndarray  # an array is no Sequence
+Table = Sequence | np.ndarray  # rows of numbers; a wrong shape is refused with its name
+
 EXAMPLE = np.array([[.30, .40, .50],   # before training; the matrix of the worked examples
                     [.80, .50, .40],   # after stage 1
                     [.90, .70, .40],   # after stage 2
@@ -23,7 +26,7 @@ EXAMPLE = np.array([[.30, .40, .50],   # before training; the matrix of the work
 # ---- curves: accuracy over seen classes, one value per stage end or checkpoint
 
 
-def a_avg(curve: Sequence[float]) -> float:
+def a_avg(curve: Numbers) -> float:
     """A_avg = (1/T) Σ_s a_s, a_s the accuracy on all classes seen so far at the end of stage s = 1 … T.
 
     Source: iCaRL, arXiv 1611.07725 (average incremental accuracy); SIT, arXiv 2405.15155.
@@ -34,7 +37,7 @@ def a_avg(curve: Sequence[float]) -> float:
     return _mean(_curve(curve))
 
 
-def a_last(curve: Sequence[float]) -> float:
+def a_last(curve: Numbers) -> float:
     """A_last = a_T, the accuracy on all seen classes after the last stage. Source: SIT, arXiv 2405.15155.
 
     >>> a_last([.80, .70, .60])
@@ -43,8 +46,8 @@ def a_last(curve: Sequence[float]) -> float:
     return float(_curve(curve)[-1])
 
 
-def a_auc(curve: Sequence[float]) -> float:
-    """A_auc = (1/K) Σ_k a_k over the K checkpoints of a run of a run: any-time accuracy.
+def a_auc(curve: Numbers) -> float:
+    """A_auc = (1/K) Σ_k a_k over the K checkpoints of a run: any-time accuracy.
 
     The plain mean, as released code has it, not the trapezoid. Source: CLIB, arXiv 2110.10031; SIT, arXiv
     2405.15155.
@@ -58,7 +61,7 @@ def a_auc(curve: Sequence[float]) -> float:
 # ---- the accuracy matrix
 
 
-def forgetting(R: np.ndarray, variant: str = "chaudhry2018") -> float:
+def forgetting(R: Table, variant: str = "chaudhry2018") -> float:
     """What the T − 1 tasks before the last lost, on average; higher is worse. Row 0 is never used.
 
     chaudhry2018       1/(T−1) Σ_{j<T} (max_{1≤s<T} R_sj − R_Tj)   RWalk, arXiv 1801.10112; may be negative.
@@ -72,7 +75,7 @@ def forgetting(R: np.ndarray, variant: str = "chaudhry2018") -> float:
     return _variant(FORGETTING, variant)(_matrix(R))
 
 
-def backward_transfer(R: np.ndarray, variant: str = "lopez_paz2017") -> float:
+def backward_transfer(R: Table, variant: str = "lopez_paz2017") -> float:
     """BWT: change of earlier tasks since their home stage ended; negative is forgetting. Row 0 is never used.
 
     lopez_paz2017        1/(T−1) Σ_{j<T} (R_Tj − R_jj)    GEM, arXiv 1706.08840
@@ -86,7 +89,7 @@ def backward_transfer(R: np.ndarray, variant: str = "lopez_paz2017") -> float:
     return _variant(BACKWARD_TRANSFER, variant)(_matrix(R))
 
 
-def forward_transfer(R: np.ndarray, variant: str = "lopez_paz2017") -> float:
+def forward_transfer(R: Table, variant: str = "lopez_paz2017") -> float:
     """FWT: accuracy on tasks before their home stage.
 
     lopez_paz2017   1/(T−1) Σ_{j>1} (R_{j−1,j} − R_0j)   GEM, arXiv 1706.08840; its b_j is row 0 here
@@ -98,7 +101,7 @@ def forward_transfer(R: np.ndarray, variant: str = "lopez_paz2017") -> float:
     return _variant(FORWARD_TRANSFER, variant)(_matrix(R))
 
 
-def transfer(R: np.ndarray) -> float:
+def transfer(R: Table) -> float:
     """ZSCL's Transfer = 1/(T−1) Σ_{j≥2} [1/(j−1) Σ_{1≤s<j} R_sj]: what is left of zero-shot ability.
 
     Per task first, then over the T − 1 tasks from the second on. Uses the rows 1 … T − 1 above the diagonal
@@ -113,7 +116,7 @@ def transfer(R: np.ndarray) -> float:
     return _mean([_mean(R[1:t + 1, t]) for t in range(1, R.shape[1])])
 
 
-def average(R: np.ndarray) -> float:
+def average(R: Table) -> float:
     """ZSCL's Avg = 1/T Σ_j [1/T Σ_{s=1…T} R_sj]: per task over the rows 1 … T (not row 0), then over tasks.
 
     Source: ZSCL, arXiv 2303.06628.
@@ -125,7 +128,7 @@ def average(R: np.ndarray) -> float:
     return _mean([_mean(R[1:, t]) for t in range(R.shape[1])])
 
 
-def last(R: np.ndarray) -> float:
+def last(R: Table) -> float:
     """ZSCL's Last = 1/T Σ_j R_Tj: the last row. Source: ZSCL, arXiv 2303.06628.
 
     >>> round(last(EXAMPLE), 4)
@@ -137,7 +140,7 @@ def last(R: np.ndarray) -> float:
 # ---- accuracies per class
 
 
-def f_last(class_accuracy: np.ndarray) -> float:
+def f_last(class_accuracy: Table) -> float:
     """F_last = (1/|C|) Σ_{c∈C} (max_{s<T} a_sc − a_Tc), C the classes once above zero before stage T.
 
     class_accuracy: (stages, classes) at stage ends, without the row before training; NaN where a class is not
@@ -153,7 +156,7 @@ def f_last(class_accuracy: np.ndarray) -> float:
     return _mean((best - a[-1])[best > 0])
 
 
-def worst_class(class_accuracy: Sequence[float]) -> float:
+def worst_class(class_accuracy: Numbers) -> float:
     """min_c a_c over the classes measured: what robust weighting (GDRO, arXiv 2605.03866) tries to raise.
 
     Source: worst-group accuracy, Sagawa et al. 2020, arXiv 1911.08731, with classes as groups.
@@ -172,7 +175,7 @@ class Interval(NamedTuple):
     half_width: float
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def interval(values: Numbers, level: float = 0.95) -> Interval:
     """Mean over seeds ± t_{(1+level)/2, n−1} · s/√n, s with divisor n − 1. One value: half-width NaN.
 
     NaN values are not dropped: they make the result NaN. ValueError: no values, level outside (0, 1).
@@ -192,7 +195,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(float(values.mean()), float(half_width))
 
 
-def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:
+def paired_interval(a: Numbers, b: Sequence[float], level: float = 0.95) -> Interval:
     """The interval of a − b where a[i] and b[i] share seed i: variation that both share cancels.
 
     >>> [round(x, 4) for x in paired_interval([.5, .7, .9], [.4, .6, .8])]
@@ -226,7 +229,7 @@ FORWARD_TRANSFER: Variants = {
 # ---- helpers
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Numbers) -> float:
     """Mean of what is not NaN; NaN, without a warning, when nothing is left."""
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
@@ -241,14 +244,14 @@ def _home(R: np.ndarray) -> np.ndarray:
     return np.diagonal(R[1:])
 
 
-def _matrix(R: np.ndarray) -> np.ndarray:
+def _matrix(R: Table) -> np.ndarray:
     R = np.asarray(R, dtype=float)
     if R.ndim != 2 or R.shape[0] != R.shape[1] + 1 or R.shape[1] == 0:
         raise ValueError(f"R: got shape {R.shape}; must be (T + 1, T), row 0 being the model before training")
     return R
 
 
-def _curve(values: Sequence[float]) -> np.ndarray:
+def _curve(values: Numbers) -> np.ndarray:
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"values: got shape {values.shape}; must be one-dimensional with at least one value")

@@ -4,7 +4,7 @@ Every step takes drawings of three kinds: emoji of the six pretraining families,
 glyphs that are coloured at random. The loss is a sum of four terms:
 
     L =  names     images of emoji against prompts of concepts, those of the batch and 300 others
-      +  kinds     images of emoji against the names of all subgroups ("mammal", "aircraft"), weight 0.3
+      +  kinds     images of emoji against the names of all subgroups ("mammal", "aircraft"), weight 1
       +  pairs     CLIP's symmetric loss over all images and one caption each; equal captions are shared positives
       +  teacher   1 − cos of a linear map of the image feature and the teacher's feature (ImageNet network), weight 2
 
@@ -51,7 +51,7 @@ class Recipe:
     lr: float = 1e-3  # at its peak; linear warm-up, then cosine to zero
     warmup: int = 200  # steps
     weight_decay: float = 0.1  # on matrices; none on embeddings, norms and biases
-    kinds: float = 0.3  # weights of the terms
+    kinds: float = 1.0  # weights of the terms
     teacher: float = 2.0
     others: int = 300  # concept names offered beside those of the batch
     patch_dropout: float = 0.5

@@ -40,13 +40,15 @@ class Run:
 
     @cached_property
     def evals(self) -> pd.DataFrame:
-        return pd.read_json(self.folder / "evals.jsonl", lines=True)
+        return pd.read_json(self.folder / "evals.jsonl", lines=True, precise_float=True)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
         path = self.folder / "steps.jsonl"
         columns = ["stage", "images_seen", "step", "term", "value"]
-        return pd.read_json(path, lines=True) if path.stat().st_size else pd.DataFrame(columns=columns)
+        if not path.stat().st_size:
+            return pd.DataFrame(columns=columns)
+        return pd.read_json(path, lines=True, precise_float=True)  # otherwise the last digits are lost
 
     @cached_property
     def result(self) -> dict:
@@ -112,7 +114,7 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
         return found
     from .train import train  # torch and open_clip only when something is to be computed
 
-    draft = runs / f"{config.run_id}.draft-{os.getpid()}"
+    draft = runs / f"{config.run_id}.draft-{platform.node()}-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     started = time.perf_counter()
@@ -125,8 +127,8 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
         result = {"run_id": config.run_id, "seconds": round(time.perf_counter() - started, 1), "finished": time.time()}
         (draft / "result.json").write_text(json.dumps(result))
         folder = runs / config.run_id
-        if found:
-            shutil.rmtree(folder)
+        if found or not (folder / "result.json").exists():  # without a result: what a killed removal left
+            shutil.rmtree(folder, ignore_errors=True)
         try:
             draft.rename(folder)
         except OSError:  # another process was first
@@ -202,7 +204,7 @@ def _worker(threads: int) -> None:
 def finished(folder: Path) -> list[Run]:
     """All finished runs of a folder."""
     return [Run(RunConfig.model_validate_json((path.parent / "config.json").read_text()), path.parent)
-            for path in sorted(folder.glob("*/result.json"))]
+            for path in sorted(folder.glob("*/result.json")) if ".draft-" not in path.parent.name]
 
 
 def load_runs(runs: Path | Iterable[Run] | None = None) -> pd.DataFrame:

@@ -134,7 +134,8 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
 
 
 def check_weights(parameters: list, stage: int) -> None:
-    """Stop where a weight is not finite: a gradient can be NaN where the loss is not, and no loss follows a last step."""
+    """Stop where a weight is not finite: a gradient can be NaN where the loss is not, and the last step has no loss
+    after it."""
     if parameters and not torch.stack([p.detach().isfinite().all() for p in parameters]).all():
         raise NotFinite(f"weights are not finite after stage {stage}: lower lr, or set clip_norm")
 

@@ -54,9 +54,28 @@ def test_a_run_without_steps_has_an_empty_table(tiny, runs):
 
 
 def test_two_configurations_have_two_folders(tiny, runs):
-    made = many([tiny, tiny.but(seed=1), tiny], runs=runs)
+    made = [load_or_train(config, runs) for config in (tiny, tiny.but(seed=1), tiny)]
     assert len({run.folder for run in made}) == 2 == len(list(runs.iterdir())) == len(finished(runs))
     assert not made[0].steps.equals(made[1].steps)
+
+
+def test_many_reads_what_is_finished_in_the_order_asked_for(tiny, runs, no_training):
+    configs = [tiny, tiny.but(seed=1)]
+    made = [load_or_train(config, runs) for config in configs]
+    no_training()
+    assert [run.folder for run in many([*configs, tiny], runs=runs)] == [run.folder for run in (*made, made[0])]
+
+
+@pytest.mark.slow
+def test_many_runs_in_another_process_and_one_error_stops_no_other(toy_model, runs):
+    """Spawned processes know no toy benchmark: a small part of the embedded one."""
+    good = RunConfig(benchmark_args={"families": ["streamline-emojis"]}, model=str(toy_model), tuner="none",
+                     method="frozen", stream="joint")
+    bad = good.but(stream="disjoint", stream_args={"tasks": 1000})
+    with pytest.raises(ValueError, match="tasks=1000"):
+        many([bad, good], workers=1, runs=runs)
+    assert [path.name for path in runs.iterdir()] == [good.run_id]
+    assert find(good, runs).evals.value.between(0, 1).all()
 
 
 # ---- what is not finished

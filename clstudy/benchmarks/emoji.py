@@ -3,7 +3,7 @@
 Six families were used to pretrain `icon-clip`; the benchmarks are built from the other six, which it never saw.
 """
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +43,7 @@ def readable(subgroup: str) -> str:
     return CLASS_NAMES.get(subgroup, subgroup.replace("-", " "))
 
 
-def decode(cells: Sequence[dict]) -> np.ndarray:
+def decode(cells: Iterable[dict]) -> np.ndarray:
     """Image cells of the parquet file → RGBA, uint8 (n, 64, 64, 4)."""
     return np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGBA")) for cell in cells])
 
@@ -65,11 +65,13 @@ def _everything() -> pd.DataFrame:
 def table(families: Sequence[str] | None = None) -> pd.DataFrame:
     """Rows of the embedded world: family, hexcode, emoji, label, tags, group, subgroup, icon, image.
 
-    ValueError: an unknown family, with the choices."""
+    ValueError: no family, or an unknown one, with the choices."""
     rows = _everything()
     if families is None:
         return rows
     known = sorted(rows.family.unique())
+    if not families:
+        raise ValueError(f"no family is given; choices: {', '.join(known)}")
     for family in families:
         if family not in known:
             raise ValueError(f"family={family!r} is unknown; choices: {', '.join(known)}")
@@ -161,11 +163,11 @@ def emoji_concepts(train_families: Sequence[str] = ("noto", "fluent-emoji"),
     Classes are the concepts that all these families draw. Side sets: the two families that neither trains nor tests
     ("other
     styles"), faces and people, symbols, flags. Retrieval: the first test family.
-    ValueError: families unknown or on both sides."""
+    ValueError: families missing, unknown or on both sides."""
     both = set(train_families) & set(test_families)
     if both:
         raise ValueError(f"train_families and test_families share {', '.join(sorted(both))}; a family trains or tests")
-    rows = table((*train_families, *test_families))
+    rows = table((*train_families, *test_families) if train_families and test_families else ())
     rows = rows[rows.group.isin(OBJECTS)]
     drawn = rows.groupby("hexcode").family.nunique()
     rows = rows[rows.hexcode.isin(drawn[drawn == rows.family.nunique()].index)]

@@ -1,0 +1,122 @@
+"""The rules of the house that matter: who imports what, that every name is documented, notebooks without outputs."""
+import ast
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from clstudy.augment import AUGMENTATIONS
+from clstudy.benchmarks import BENCHMARKS
+from clstudy.methods import METHODS
+from clstudy.streams import STREAMS
+from clstudy.tuners import TUNERS
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "clstudy").rglob("*.py"))
+README = ROOT / "README.md"
+NAMES = {"benchmarks": dict(BENCHMARKS), "streams": dict(STREAMS), "tuners": dict(TUNERS), "methods": dict(METHODS)}
+NAMED = [(axis, name) for axis, choices in NAMES.items() for name in choices]
+
+ALLOWED = {
+    # what may import it → why
+    "open_clip": {"clip.py": "the one place that knows it", "pretrain.py": "builds a model from a configuration"},
+    "matplotlib": {"plots.py": "paper figures", "widgets.py": "their static twins"},
+    "seaborn": {"plots.py": "paper figures", "widgets.py": "their static twins"},
+    "plotly": {"plots.py": "interactive figures", "widgets.py": "the same", "batch.py": "puts the library into a page"},
+    "ipywidgets": {"widgets.py": "controls"},
+    "papermill": {"batch.py": "executes notebooks"},
+    "peft": {"tuners/lora.py": "LoRA layers"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all imports, also of those inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module)
+    return found
+
+
+def where(path: Path) -> str:
+    return path.relative_to(ROOT / "clstudy").as_posix()
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_is_imported_where_it_belongs_and_nowhere_else(package):
+    importing = {where(path) for path in MODULES if any(name.split(".")[0] == package for name in imports(path))}
+    assert importing <= set(ALLOWED[package])
+
+
+def test_batch_takes_of_plotly_only_what_writes_pages():
+    names = imports(ROOT / "clstudy" / "batch.py")
+    assert {name for name in names if name.startswith("plotly")} <= {"plotly.io"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=where)
+def test_a_module_says_what_it_is_and_keeps_its_lines_short(path):
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text))
+    long = [number for number, line in enumerate(text.splitlines(), 1) if len(line) > 120]
+    assert not long
+    assert "__future__" not in {name.split(".")[0] for name in imports(path)}  # annotations are read at run time
+
+
+def test_the_loop_fits_on_its_screens():
+    from clstudy import train
+
+    source = inspect.getsource(train.train)
+    assert len(source.splitlines()) <= 75
+
+
+@pytest.mark.parametrize(("axis", "name"), NAMED)
+def test_every_name_has_a_docstring_with_its_source(axis, name):
+    thing = NAMES[axis][name]
+    said = sys.modules[thing.__module__].__doc__ if axis == "methods" else thing.__doc__
+    assert said and len(said.strip().splitlines()[0]) > 5
+    if axis == "methods":
+        assert re.search(r"arXiv \d{4}\.\d{4,5}|\b(19|20)\d\d\b", said), "which paper?"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_no_other_methods_child_and_calls_only_its_verbs(name):
+    kind = METHODS[name]
+    assert not [base for base in kind.__mro__[1:] if base in METHODS.values()]
+    source = inspect.getsource(sys.modules[kind.__module__])
+    assert not re.search(r"\.backward\(|\.step\(|print\(|RunConfig", source)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_augmentation_has_a_docstring(name):
+    assert AUGMENTATIONS[name].__doc__
+
+
+@pytest.mark.parametrize(("axis", "name"), NAMED)
+def test_every_name_stands_in_a_table_of_the_readme(axis, name):
+    tables = [line for line in README.read_text().splitlines() if line.startswith("|")]
+    assert any(f"`{name}`" in line for line in tables)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_is_stored_without_outputs(path):
+    for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+        assert not cell.get("outputs") and cell.get("execution_count") is None, f"cell {number}"
+
+
+def test_every_public_function_of_the_losses_has_its_formula_and_source():
+    from clstudy import losses
+
+    for name, function in inspect.getmembers(losses, inspect.isfunction):
+        if function.__module__ == losses.__name__:
+            assert "arXiv" in function.__doc__, name
+
+
+def test_no_path_of_a_machine_is_in_the_package():
+    for path in [*MODULES, *(ROOT / "tests").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]:
+        if path != Path(__file__):
+            assert not re.search(r"[\"'](/home/|/root/|/work/|/tmp/)", path.read_text()), path
