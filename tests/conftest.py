@@ -24,9 +24,12 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 # Every annotation of the package is checked at every call of the suite; an int passes for a float (PEP 484).
-# The hook must stand before the package's first import, and takes its checker by the name of a module.
+# The hook must stand before the package's first import, and takes its checker by the name of a module. Streams are left
+# out: they take labels of any kind, and what they refuse, they refuse in words of their own.
 sys.modules["clstudy_checker"] = SimpleNamespace(check=beartype(conf=BeartypeConf(is_pep484_tower=True)))
-install_import_hook("clstudy", "clstudy_checker.check")
+PACKAGE = Path(__file__).parent.parent / "clstudy"
+install_import_hook([f"clstudy.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("__init__", "streams")],
+                    "clstudy_checker.check")
 atexit.register(shutil.rmtree, os.environ["CLSTUDY_RUNS"], ignore_errors=True)
 
 import torch  # noqa: E402

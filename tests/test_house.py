@@ -120,3 +120,18 @@ def test_no_path_of_a_machine_is_in_the_package():
     for path in [*MODULES, *(ROOT / "tests").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]:
         if path != Path(__file__):
             assert not re.search(r"[\"'](/home/|/root/|/work/|/tmp/)", path.read_text()), path
+
+
+def test_shapes_and_types_are_checked_over_the_whole_suite():
+    """The hook of conftest is on, in folders too: otherwise all annotations would be unread."""
+    import torch
+    from jaxtyping import TypeCheckError
+
+    from clstudy.benchmarks.emoji import on_white
+    from clstudy.losses import match
+
+    image, text, target = torch.rand(3, 4), torch.rand(2, 5), torch.zeros(3, dtype=torch.long)
+    with pytest.raises(TypeCheckError):
+        match(image, text, torch.tensor(1.0), target)
+    with pytest.raises(TypeCheckError):
+        on_white([1])
