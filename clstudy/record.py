@@ -105,12 +105,17 @@ def find(config: RunConfig, runs: Path | None = None) -> Run | None:
     return Run(config, folder) if (folder / "result.json").exists() else None
 
 
+def _usable(run: Run | None, keep_model: bool) -> bool:
+    """Whether a run is finished, and has its weights where they are wanted."""
+    return run is not None and (not keep_model or (run.folder / "model.safetensors").exists())
+
+
 def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool = False, progress=None) -> Run:
     """Read a finished run, or make it. `keep_model` also stores the tuned weights (and makes the run again if it
     has none)."""
     runs = runs or RUNS
     found = find(config, runs)
-    if found and not (keep_model and not (found.folder / "model.safetensors").exists()):
+    if found and _usable(found, keep_model):
         return found
     from .train import train  # torch and open_clip only when something is to be computed
 
@@ -170,7 +175,7 @@ def many(configs: Sequence[RunConfig], workers: int | None = None, runs: Path | 
     workers: default one per core, or one where a GPU computes. One run that fails stops no other; the first error
     is raised when all others are done."""
     runs = runs or RUNS
-    todo = {config.run_id: config for config in configs if find(config, runs) is None}
+    todo = {config.run_id: config for config in configs if not _usable(find(config, runs), keep_model)}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = min(workers or (1 if _gpu(configs) else cores), max(len(todo), 1))
     errors = []
@@ -202,8 +207,8 @@ def _worker(threads: int) -> None:
 
 
 def finished(folder: Path) -> list[Run]:
-    """All finished runs of a folder."""
-    return [Run(RunConfig.model_validate_json((path.parent / "config.json").read_text()), path.parent)
+    """All finished runs of a folder, those of settings that no longer exist included."""
+    return [Run(RunConfig.model_construct(**json.loads((path.parent / "config.json").read_text())), path.parent)
             for path in sorted(folder.glob("*/result.json")) if ".draft-" not in path.parent.name]
 
 

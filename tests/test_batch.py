@@ -153,7 +153,8 @@ def test_an_unknown_or_broken_profile_is_an_error(notebook: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)  # the repository has a notebook of such a name
     for stem in ("01_frozen", "02_streams", "03_candidates", "13_candidate_text"):
         write(tmp_path / f"{stem}.ipynb", "1")
     return tmp_path
