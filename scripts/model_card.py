@@ -61,7 +61,7 @@ def main() -> None:
     figure = plots.pretraining(curve, UNSEEN, title="zero-shot over 861 object concepts, families never seen")
     figure.savefig(FOLDER / "curve.png")
     known, blank = from_nothing()
-    text = (FOLDER / "card.txt").read_text()
+    text = (Path(__file__).parent / "icon-clip-card.md").read_text()
     settings = "\n".join(f"| `{name}` | {value:,} |" if isinstance(value, int) else f"| `{name}` | {value} |"
                          for name, value in vars(recipe).items())
     count = sum(p.numel() for p in clip.parameters())
