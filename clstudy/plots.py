@@ -109,12 +109,17 @@ def matrix(R: np.ndarray, title: str | None = None, row_names: Sequence[str] | N
 
 
 def _band(axis, runs: Sequence[Run], set_name: str, metric: str, **line) -> None:
-    """Mean over seeds of the accuracy at each checkpoint, with its 95 % interval."""
-    table = pd.concat([run.curve(set_name, metric) for run in runs])
-    by = table.groupby("images_seen").value
-    mean, half = by.mean(), by.apply(lambda v: interval(v.tolist()).half_width if len(v) > 1 else 0.0)
-    axis.plot(mean.index, 100 * mean, **line)
-    axis.fill_between(mean.index, 100 * (mean - half), 100 * (mean + half), color=line.get("color"), alpha=0.18, lw=0)
+    """Mean over seeds with its 95 % interval, cut to 0 … 100. Stages end at other images for other seeds, so each run's
+    curve is read, by linear interpolation, at 25 points from the latest first checkpoint to the end."""
+    curves = [run.curve(set_name, metric) for run in runs]
+    first, last = (max(curve.images_seen.iloc[i] for curve in curves) for i in (0, -1))
+    points = np.linspace(first, last, 25)
+    values = np.array([np.interp(points, curve.images_seen, 100 * curve.value) for curve in curves])
+    axis.plot(points, values.mean(0), **line)
+    if len(runs) > 1:
+        low, high = zip(*((m - h, m + h) for m, h in map(interval, values.T)), strict=True)
+        low, high = np.clip(low, 0, 100), np.clip(high, 0, 100)
+        axis.fill_between(points, low, high, color=line.get("color"), alpha=0.12, lw=0)
 
 
 def _legend(figure: Figure, axes: np.ndarray) -> None:
@@ -130,7 +135,7 @@ def curves(runs: Mapping[str, Sequence[Run]], set: str = "seen classes", metric:
     figure, axes = _figure(ONE_COLUMN + 0.9, 2.5)
     for i, (label, group) in enumerate(runs.items()):
         name, colour, dash = METHODS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
-        _band(axes[0, 0], group, set, metric, color=colour, label=name, dashes=dash or (None, None), marker="o", ms=2.5)
+        _band(axes[0, 0], group, set, metric, color=colour, label=name, dashes=dash or (None, None))
     axes[0, 0].set(xlabel="images of the stream seen", ylabel=ylabel or f"{metric} on {set}, %", title=title)
     axes[0, 0].legend(frameon=False)
     return figure
@@ -157,7 +162,7 @@ def curve_grid(groups: Mapping[tuple[str, str, str], Sequence[Run]], set: str = 
     for (stream, tuner, method), runs in groups.items():
         axis = axes[streams.index(stream), tuners.index(tuner)]
         name, colour, dash = METHODS[method]
-        _band(axis, runs, set, "accuracy", color=colour, label=name, dashes=dash or (None, None), marker="o", ms=2)
+        _band(axis, runs, set, "accuracy", color=colour, label=name, dashes=dash or (None, None))
         axis.set(title=f"{stream} stream, {tuner}", xlabel="images of the stream seen")
     for row in axes:
         row[0].set_ylabel(f"accuracy on {set}, %")
