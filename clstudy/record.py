@@ -120,6 +120,7 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
     from .train import train  # torch and open_clip only when something is to be computed
 
     draft = runs / f"{config.run_id}.draft-{platform.node()}-{os.getpid()}"
+    clear_dead(runs)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     started = time.perf_counter()
@@ -142,6 +143,17 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Run(config, runs / config.run_id)
+
+
+def clear_dead(runs: Path) -> None:
+    """Remove the drafts of processes of this machine that are no more."""
+    for draft in runs.glob(f"*.draft-{platform.node()}-*"):
+        try:
+            os.kill(int(draft.name.rsplit("-", 1)[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(draft, ignore_errors=True)
+        except (PermissionError, ValueError):  # somebody else's, or not ours
+            continue
 
 
 def save_tuned(clip, folder: Path) -> None:

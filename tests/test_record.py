@@ -114,6 +114,7 @@ def test_a_killed_run_is_not_finished_and_is_made_again(tiny, runs):
     assert find(tiny, runs) is None and [run.config.seed for run in finished(runs)] == [7]
     run = load_or_train(tiny, runs)
     assert run.evals.to_dict("records") == train.train(tiny)[0]
+    assert len(list(runs.iterdir())) == 2  # the dead draft is gone
 
 
 def test_a_draft_is_not_a_run_even_with_its_result(tiny, runs):
