@@ -14,7 +14,9 @@ _BLOCKS = {"image": r"visual\.transformer", "text": r"transformer", "both": r"(v
 
 
 def lora(clip: Clip, tower: str, rank: int = 4, alpha: float = 1.0) -> None:
-    """rank: of each update; alpha: the update is scaled by alpha / rank. ValueError: rank."""
+    """Low-rank updates of the attention projections.
+
+    rank: of each update; alpha: the update is scaled by alpha / rank. ValueError: rank."""
     if rank < 1:
         raise ValueError(f"tuner_args rank={rank!r}: must be at least 1")
     from peft import LoraConfig, inject_adapter_in_model  # costs seconds to import
