@@ -1,9 +1,9 @@
 """CLIP, as this project sees it: two towers and a temperature. The only module that imports open_clip.
 
 Two exact changes are made to open_clip's model when it is loaded. Its fused attention becomes `Attention`, whose
-projections
-are plain linear layers that tuners and probes can reach; and text is cut to the longest prompt at hand, since behind
-a causal mask what comes after the end token cannot matter (difference 4e-6, 8 to 10 times faster on class prompts).
+projections are plain linear layers that tuners and probes can reach; and text is cut to the longest prompt at hand,
+since behind a causal mask what comes after the end token cannot matter (difference 4e-6, 8 to 10 times faster on
+class prompts).
 """
 import difflib
 import json

@@ -1,5 +1,4 @@
-"""Accuracy of a model on a benchmark: on each task, on all classes, on sets that the stream does not touch, and
-retrieval.
+"""Accuracy of a model on a benchmark: on each task, on all classes, on untouched sets, and retrieval.
 
 Class texts are encoded once for an evaluation, images once; own / seen / all differ only in which columns compete."""
 from collections.abc import Sequence
@@ -67,10 +66,8 @@ def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]],
     """Rows of (set, candidates, metric, value, count).
 
     tasks: classes of each task; seen: classes that have arrived. Sets: "seen classes" (candidates seen); if
-    `complete` also
-    "task 1" … (own / seen / all), "all classes" (all), and each class (set "class NAME", seen and all); if `sides`
-    also the
-    side sets (own) and retrieval. An empty set gives no row."""
+    `complete` also "task 1" … (own / seen / all), "all classes" (all), and each class (set "class NAME", seen and
+    all); if `sides` also the side sets (own) and retrieval. An empty set gives no row."""
     cache = cache or Cache()
     clip.eval()
     test, count = benchmark.test, len(benchmark.test.class_names)

@@ -25,8 +25,7 @@ def contrastive(image: Float[Tensor, "batch dim"], text: Float[Tensor, "batch di
         L = ½ [ CE(rows of Z, P) + CE(rows of Zᵀ, P) ],   Z_ij = s f_i·t_j
 
     same: 1 where image i and text j belong together (the diagonal if None); P is `same` with rows that sum to 1, so
-    pairs that
-    carry the same caption are positives of each other and not false negatives."""
+    pairs that carry the same caption are positives of each other and not false negatives."""
     logits = scale * image @ text.T
     if same is None:
         same = torch.eye(len(image), device=image.device)

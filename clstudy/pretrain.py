@@ -8,9 +8,8 @@ glyphs that are coloured at random. The loss is a sum of four terms:
       +  pairs     CLIP's symmetric loss over all images and one caption each; equal captions are shared positives
       +  teacher   1 − cos of a linear map of the image feature and the teacher's feature (ImageNet network), weight 2
 
-Half of the patches are dropped in training (FLIP, arXiv 2212.00794) but for the last tenth. What a step draws
-depends on
-(seed, step) alone, so a run that was stopped goes on from its last saved step with the same batches. What is saved
+Half of the patches are dropped in training (FLIP, arXiv 2212.00794) but for the last tenth. What a step draws depends
+on (seed, step) alone, so a run that was stopped goes on from its last saved step with the same batches. What is saved
 is a moving average of the weights, in fp16.
 """
 import json

@@ -2,9 +2,9 @@
 
     runs/<run_id>/config.json  env.json  evals.jsonl  steps.jsonl  [model.safetensors]  result.json
 
-A run is written into a folder of its own beside these and renamed when `result.json` stands in it, so a run that
-was killed
-leaves nothing that could be read as finished, and two processes that make the same run do not disturb each other."""
+A run is written into a folder of its own beside these and renamed when `result.json` stands in it, so a run that was
+killed leaves nothing that could be read as finished, and two processes that make the same run do not disturb each
+other."""
 import json
 import os
 import platform

@@ -15,8 +15,8 @@ def scores(run: Run) -> dict[str, float]:
     """Metrics of one run, in percent: stream accuracy, forgetting, zero-shot and retrieval before and after.
 
     A_auc, A_avg and A_last are of classes seen so far (candidates: seen). Matrix metrics use candidates "all", for
-    which row 0
-    (before training) exists. "NAME" and "NAME before" are side sets after the last stage and before the first."""
+    which row 0 (before training) exists. "NAME" and "NAME before" are side sets after the last stage and before the
+    first."""
     every, ends = run.curve(), run.evals[run.evals.stage_end & (run.evals["set"] == "seen classes")]
     R, known = run.matrix("all"), run.classes("seen")
     values = {

@@ -134,9 +134,8 @@ def emoji(families: Sequence[str] = COLOUR, test_share: float = 0.2, split_seed:
 
     Within each class, `test_share` of the *concepts* are test, in every family: no drawing of a test concept is ever
     tuned on. Side sets: the test concepts one by one ("concepts", among all object names), the same classes in
-    families that the
-    stream has not ("other styles"), faces and people, symbols, flags. Retrieval: the first family's test concepts.
-    ValueError: families, test_share."""
+    families that the stream has not ("other styles"), faces and people, symbols, flags. Retrieval: the first family's
+    test concepts. ValueError: families, test_share."""
     if not 0 < test_share < 1:
         raise ValueError(f"test_share={test_share!r}: must lie between 0 and 1")
     rows = table(families)
@@ -161,8 +160,7 @@ def emoji_concepts(train_families: Sequence[str] = ("noto", "fluent-emoji"),
     """Single concepts (dog, sailboat, violin, …) of the object groups: some families train, others test.
 
     Classes are the concepts that all these families draw. Side sets: the two families that neither trains nor tests
-    ("other
-    styles"), faces and people, symbols, flags. Retrieval: the first test family.
+    ("other styles"), faces and people, symbols, flags. Retrieval: the first test family.
     ValueError: families missing, unknown or on both sides."""
     both = set(train_families) & set(test_families)
     if both:

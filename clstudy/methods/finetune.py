@@ -1,5 +1,4 @@
-"""Asymmetric tuning: every class seen so far competes with each image. The baseline of Wang et al. 2024, SIT, arXiv
-2405.15155.
+"""Asymmetric tuning: every class seen so far competes. Baseline of Wang et al. 2024, SIT, arXiv 2405.15155.
 
     L = −(1/B) Σ_i log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m),   K = classes seen so far
         └──────── task ────────┘
@@ -8,10 +7,9 @@
     s        –       inverse temperature, frozen                    –
     K        –       candidates: what `batch` brings unchanged      classes
 
-Estimator: the exact loss of the batch. A class that was seen earlier but is absent from the batch gets no
-attraction, only
-repulsion: ∂L/∂t_k = (s/B) Σ_i p_ik f_i. Departures: one softmax; the released code applies a second one
-(see DEVIATIONS.md).
+Estimator: the exact loss of the batch. A class that was seen earlier but is absent from the batch gets no attraction,
+only repulsion: ∂L/∂t_k = (s/B) Σ_i p_ik f_i. Departures: one softmax; the released code applies a second one (see
+DEVIATIONS.md).
 """
 from dataclasses import dataclass
 

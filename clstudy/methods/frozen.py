@@ -1,5 +1,4 @@
-"""Frozen CLIP: the pretrained model classifies among all classes seen. Thengane et al. 2022, Continual-CLIP, arXiv
-2210.03114.
+"""Frozen CLIP among all classes seen so far. Thengane et al. 2022, Continual-CLIP, arXiv 2210.03114.
 
     no objective; prediction = argmax_k f_i·t_k over the classes seen so far
 

@@ -8,10 +8,9 @@
     K        –       candidates: `batch.present()`                  classes
 
 Estimator: the exact loss of the batch. "Symmetric" says that the texts and the images of the loss cover the same
-classes; it does not mean
-CLIP's two-direction loss, and there is no text-to-image term (released code). A text that is absent from the batch
-is not in the graph: its direct gradient is zero. Departures: one softmax; the released code applies a second one
-(see DEVIATIONS.md). Evaluation offers all classes seen, as for every method.
+classes; it does not mean CLIP's two-direction loss, and there is no text-to-image term (released code). A text that
+is absent from the batch is not in the graph: its direct gradient is zero. Departures: one softmax; the released code
+applies a second one (see DEVIATIONS.md). Evaluation offers all classes seen, as for every method.
 """
 from dataclasses import dataclass
 
