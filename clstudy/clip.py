@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,8 +167,8 @@ def load_clip(name: str = "icon-clip", pretrained: str | None = None, device: st
         reads (`open_clip_config.json` with `open_clip_model.safetensors`).
     pretrained: a tag of `open_clip.list_pretrained()`, a checkpoint file, "random" for untrained weights, or None for
         the weights that come with the name.
-    ValueError: unknown names and tags (near ones are listed); a checkpoint whose activation (QuickGELU) does not
-        fit the architecture."""
+    ValueError: unknown names and tags (near ones are listed); a tag whose activation (QuickGELU) does not
+        fit the architecture, which a checkpoint file does not tell; a TorchScript archive."""
     folder = EMBEDDED.get(name) or (Path(name) if Path(name).is_dir() else None)
     if folder:
         return _from_folder(folder, pretrained, name).to(device)
@@ -192,7 +193,10 @@ def _tags(name: str) -> list[str]:
 
 def _check_weights(name: str, pretrained: str) -> None:
     if Path(pretrained).exists():
-        return
+        if zipfile.is_zipfile(pretrained) and any("/code/" in file for file in zipfile.ZipFile(pretrained).namelist()):
+            raise ValueError(f"pretrained={pretrained!r} is a TorchScript archive (OpenAI's first form): use the tag "
+                             "pretrained='openai', or save its state_dict as safetensors first")
+        return  # a state_dict does not tell its activation
     if pretrained not in _tags(name):
         near = difflib.get_close_matches(pretrained, _tags(name), 3, 0.3)
         raise ValueError(f"pretrained={pretrained!r} is neither a file nor a tag of {name}. Near: "

@@ -119,7 +119,7 @@ class Corpus:
         rgb = torch.cat([coloured[:, :3], ink.expand(-1, 3, 64, 64)])
         alpha = torch.cat([coloured[:, 3:], alpha])
         images = augment(rgb, alpha, generator)
-        captions = [self.caption(row, rng) for row in rows]
+        captions = [self.caption(row, rng) for row in rows.tolist()]
         for kind, chosen in (("pictures", pictures), ("glyphs", glyphs)):
             captions += [TEMPLATES[rng.integers(len(TEMPLATES))].format(self.words[kind][i]) for i in chosen]
         return images, captions, torch.from_numpy(rows), torch.from_numpy(pictures)
@@ -221,6 +221,7 @@ def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state
     bar = tqdm(total=recipe.images, initial=start * recipe.batch, unit="img", unit_scale=True, smoothing=0.05)
     clip.train()
     for step in range(start, recipe.steps):
+        torch.manual_seed(recipe.seed * 10**9 + step)  # which patches are dropped
         if step >= 0.9 * recipe.steps:
             clip.model.visual.patch_dropout = nn.Identity()
         wave = 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps)
@@ -238,7 +239,7 @@ def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state
         bar.update(recipe.batch)
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
             scores = zero_shot(average.eval())
-            values = {name: round(float(term), 4) for name, term in terms.items()}
+            values = {name: round(term.item(), 4) for name, term in terms.items()}
             row = {"step": step + 1, "images": bar.n, "time": round(time.time()), **values, **scores}
             save(state, recipe, step + 1, parameters, average, optimiser)
             with open(state / "curve.jsonl", "a") as file:

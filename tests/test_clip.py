@@ -2,6 +2,7 @@
 import copy
 import json
 import shutil
+import zipfile
 
 import open_clip
 import pytest
@@ -247,6 +248,13 @@ def test_an_architecture_without_weights_is_refused_with_its_tags():
 def test_a_wrong_tag_is_refused_with_near_ones():
     said = refused("ViT-B-32", "laion2b_s34b_b97k")
     assert "laion2b_s34b_b79k" in said.split("Near:")[1].split("Tags:")[0]
+
+
+def test_a_torchscript_archive_is_refused_with_the_cure(tmp_path):
+    file = tmp_path / "ViT-B-32.pt"  # a zip with a folder of code, as torch.jit.save writes it
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("ViT-B-32/code/__torch__.py", "")
+    assert "pretrained='openai'" in refused("ViT-B-32-quickgelu", str(file))
 
 
 @pytest.mark.parametrize(("name", "tag"), [("ViT-B-32", "openai"), ("ViT-B-16", "openai"),
