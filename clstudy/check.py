@@ -105,16 +105,25 @@ def batch(axes: Axes, *names: str) -> Batch:
     return Batch(pictures, labels, tuple(range(images)), seen, prompts, Stage(2, seen[2:], np.arange(images)))
 
 
+def stages(axes: Axes, *names: str) -> list[Stage]:
+    """Three stages that share the images and the classes among them."""
+    order, homes = axes.rng.permutation(axes["images"]), np.array_split(axes.rng.permutation(axes["classes"]), 3)
+    parts = np.array_split(order, 3)
+    return [Stage(i + 1, tuple(home.tolist()), part) for i, (home, part) in enumerate(zip(homes, parts, strict=True))]
+
+
 GENERATORS: dict[str, Callable] = {
     "image": features, "text": features, "scale": lambda axes, *names: torch.tensor(float(axes.rng.uniform(2, 20))),
     "target": rows_of("texts"), "labels": rows_of("classes"), "weight": weights, "same": positives, "offered": offered,
     "temperature": lambda axes, *names: float(axes.rng.uniform(0.5, 4)), "R": accuracy_matrix,
     "curve": accuracies, "values": accuracies, "a": accuracies, "b": accuracies, "class_accuracy": class_accuracy,
-    "clip": lambda axes, *names: embedded_clip(), "batch": batch,
+    "stages": stages, "clip": lambda axes, *names: embedded_clip(), "batch": batch,
     "owner": lambda axes, *names: axes.rng.permutation(np.arange(axes["texts"]) % axes["images"]),
     "generator": lambda axes, *names: torch.Generator().manual_seed(int(axes.rng.integers(10**6))),
 }
-EXCEPTIONS = {("worst_class", "class_accuracy"): accuracies}  # a name that means something else in one function
+EXCEPTIONS = {  # a name that means something else in one function
+    ("worst_class", "class_accuracy"): accuracies,
+    ("away_from_home", "labels"): lambda axes, *names: axes.rng.integers(axes["classes"], size=axes["images"])}
 
 
 def make(like: Callable, rng: np.random.Generator, options: set[str]) -> dict[str, Any]:

@@ -53,9 +53,8 @@ class Benchmark:
     retrieval: dict[str, Captioned] = field(default_factory=dict)
 
     def to(self, device) -> "Benchmark":
-        return replace(self, train=self.train.to(device), test=self.test.to(device),
-                       side={name: s.to(device) for name, s in self.side.items()},
-                       retrieval={name: s.to(device) for name, s in self.retrieval.items()})
+        """Training and test images on the device. Side sets, which are seldom looked at, stay where they are."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +69,7 @@ class Batch:
     classes: tuple[int, ...]  # candidate classes, in order of their first appearance in the stream
     prompts: Int[Tensor, "classes tokens"]  # of all classes of the benchmark
     stage: Stage
+    replayed: int = 0  # how many images, at the end, come from a memory
 
     @property
     def text(self) -> Int[Tensor, "texts tokens"]:
@@ -81,6 +81,11 @@ class Batch:
         """For each image, the row of `text` that it matches."""
         row = {label: i for i, label in enumerate(self.classes)}
         return torch.tensor([row[label] for label in self.labels], device=self.prompts.device)
+
+    def join(self, image: Tensor, labels: tuple[int, ...], index: tuple[int, ...]) -> "Batch":
+        """The same batch with images of a memory at its end."""
+        return replace(self, image=torch.cat([self.image, image]), labels=self.labels + labels,
+                       index=self.index + index, replayed=self.replayed + len(labels))
 
     def among(self, classes: tuple[int, ...]) -> "Batch":
         """The same images with other candidates."""

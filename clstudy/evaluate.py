@@ -34,7 +34,7 @@ def features(clip: Clip, images: Tensor, cache: Cache | None = None) -> Float[Te
     """Unit-norm image features, a chunk at a time. In a cache they stand under the identity of the tensor."""
     known = {} if cache is None else cache.image
     if id(images) not in known:
-        known[id(images)] = torch.cat([clip.encode_image(chunk) for chunk in images.split(CHUNK)])
+        known[id(images)] = torch.cat([clip.encode_image(chunk.to(clip.device)) for chunk in images.split(CHUNK)])
     return known[id(images)]
 
 

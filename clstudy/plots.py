@@ -22,7 +22,21 @@ METHODS = {
     "frozen": ("frozen CLIP", "#595959", (1, 1)),
     "finetune": ("asymmetric", "#D55E00", (4, 1.5)),
     "sit": ("symmetric (SIT)", "#0072B2", ""),
+    "er": ("ER", "#009E73", (4, 1.5)),
+    "derpp": ("DER++", "#009E73", ""),
+    "clib": ("CLIB", "#009E73", (1, 1)),
+    "lwf": ("LwF", "#CC79A7", (4, 1.5)),
+    "ewc": ("online EWC", "#CC79A7", ""),
+    "l2p": ("L2P", "#E69F00", (4, 1.5)),
+    "dualprompt": ("DualPrompt", "#E69F00", ""),
+    "mvp": ("MVP", "#E69F00", (1, 1)),
 }
+TOWERS = {
+    "image": ("image encoder", "#009E73", ""),
+    "text": ("text encoder", "#E69F00", (4, 1.5)),
+    "both": ("both encoders", "#0072B2", (1, 1)),
+}
+LOOKS = METHODS | TOWERS  # label → name, colour, dash
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#595959"]
 
 STYLE = {"font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "legend.fontsize": 7.5, "xtick.labelsize": 7.5,
@@ -126,7 +140,8 @@ def _legend(figure: Figure, axes: np.ndarray) -> None:
     """One legend above all panels, each label once."""
     pairs = [axis.get_legend_handles_labels() for axis in axes.flat]
     handles = {label: handle for found in pairs for handle, label in zip(*found, strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), frameon=False)
+    columns = len(handles) if len(handles) <= 5 else -(-len(handles) // 2)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, frameon=False)
 
 
 def curves(runs: Mapping[str, Sequence[Run]], set: str = "seen classes", metric: str = "accuracy",
@@ -134,7 +149,7 @@ def curves(runs: Mapping[str, Sequence[Run]], set: str = "seen classes", metric:
     """Accuracy over the stream, a line per label: mean over seeds and 95 % interval."""
     figure, axes = _figure(ONE_COLUMN + 0.9, 2.5)
     for i, (label, group) in enumerate(runs.items()):
-        name, colour, dash = METHODS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
+        name, colour, dash = LOOKS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
         _band(axes[0, 0], group, set, metric, color=colour, label=name, dashes=dash or (None, None))
     axes[0, 0].set(xlabel="images of the stream seen", ylabel=ylabel or f"{metric} on {set}, %", title=title)
     axes[0, 0].legend(frameon=False)
@@ -146,7 +161,7 @@ def losses(runs: Mapping[str, Run]) -> Figure:
     figure, axes = _figure(ONE_COLUMN + 0.9, 2.3)
     for i, (label, run) in enumerate(runs.items()):
         for term, rows in run.steps.groupby("term"):
-            name, colour, _ = METHODS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
+            name, colour, _ = LOOKS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
             axes[0, 0].plot(rows.step, rows.value, lw=0.9, color=colour, label=f"{name}: {term}")
         for end in run.steps.groupby("stage").step.max()[:-1]:
             axes[0, 0].axvline(end, color="0.85", lw=0.6, zorder=0)
@@ -156,12 +171,12 @@ def losses(runs: Mapping[str, Run]) -> Figure:
 
 
 def curve_grid(groups: Mapping[tuple[str, str, str], Sequence[Run]], set: str = "seen classes") -> Figure:
-    """Panels stream × tuner, a line per method. Keys of `groups`: (stream, tuner, method)."""
+    """Panels stream × tuner (or method), a line per method (or tower): keys of `groups` are (row, column, line)."""
     streams, tuners = (list(dict.fromkeys(key[i] for key in groups)) for i in (0, 1))
     figure, axes = _figure(TWO_COLUMNS, 0.5 + 2.0 * len(streams), len(streams), len(tuners), sharey="row", sharex="row")
     for (stream, tuner, method), runs in groups.items():
         axis = axes[streams.index(stream), tuners.index(tuner)]
-        name, colour, dash = METHODS[method]
+        name, colour, dash = LOOKS[method]
         _band(axis, runs, set, "accuracy", color=colour, label=name, dashes=dash or (None, None))
         axis.set(title=f"{stream} stream, {tuner}", xlabel="images of the stream seen")
     for row in axes:
@@ -176,7 +191,7 @@ def matrices(groups: Mapping[str, Sequence[Run]], candidates: str = "all") -> Fi
     top = 100 * max(np.nanmax(R) for R in means.values())
     figure, axes = _figure(TWO_COLUMNS, 0.7 + 0.21 * len(next(iter(means.values()))), 1, len(means))
     for i, (label, R) in enumerate(means.items()):
-        _matrix(axes[0, i], R, METHODS.get(label, (label,))[0], top=top, colorbar=i == len(means) - 1)
+        _matrix(axes[0, i], R, LOOKS.get(label, (label,))[0], top=top, colorbar=i == len(means) - 1)
         if i:
             axes[0, i].set_ylabel("")
     return figure
@@ -193,12 +208,159 @@ def changes(table: pd.DataFrame, ylabel: str = "change against before, points") 
         for i, method in enumerate(methods):
             mine = rows[rows.method == method].set_index("set").loc[sets]
             place = np.arange(len(sets)) + (i - (len(methods) - 1) / 2) * 0.8 / len(methods)
-            axis.bar(place, mine["mean"], 0.8 / len(methods), yerr=mine.half_width, color=METHODS[method][1],
-                     label=METHODS[method][0], error_kw={"lw": 0.8})
+            axis.bar(place, mine["mean"], 0.8 / len(methods), yerr=mine.half_width, color=LOOKS[method][1],
+                     label=LOOKS[method][0], error_kw={"lw": 0.8})
         axis.axhline(0, color="0.2", lw=0.7)
         axis.set_title(panel)
         axis.set_xticks(range(len(sets)), sets, rotation=38, ha="right")
     axes[0, 0].set_ylabel(ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def trade(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
+    """Two metrics against each other with their 95 % intervals: columns panel, label, x, x_half, y, y_half.
+
+    Rows whose label is "frozen" become the dotted lines: above is gained, below is lost."""
+    panels = list(dict.fromkeys(table.panel))
+    figure, axes = _figure(TWO_COLUMNS, 2.9, 1, len(panels), sharex=True, sharey=True)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for row in table[table.panel == panel].itertuples():
+            name, colour, _ = LOOKS[row.label]
+            if row.label == "frozen":
+                axis.axvline(row.x, color=colour, ls=":", lw=0.8)
+                axis.axhline(row.y, color=colour, ls=":", lw=0.8, label=name)
+            else:
+                axis.errorbar(row.x, row.y, row.y_half, row.x_half, fmt="o", ms=4, lw=0.9, color=colour, label=name)
+        axis.set(title=panel, xlabel=xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def series(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
+    """A value against a setting: columns panel, method, x, mean, half_width; 95 % intervals as bars."""
+    panels = list(dict.fromkeys(table.panel))
+    figure, axes = _figure(TWO_COLUMNS, 2.5, 1, len(panels), sharey=True)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        rows = table[table.panel == panel]
+        for i, method in enumerate(dict.fromkeys(rows.method)):
+            mine, (name, colour, dash) = rows[rows.method == method].sort_values("x"), LOOKS[method]
+            shift = (i - 1) * 0.01 * (rows.x.max() - rows.x.min())  # so that bars do not hide each other
+            line = axis.errorbar(mine.x + shift, mine["mean"], mine.half_width, color=colour, label=name, lw=1.1, ms=3,
+                                 marker="o", elinewidth=0.7)
+            line[0].set_dashes(dash or (None, None))
+        axis.set(title=panel, xlabel=xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def arrivals(streams: Mapping[str, tuple[Sequence, np.ndarray]], points: int = 60) -> Figure:
+    """What a stream looks like: the share of each class among the images that arrive, over the stream.
+
+    streams: title → (stages, labels). Classes are stacked by their home stage and coloured by it; vertical lines are
+    the ends of stages."""
+    figure, axes = _figure(TWO_COLUMNS, 0.4 + 1.35 * len(streams), len(streams), 1)
+    for axis, (title, (stages, labels)) in zip(axes[:, 0], streams.items(), strict=True):
+        order = np.concatenate([labels[stage.index] for stage in stages])
+        homes = [(label, number) for number, stage in enumerate(stages) for label in stage.classes]
+        chunks = np.array_split(order, min(points, len(order)))
+        shares = np.array([[np.mean(chunk == label) for chunk in chunks] for label, _ in homes])
+        colours = sns.color_palette("crest", len(stages))
+        centre = np.cumsum([len(chunk) for chunk in chunks]) - len(chunks[0]) / 2
+        fill = [colours[number] for _, number in homes]
+        axis.stackplot(centre, 100 * shares, colors=fill, lw=0.15, edgecolor="white")
+        for end in np.cumsum([len(stage.index) for stage in stages])[:-1]:
+            axis.axvline(end, color="0.15", lw=0.7)
+        axis.set(title=title, xlim=(0, len(order)), ylim=(0, 100), ylabel="share, %")
+    axes[-1, 0].set_xlabel("images of the stream")
+    return figure
+
+
+def bands(table: pd.DataFrame, ylabel: str | None = None, sharey: bool = False, zero: bool = False) -> Figure:
+    """Quantities over the stream: columns panel, method, seed, images_seen, value, and part (other dashes) or not.
+
+    A bold line per method and part, the mean over seeds (runs read by linear interpolation at 40 points), and a thin
+    one per seed: with three seeds an interval at every point would hide what it is about."""
+    panels = list(dict.fromkeys(table.panel))
+    figure, axes = _figure(TWO_COLUMNS, 2.5, 1, len(panels), sharey=sharey)
+    parts = list(dict.fromkeys(table.part)) if "part" in table else [None]
+    for axis, panel in zip(axes[0], panels, strict=True):
+        mine = table[table.panel == panel]
+        for method in dict.fromkeys(mine.method):
+            for part, dash in zip(parts, ("", (4, 1.5), (1, 1)), strict=False):
+                rows = mine[(mine.method == method) & (True if part is None else mine.part == part)]
+                label = LOOKS[method][0] + (f", {part}" if part else "")
+                _mean_line(axis, rows, color=LOOKS[method][1], label=label, dashes=dash or (None, None))
+        if zero:
+            axis.axhline(0, color="0.2", lw=0.6, zorder=0)
+        axis.set(title=panel, xlabel="images of the stream seen")
+    axes[0, 0].set_ylabel(ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def _mean_line(axis, rows: pd.DataFrame, points: int = 40, **line) -> None:
+    runs = [run.sort_values("images_seen") for _, run in rows.groupby("seed")]
+    grid = np.linspace(max(r.images_seen.iloc[0] for r in runs), min(r.images_seen.iloc[-1] for r in runs), points)
+    values = np.array([np.interp(grid, run.images_seen, run.value) for run in runs])
+    axis.plot(grid, values.mean(0), lw=1.5, **line)
+    for run in runs if len(runs) > 1 else ():
+        axis.plot(run.images_seen, run.value, lw=0.4, alpha=0.5, color=line["color"])
+
+
+def by_block(table: pd.DataFrame, ylabel: str) -> Figure:
+    """Means over a run per block of each tower, with the runs as dots: columns panel, block, method, seed, value."""
+    panels = sorted(set(table.panel))
+    figure, axes = _figure(TWO_COLUMNS, 2.3, 1, len(panels), sharey=True)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        rows = table[table.panel == panel]
+        order = sorted(set(rows.block), key=lambda block: (not block.isdigit(), int(block) if block.isdigit() else 0))
+        for i, method in enumerate(dict.fromkeys(rows.method)):
+            for place, block in enumerate(order):
+                values = rows[(rows.method == method) & (rows.block == block)].value
+                x = place + (i - 0.5) * 0.3
+                axis.plot([x] * len(values), values, ".", color=LOOKS[method][1], ms=3, alpha=0.6)
+                axis.plot([x - 0.12, x + 0.12], [values.mean()] * 2, color=LOOKS[method][1], lw=1.6,
+                          label=LOOKS[method][0])
+        axis.set(title=panel, xlabel="block (0 is nearest to the input)")
+        axis.set_xticks(range(len(order)), order)
+    axes[0, 0].set_ylabel(ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str) -> Figure:
+    """A dot per row, coloured by method, a panel per method."""
+    methods = list(dict.fromkeys(table.method))
+    figure, axes = _figure(TWO_COLUMNS, 2.6, 1, len(methods), sharey=True, sharex=True)
+    for axis, method in zip(axes[0], methods, strict=True):
+        rows = table[table.method == method]
+        axis.plot(rows[x], rows[y], ".", color=LOOKS[method][1], ms=4, alpha=0.6)
+        axis.axhline(0, color="0.7", lw=0.6, zorder=0)
+        axis.set(title=LOOKS[method][0], xlabel=xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    return figure
+
+
+def anatomy(table: pd.DataFrame, title: str | None = None) -> Figure:
+    """One step, class by class: attraction to the left, repulsion to the right. Columns class, present, method,
+    attraction, repulsion (norms); classes in the batch stand above those that are absent."""
+    methods, order = list(dict.fromkeys(table.method)), table.sort_values("present", ascending=False)
+    names = list(dict.fromkeys(order["class"]))
+    figure, axes = _figure(TWO_COLUMNS, 0.9 + 0.13 * len(names), 1, len(methods), sharey=True, sharex=True)
+    for axis, method in zip(axes[0], methods, strict=True):
+        rows = table[table.method == method].set_index("class").reindex(names)
+        places = np.arange(len(names))
+        axis.barh(places, -rows.attraction, color=PALETTE[2], label="attraction")
+        axis.barh(places, rows.repulsion, color=PALETTE[1], label="repulsion")
+        axis.axvline(0, color="0.2", lw=0.6)
+        axis.set(title=LOOKS[method][0], xlabel="norm of the pull on the class's text")
+        axis.axhline(order.drop_duplicates("class").present.sum() - 0.5, color="0.5", lw=0.6, ls=":")
+    axes[0, 0].set_yticks(range(len(names)), names, fontsize=5.5)
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    figure.suptitle(title, fontsize=8.5)
     _legend(figure, axes)
     return figure
 

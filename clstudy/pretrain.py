@@ -31,6 +31,7 @@ from tqdm import tqdm
 from .augment import affine, colour
 from .benchmarks import emoji
 from .clip import EMBEDDED, Clip, openclip_keys
+from .host import keep_freed_memory
 from .losses import contrastive, match
 
 CORPUS = Path(__file__).parent.parent / "data" / "cache" / "corpus"
@@ -43,7 +44,7 @@ MODEL = {"embed_dim": 256,
 
 @dataclass(frozen=True)
 class Recipe:
-    images: int = 680_000  # drawings seen, in all
+    images: int = 1_800_000  # drawings seen, in all
     emoji: int = 288  # of them in a batch
     pictures: int = 48
     glyphs: int = 112
@@ -208,6 +209,7 @@ def blank(recipe: Recipe) -> Clip:
 def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state: Path = STATE,
              every: int = 250) -> Path:
     """Train, or go on training, and write the model folder. Returns it. Minutes: the model card's."""
+    keep_freed_memory()
     clip = blank(recipe)
     head = nn.Linear(MODEL["embed_dim"], 256)
     average = blank(recipe)

@@ -1,6 +1,6 @@
 """Runs on disk: one folder per `run_id`, complete or not there at all.
 
-    runs/<run_id>/config.json  env.json  evals.jsonl  steps.jsonl  [model.safetensors]  result.json
+    runs/<run_id>/config.json  env.json  evals.jsonl  steps.jsonl  [PROBE.parquet]  [model.safetensors]  result.json
 
 A run is written into a folder of its own beside these and renamed when `result.json` stands in it, so a run that was
 killed leaves nothing that could be read as finished, and two processes that make the same run do not disturb each
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .config import RunConfig
+from .config import RunConfig, choose
 from .progress import bar
 
 RUNS = Path(os.environ.get("CLSTUDY_RUNS") or Path(__file__).parent.parent / "runs")
@@ -49,6 +49,14 @@ class Run:
         if not path.stat().st_size:
             return pd.DataFrame(columns=columns)
         return pd.read_json(path, lines=True, precise_float=True)  # otherwise the last digits are lost
+
+    def probe(self, name: str) -> pd.DataFrame:
+        """The table of a probe (see `probes.py` for its columns). FileNotFoundError: the run was made without it."""
+        path = self.folder / f"{name}.parquet"
+        if not path.exists():
+            raise FileNotFoundError(f"run {self.id} has no {path.name}; make it with load_or_train(config, "
+                                    f"probes=[{name!r}])")
+        return pd.read_parquet(path)
 
     @cached_property
     def result(self) -> dict:
@@ -105,20 +113,29 @@ def find(config: RunConfig, runs: Path | None = None) -> Run | None:
     return Run(config, folder) if (folder / "result.json").exists() else None
 
 
-def _usable(run: Run | None, keep_model: bool) -> bool:
-    """Whether a run is finished, and has its weights where they are wanted."""
-    return run is not None and (not keep_model or (run.folder / "model.safetensors").exists())
+def _usable(run: Run | None, keep_model: bool, probes: Sequence[str]) -> bool:
+    """Whether a run is finished, and has its weights and probe tables where they are wanted."""
+    wanted = ["model.safetensors"] * keep_model + [f"{name}.parquet" for name in probes]
+    return run is not None and all((run.folder / name).exists() for name in wanted)
 
 
-def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool = False, progress=None) -> Run:
-    """Read a finished run, or make it. `keep_model` also stores the tuned weights (and makes the run again if it
-    has none)."""
+def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool = False, progress=None,
+                  probes: Sequence[str] = ()) -> Run:
+    """Read a finished run, or make it.
+
+    keep_model: also store the tuned weights. probes: also store the tables of these probes (`probes.PROBES`), which
+    change no number. A finished run that lacks what is wanted is made again, with all that it had.
+    ValueError: an unknown probe."""
     runs = runs or RUNS
+    _check_probes(probes)
     found = find(config, runs)
-    if found and _usable(found, keep_model):
+    if found and _usable(found, keep_model, probes):
         return found
     from .train import train  # torch and open_clip only when something is to be computed
 
+    if found:
+        keep_model |= (found.folder / "model.safetensors").exists()
+        probes = sorted({*probes, *(path.stem for path in found.folder.glob("*.parquet"))})
     draft = runs / f"{config.run_id}.draft-{platform.node()}-{os.getpid()}"
     clear_dead(runs)
     shutil.rmtree(draft, ignore_errors=True)
@@ -127,10 +144,15 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
     try:
         (draft / "config.json").write_text(config.model_dump_json(indent=1))
         (draft / "env.json").write_text(json.dumps(environment(), indent=1))
-        evals, steps = train(config, progress, (lambda clip: save_tuned(clip, draft)) if keep_model else None)
+        notes = {}
+        keep = (lambda clip: save_tuned(clip, draft)) if keep_model else None
+        evals, steps = train(config, progress, keep, probes, notes)
         for name, rows in (("evals", evals), ("steps", steps)):
             (draft / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        result = {"run_id": config.run_id, "seconds": round(time.perf_counter() - started, 1), "finished": time.time()}
+        for name in probes:
+            notes[name].to_parquet(draft / f"{name}.parquet")
+        result = {"run_id": config.run_id, "seconds": round(time.perf_counter() - started, 1), "finished": time.time(),
+                  **notes["cost"]}
         (draft / "result.json").write_text(json.dumps(result))
         folder = runs / config.run_id
         if found or not (folder / "result.json").exists():  # without a result: what a killed removal left
@@ -143,6 +165,14 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Run(config, runs / config.run_id)
+
+
+def _check_probes(probes: Sequence[str]) -> None:
+    if probes:
+        from .probes import PROBES
+
+        for name in probes:
+            choose("probes", name, PROBES)
 
 
 def clear_dead(runs: Path) -> None:
@@ -181,13 +211,14 @@ def load_tuned(run: Run):
 
 
 def many(configs: Sequence[RunConfig], workers: int | None = None, runs: Path | None = None,
-         keep_model: bool = False) -> list[Run]:
+         keep_model: bool = False, probes: Sequence[str] = ()) -> list[Run]:
     """`load_or_train` for each, in worker processes with the cores divided among them; finished runs are read.
 
     workers: default one per core, or one where a GPU computes. One run that fails stops no other; the first error
     is raised when all others are done."""
     runs = runs or RUNS
-    todo = {config.run_id: config for config in configs if not _usable(find(config, runs), keep_model)}
+    _check_probes(probes)
+    todo = {config.run_id: config for config in configs if not _usable(find(config, runs), keep_model, probes)}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = min(workers or (1 if _gpu(configs) else cores), max(len(todo), 1))
     errors = []
@@ -195,13 +226,13 @@ def many(configs: Sequence[RunConfig], workers: int | None = None, runs: Path | 
         if todo:
             options = {"mp_context": get_context("spawn"), "initializer": _worker, "initargs": (cores // workers,)}
             with ProcessPoolExecutor(workers, **options) as pool:
-                waiting = [pool.submit(load_or_train, config, runs, keep_model) for config in todo.values()]
+                waiting = [pool.submit(load_or_train, c, runs, keep_model, None, probes) for c in todo.values()]
                 for done in as_completed(waiting):
                     errors += [done.exception()] if done.exception() else []
                     shown.update()
     if errors:
         raise errors[0]
-    return [load_or_train(config, runs, keep_model) for config in configs]
+    return [load_or_train(config, runs, keep_model, probes=probes) for config in configs]
 
 
 def _gpu(configs: Sequence[RunConfig]) -> bool:

@@ -227,3 +227,9 @@ def _checked_groups(groups: Sequence[Sequence[int]], classes: np.ndarray) -> lis
             raise ValueError(f"tasks: classes {found} are {fault}; the groups must hold each of the "
                              f"{len(classes)} classes from {classes[0]} to {classes[-1]} once")
     return [np.asarray(group, dtype=np.int64) for group in groups]
+
+
+def away_from_home(stages: list[Stage], labels: np.ndarray) -> float:
+    """The share of images that arrive in another stage than the home of their class, 0 to 1."""
+    away = sum((~np.isin(labels[stage.index], stage.classes)).sum() for stage in stages)
+    return float(away / sum(len(stage.index) for stage in stages))

@@ -28,6 +28,8 @@ def scores(run: Run) -> dict[str, float]:
         "Transfer": metrics.transfer(R),
         "F_last": metrics.f_last(known[known.index > 0].to_numpy()),
         "worst class": metrics.worst_class(known.iloc[-1].dropna().tolist()),
+        "own tasks": float(np.nanmean(run.matrix("own")[-1])),
+        "seen classes": run.final("seen classes"),
         "all classes": run.final("all classes"),
         "all classes before": run.final("all classes", stage=0),
     }
@@ -114,6 +116,70 @@ def claim(groups: Mapping[tuple, Sequence[Run]], metric: str, said: str, lower: 
     outcome = ("holds here" if held == len(signs) else "not reproduced here" if not held else
                f"holds in {held} of {len(signs)} cases" + (f", the opposite in {against}" if against else ""))
     return f"“{said}”: {outcome}.\n" + "\n".join(lines)
+
+
+def contest(ours: Sequence[Run], theirs: Sequence[Run], metric: str, higher: str, lower: str) -> str:
+    """Which of two groups of runs is higher in a metric, paired by seed, in words."""
+    return f"    {metric} {verdict(difference(ours, theirs, metric), higher, lower)}"
+
+
+def crosses(groups: Mapping[tuple[str, str], Sequence[Run]], x: str, y: str) -> pd.DataFrame:
+    """Two metrics per group with the half widths of their 95 % intervals, for `plots.trade`. Keys: (panel, label)."""
+    rows = []
+    for (panel, label), runs in groups.items():
+        found = {name: metrics.interval([scores(run)[name] for run in runs]) for name in (x, y)}
+        half = {name: 0.0 if np.isnan(value.half_width) else value.half_width for name, value in found.items()}
+        rows.append({"panel": panel, "label": label, "x": found[x].mean, "x_half": half[x], "y": found[y].mean,
+                     "y_half": half[y]})
+    return pd.DataFrame(rows)
+
+
+def against(groups: Mapping[tuple[str, float], Sequence[Run]], names: Mapping[str, str]) -> pd.DataFrame:
+    """Metrics over a setting, for `plots.series`. Keys: (method, x); names: metric → title of its panel."""
+    rows = []
+    for (method, x), runs in groups.items():
+        for name, panel in names.items():
+            found = metrics.interval([scores(run)[name] for run in runs])
+            rows.append({"panel": panel, "method": method, "x": x, "mean": found.mean,
+                         "half_width": 0.0 if np.isnan(found.half_width) else found.half_width})
+    return pd.DataFrame(rows)
+
+
+def readings(groups: Mapping[tuple[str, float], Sequence[Run]], stage: int) -> pd.DataFrame:
+    """Accuracy on the tasks up to `stage`, after it, under each choice of candidates (own, seen, all), for
+    `plots.series`. Keys: (method, x). A task without test images is left out."""
+    rows = []
+    for (method, x), runs in groups.items():
+        for candidates in ("own", "seen", "all"):
+            values = [100 * float(np.nanmean(run.matrix(candidates)[stage, :stage])) for run in runs]
+            found = metrics.interval(values)
+            rows.append({"panel": candidates, "method": method, "x": x, "mean": found.mean,
+                         "half_width": 0.0 if np.isnan(found.half_width) else found.half_width})
+    return pd.DataFrame(rows)
+
+
+def cost(runs: Sequence[Run]) -> dict[str, str]:
+    """What the runs took: tuned parameters, images of the stream per second of training, largest memory on a GPU."""
+    results = [run.result for run in runs]
+    speeds = [r["images_per_second"] for r in results if r.get("images_per_second")]
+    peaks = [r["peak_memory"] for r in results if r.get("peak_memory")]
+    return {"parameters": f"{max(r.get('parameters', 0) for r in results):,}",
+            "images/s": f"{np.median(speeds):.0f}" if speeds else "-",
+            "GPU memory, MB": f"{max(peaks) / 2**20:.0f}" if peaks else "-"}
+
+
+def costs(groups: Mapping[tuple, Sequence[Run]], columns: Sequence[str]) -> dict[str, list[str]]:
+    """`cost` of each group, as columns of a table with a row per group."""
+    found = [cost(runs) for runs in groups.values()]
+    return {name: [one[name] for one in found] for name in columns}
+
+
+def panels(crosses: pd.DataFrame, pools: Sequence[str]) -> pd.DataFrame:
+    """A table of `crosses` whose panel is the tuner, with all pools in one panel and frozen CLIP in each."""
+    table = crosses.assign(panel=crosses.panel.map(lambda tuner: "prompt pools" if tuner in pools else tuner))
+    frozen, rest = table[table.label == "frozen"], table[table.label != "frozen"]
+    order = ["lora", *(name for name in dict.fromkeys(rest.panel) if name != "lora")]
+    return pd.concat([part for name in order for part in (frozen.assign(panel=name), rest[rest.panel == name])])
 
 
 def above(groups: Mapping[tuple, Sequence[Run]], frozen: Mapping[str, Sequence[Run]], metric: str) -> str:

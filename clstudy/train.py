@@ -1,9 +1,10 @@
 """The loop. `train(config)` runs one point of the grid and returns its tables; read it from top to bottom.
 
-A method is called by seven verbs, all of them below. Nothing on the device is waited for in a step: losses are
+A method is called by eight verbs, all of them below. Nothing on the device is waited for in a step: losses are
 gathered and looked at every `LOOK` steps.
 """
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,9 @@ from .clip import Clip, load_clip
 from .config import RunConfig
 from .data import Batch, Benchmark
 from .evaluate import Cache, evaluate
+from .host import keep_freed_memory
 from .methods import METHODS
+from .probes import open_probes
 from .progress import bar
 from .streams import STREAMS, Stage
 from .tuners import TUNERS
@@ -31,7 +34,9 @@ class NotFinite(RuntimeError):
 def prepare(config: RunConfig) -> tuple[Clip, Benchmark, list[Stage]]:
     """Model, benchmark and stages of a run, on its device, tuner in place."""
     device = pick_device(config.device)
-    benchmark = BENCHMARKS[config.benchmark](**config.benchmark_args)
+    if device.type == "cpu":
+        keep_freed_memory()
+    benchmark = _benchmark(config)
     options = dict(config.stream_args)
     if options.get("tasks") == "groups":
         options["tasks"] = list(benchmark.groups.values())
@@ -43,6 +48,17 @@ def prepare(config: RunConfig) -> tuple[Clip, Benchmark, list[Stage]]:
     TUNERS[config.tuner](clip, config.tower, **config.tuner_args)
     clip = clip.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
     return clip, benchmark.to(device), stages
+
+
+_LATEST: dict[tuple, Benchmark] = {}  # the benchmark of the run before, for the next run of this process
+
+
+def _benchmark(config: RunConfig) -> Benchmark:
+    key = (BENCHMARKS[config.benchmark], repr(config.benchmark_args), *config.files())
+    if key not in _LATEST:
+        _LATEST.clear()
+        _LATEST[key] = BENCHMARKS[config.benchmark](**config.benchmark_args)
+    return _LATEST[key]
 
 
 def pick_device(name: str) -> torch.device:
@@ -68,11 +84,13 @@ def make_optimizer(config: RunConfig, parameters: list) -> torch.optim.Optimizer
     return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[Clip], None] | None = None
-          ) -> tuple[list[dict], list[dict]]:
+def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[Clip], None] | None = None,
+          probes: Sequence[str] = (), notes: dict | None = None) -> tuple[list[dict], list[dict]]:
     """Run the stream once. Returns rows of evaluations and of steps (see VOCABULARY.md for the columns).
 
-    keep: called with the final model. NotFinite: a loss term or a weight is NaN or infinite."""
+    keep: called with the final model. probes: names of `probes.PROBES`, which look at every step and change no number.
+    notes: takes what was measured beside: "cost" of training, and a table per probe. NotFinite: a loss term or a
+    weight is NaN or infinite."""
     clip, benchmark, stages = prepare(config)
     device = clip.device
     method = METHODS[config.method](**config.method_args)
@@ -83,7 +101,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
     tasks = [stage.classes for stage in stages]
     if config.compile:
         clip.model.visual.compile()
-    evals, steps, waiting, seen, images = [], [], [], [], 0
+    evals, steps, waiting, seen, images, cost = [], [], [], [], 0, Cost(device)
 
     cache, moving = Cache(), {"image": False, "text": False}  # which towers a stage has trained so far
 
@@ -97,40 +115,72 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
     total = config.epochs * sum(len(stage.index) for stage in stages)
     shown = progress or bar(total=total, unit="img", desc=f"{config.method} {config.tuner}", leave=False)
     look(0, complete=True)
-    for stage in stages:
-        method.before_stage(clip, stage)
-        trained = method.trainable(clip)
-        optimizer = make_optimizer(config, trained)  # a fresh one per stage, as SIT's code does
-        for tower in moving:
-            moving[tower] |= any(p is q for _, p in clip.tower(tower) for q in trained)
-        for epoch in range(config.epochs):
-            order = stage.index if epoch == 0 else shuffle.permutation(stage.index)
-            for batch in batches(stage, benchmark, seen, prompts, config.batch_size, order):
-                clip.train()
-                for _ in range(config.steps_per_batch if optimizer else 0):
-                    terms = method.loss(clip, replace(batch, image=augmentation(batch.image, generator)))
-                    optimizer.zero_grad(set_to_none=True)
-                    sum(terms.values()).backward()
-                    method.edit_gradients(clip)
-                    if config.clip_norm:
-                        torch.nn.utils.clip_grad_norm_(method.trainable(clip), config.clip_norm)
-                    optimizer.step()
-                    waiting.append((stage.number, images, {n: term.detach() for n, term in terms.items()}))
-                    if len(waiting) >= LOOK:
-                        gather(waiting, steps)
-                method.after_step(clip, batch)
-                before, images = images, images + len(batch.labels)
-                shown.update(len(batch.labels))
-                if config.eval_every and before // config.eval_every < images // config.eval_every:
-                    look(stage.number, complete=False)
-        gather(waiting, steps)
-        check_weights(trained, stage.number)
-        method.after_stage(clip, batches(stage, benchmark, seen, prompts, config.batch_size, stage.index))
-        look(stage.number, complete=True)
+    with open_probes(probes, clip, benchmark, prompts) as watching:
+        for stage in stages:
+            method.before_stage(clip, stage)
+            trained = method.trainable(clip)
+            optimizer = make_optimizer(config, trained)  # a fresh one per stage, as SIT's code does
+            for tower in moving:
+                moving[tower] |= any(p is q for _, p in clip.tower(tower) for q in trained)
+            for epoch in range(config.epochs):
+                order = stage.index if epoch == 0 else shuffle.permutation(stage.index)
+                for batch in batches(stage, benchmark, seen, prompts, config.batch_size, order):
+                    cost.start()
+                    clip.train()
+                    for _ in range(config.steps_per_batch if optimizer else 0):
+                        joined = method.rehearse(clip, batch)
+                        terms = method.loss(clip, replace(joined, image=augmentation(joined.image, generator)))
+                        optimizer.zero_grad(set_to_none=True)
+                        watching.look(terms, stage.number, images)
+                        sum(terms.values()).backward()
+                        method.edit_gradients(clip)
+                        if config.clip_norm:
+                            torch.nn.utils.clip_grad_norm_(method.trainable(clip), config.clip_norm)
+                        optimizer.step()
+                        waiting.append((stage.number, images, {n: term.detach() for n, term in terms.items()}))
+                        if len(waiting) >= LOOK:
+                            gather(waiting, steps)
+                    method.after_step(clip, batch)
+                    before, images = images, images + len(batch.labels)
+                    cost.stop(len(batch.labels), trained)
+                    shown.update(len(batch.labels))
+                    if config.eval_every and before // config.eval_every < images // config.eval_every:
+                        look(stage.number, complete=False)
+            gather(waiting, steps)
+            watching.look({}, stage.number, images)
+            check_weights(trained, stage.number)
+            method.after_stage(clip, batches(stage, benchmark, seen, prompts, config.batch_size, stage.index))
+            look(stage.number, complete=True)
     shown.close()
+    if notes is not None:
+        notes.update(cost=cost.table(), **watching.tables())
     if keep:
         keep(method.deploy(clip))
     return evals, steps
+
+
+class Cost:
+    """What training took, evaluation aside: images per second, tuned parameters, and on a GPU the largest memory.
+
+    The GPU is not waited for at each batch, only at the end of training and before evaluations, which wait anyway."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.images, self.seconds, self.parameters, self.started = device, 0, 0.0, 0, 0.0
+
+    def start(self) -> None:
+        self.started = time.perf_counter()
+
+    def stop(self, images: int, trained: list) -> None:
+        self.seconds += time.perf_counter() - self.started
+        self.images += images
+        self.parameters = max(self.parameters, sum(p.numel() for p in trained))
+
+    def table(self) -> dict:
+        """images_per_second of the stream; parameters; peak_memory in bytes, None on the CPU."""
+        cuda = self.device.type == "cuda"
+        return {"images_per_second": round(self.images / self.seconds, 1) if self.seconds else None,
+                "parameters": self.parameters,
+                "peak_memory": torch.cuda.max_memory_allocated(self.device) if cuda else None}
 
 
 def check_weights(parameters: list, stage: int) -> None:

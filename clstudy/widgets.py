@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 
 import ipywidgets as ipw
+import numpy as np
 import torch
 from IPython.display import display
 from jaxtyping import UInt8
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from . import plots
 from .clip import Clip
+from .streams import si_blurry
 
 
 @torch.inference_mode()
@@ -18,6 +20,28 @@ def probabilities(clip: Clip, image: UInt8[Tensor, "3 height width"], texts: Seq
     text_features = clip.encode_text(clip.tokenize(list(texts)).to(clip.device))
     values = (clip.scale() * image_feature @ text_features.T).softmax(-1)[0]
     return dict(zip(texts, values.tolist(), strict=True))
+
+
+def stream_explorer(labels: np.ndarray, seed: int = 0, tasks: int = 5) -> ipw.Widget:
+    """Sliders for N (share of disjoint classes) and M (share of blurred images): the stream they make."""
+    options = {"continuous_update": False, "min": 0, "max": 100, "step": 10}
+    n = ipw.IntSlider(50, description="N, % disjoint", **options)
+    m = ipw.IntSlider(10, description="M, % blurred", **options)
+    sizes = ipw.Checkbox(True, description="stages of random size")
+    number = ipw.IntSlider(seed, 0, 9, description="seed", continuous_update=False)
+    shown = ipw.Output()
+
+    def draw(_=None) -> None:
+        stages = si_blurry(labels, number.value, tasks=tasks, disjoint_share=n.value, blurry_share=m.value,
+                           random_sizes=sizes.value)
+        with shown:
+            shown.clear_output(wait=True)
+            display(plots.arrivals({f"Si-Blurry, N = {n.value}, M = {m.value}, seed {number.value}": (stages, labels)}))
+
+    for control in (n, m, sizes, number):
+        control.observe(draw, "value")
+    draw()
+    return ipw.VBox([ipw.HBox([n, m]), ipw.HBox([sizes, number]), shown])
 
 
 def playground(clip: Clip, images: UInt8[Tensor, "images 3 height width"], names: Sequence[str],

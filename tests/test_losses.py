@@ -171,3 +171,65 @@ def test_distillation_by_hand():
     student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0), 0.0]])
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     assert distillation(student, teacher).item() == pytest.approx(expected, rel=1e-6)
+
+
+# ---- double softmax
+
+
+def test_double_softmax_by_hand():
+    image, text = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.eye(2)
+    scale = torch.tensor(math.log(3.0))  # p = 3/4 and 1/4
+    for target, p in (([0, 1], 0.75), ([1, 0], 0.25)):
+        expected = math.log(math.exp(0.75) + math.exp(0.25)) - p
+        found = match(image, text, scale, torch.tensor(target), double_softmax=True)
+        assert found.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("weight", [None, [0.5, 1.5, 2.0, 0.25, 0.75]])
+def test_double_softmax_is_a_cross_entropy_of_probabilities(f, t, weight):
+    total = 0.0
+    for i, row in enumerate(logits(f, t, S)):
+        p = [math.exp(value) for value in log_softmax(row)]
+        total -= (1.0 if weight is None else weight[i]) * log_softmax(p)[TARGET[i]] / B
+    given = None if weight is None else torch.tensor(weight, dtype=torch.float64)
+    assert match(f, t, S, TARGET, given, double_softmax=True).item() == pytest.approx(total, rel=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_double_softmax_stays_within_one_unit(classes):
+    """From log(e + C − 1) − 1 for the surely right to log(e + C − 1) for the surely wrong, whatever the logits."""
+    image, text = torch.eye(classes, dtype=torch.float64), torch.eye(classes, dtype=torch.float64)
+    high, target = math.log(math.e + classes - 1), torch.arange(classes)
+    sure = torch.tensor(1e4, dtype=torch.float64)
+    assert match(image, text, sure, target, double_softmax=True).item() == pytest.approx(high - 1, abs=1e-12)
+    wrong = match(image, text, sure, target.roll(1), double_softmax=True)
+    assert wrong.item() == pytest.approx(high, abs=1e-12)
+    assert match(image, text, sure, target.roll(1)).item() > 1e3
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.1, 10.0, 1000.0):
+        features = F.normalize(torch.randn(classes, classes, generator=generator, dtype=torch.float64), dim=-1)
+        value = match(features, text, torch.tensor(scale, dtype=torch.float64), target, double_softmax=True).item()
+        assert high - 1 - 1e-12 <= value <= high + 1e-12
+
+
+def test_the_gradient_of_double_softmax_has_its_closed_form(f, t):
+    """∂L/∂z_ik = (1/B) p_ik [ (q_ik − 1[y_i = k]) − Σ_j (q_ij − 1[y_i = j]) p_ij ],   q_i = softmax(p_i)."""
+    z = (S * f @ t.T).requires_grad_()
+    one = torch.tensor(1.0, dtype=torch.float64)
+    eye = torch.eye(K, dtype=torch.float64)  # with f = z and t = identity the logits are z
+    found = torch.autograd.grad(match(z, eye, one, TARGET, double_softmax=True), z)[0]
+    p = z.detach().softmax(-1)
+    q = p.softmax(-1)
+    for i in range(B):
+        y = [float(TARGET[i] == k) for k in range(K)]
+        inner = sum((q[i, j] - y[j]) * p[i, j] for j in range(K))
+        for k in range(K):
+            assert found[i, k].item() == pytest.approx((p[i, k] * (q[i, k] - y[k] - inner) / B).item(), abs=1e-15)
+
+
+def test_double_softmax_does_not_learn_from_the_surely_wrong():
+    z = torch.tensor([[20.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    eye, one, target = torch.eye(3, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64), torch.tensor([1])
+    once = torch.autograd.grad(match(z, eye, one, target), z)[0]
+    twice = torch.autograd.grad(match(z, eye, one, target, double_softmax=True), z)[0]
+    assert once.abs().max() > 0.99 and twice.abs().max() < 1e-8

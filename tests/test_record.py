@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from clstudy import RunConfig, train
+from clstudy import RunConfig, record, train
 from clstudy.record import Run, find, finished, load_or_train, load_runs, load_tuned, many
 
 
@@ -265,3 +266,97 @@ def test_many_runs_in_one_table(run, runs):
 
 def test_no_runs_make_an_empty_table(tmp_path):
     assert len(load_runs(tmp_path)) == 0 and len(load_runs([])) == 0
+
+
+# ---- probes of a run
+
+
+PROBES = ["gradients", "classes", "drift"]
+
+
+def test_probe_tables_come_back_as_they_were_measured(tiny, runs):
+    config, notes = tiny.but(method="finetune"), {}
+    run = load_or_train(config, runs, probes=PROBES)
+    train.train(config, probes=PROBES, notes=notes)
+    for name in PROBES:
+        pd.testing.assert_frame_equal(run.probe(name), notes[name], check_exact=True)
+        assert len(run.probe(name))
+    assert {file.name for file in run.folder.iterdir()} == {"config.json", "env.json", "evals.jsonl", "steps.jsonl",
+                                                           "result.json", *(f"{name}.parquet" for name in PROBES)}
+    assert run.result["parameters"] == notes["cost"]["parameters"] > 0 < run.result["images_per_second"]
+
+
+def test_the_probes_of_a_frozen_run_are_empty_but_for_its_start(tiny, runs):
+    run = load_or_train(tiny.but(method="frozen", tuner="none"), runs, probes=PROBES)
+    assert [len(run.probe(name)) for name in PROBES] == [0, 0, 6]
+    assert run.result["parameters"] == 0
+
+
+def test_probes_are_no_part_of_a_run(tiny, runs, tmp_path):
+    plain, probed = load_or_train(tiny, runs), load_or_train(tiny, tmp_path / "others", probes=PROBES)
+    assert plain.id == probed.id == tiny.run_id
+    assert plain.evals.equals(probed.evals) and plain.steps.equals(probed.steps)
+
+
+def test_a_run_that_lacks_a_probe_is_made_again_with_all_that_it_had(tiny, runs, no_training):
+    run = load_or_train(tiny, runs, keep_model=True, probes=["drift"])
+    evals, steps, drift = run.evals, run.steps, run.probe("drift")
+    weights = (run.folder / "model.safetensors").read_bytes()
+    again = load_or_train(tiny, runs, probes=["gradients"])
+    assert again.evals.equals(evals) and again.steps.equals(steps) and len(again.probe("gradients"))
+    assert (again.folder / "model.safetensors").read_bytes() == weights
+    pd.testing.assert_frame_equal(again.probe("drift"), drift)
+    assert [path.name for path in runs.iterdir()] == [tiny.run_id]
+    no_training()
+    for probes in ([], ["drift"], ["gradients", "drift"]):
+        load_or_train(tiny, runs, keep_model=True, probes=probes)
+    with pytest.raises(AssertionError, match="trained again"):
+        load_or_train(tiny, runs, probes=["classes"])
+    assert len(find(tiny, runs).probe("drift")) == len(drift)  # what was there is still there
+
+
+def test_a_probe_that_was_not_stored_is_missed(tiny, runs):
+    run = load_or_train(tiny, runs, probes=["drift"])
+    with pytest.raises(FileNotFoundError, match=rf"{run.id} has no classes.parquet.*load_or_train.*'classes'"):
+        run.probe("classes")
+
+
+def test_an_unknown_probe_is_refused_before_any_work(tiny, runs, no_training):
+    no_training()
+    for make in (lambda: load_or_train(tiny, runs, probes=["drift", "gradient"]),
+                 lambda: many([tiny], runs=runs, probes=["drift", "gradient"])):
+        with pytest.raises(ValueError, match="probes='gradient' is unknown. Did you mean gradients.*classes, drift"):
+            make()
+    assert not runs.exists()
+
+
+class Here:
+    """Worker processes that are this process, which knows the toy benchmark."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, *arguments):
+        done = Future()
+        done.set_result(function(*arguments))
+        return done
+
+
+def test_many_runs_have_the_probes_that_are_asked_for(monkeypatch, tiny, runs, no_training):
+    monkeypatch.setattr(record, "ProcessPoolExecutor", Here)
+    configs = [tiny, tiny.but(seed=1)]
+    plain = load_or_train(configs[0], runs).evals
+    made = many(configs, runs=runs, keep_model=True, probes=("drift",))
+    assert [len(run.probe("drift")) for run in made] == [18, 18]
+    assert all((run.folder / "model.safetensors").exists() for run in made)
+    assert made[0].evals.equals(plain) and not made[0].probe("drift").equals(made[1].probe("drift"))
+    no_training()
+    many(configs, runs=runs, probes=["drift"])
+    with pytest.raises(AssertionError, match="trained again"):
+        many(configs, runs=runs, probes=["classes"])

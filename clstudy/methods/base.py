@@ -1,4 +1,4 @@
-"""The seven verbs. The loop in `train.py` calls these by name, and nothing else; only `loss` must be written."""
+"""The eight verbs. The loop in `train.py` calls these by name, and nothing else; only `loss` must be written."""
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -19,6 +19,10 @@ class Method(Protocol):
         """The parameters that the optimiser gets: what the tuner freed."""
         return [parameter for parameter in clip.parameters() if parameter.requires_grad]
 
+    def rehearse(self, clip: Clip, batch: Batch) -> Batch:
+        """Before each step, and before augmentation: the batch to train on, joined with images of a memory."""
+        return batch
+
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted terms; their sum is the objective."""
         ...
@@ -27,7 +31,7 @@ class Method(Protocol):
         """Between backward and step: projections."""
 
     def after_step(self, clip: Clip, batch: Batch) -> None:
-        """After the last step on a batch: reservoirs, weight averages."""
+        """After the last step on a batch (as it came from the stream): reservoirs, weight averages."""
 
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
         """After the last step of a stage; `batches` is one more pass over it, without augmentation."""
