@@ -5,22 +5,30 @@ code), through peft.
 
 One pair for the fused q, k, v projection (A is shared by the three) and one for the attention's output
 projection; MLPs untouched, no dropout. With rank 4 on ViT-B/16: 221,184 (image) + 147,456 (text) = 368,640 parameters.
-Departure: B starts at zero everywhere, so an untrained LoRA changes nothing; the released code draws both factors of
-the q, k, v pair at random (Xavier), which perturbs the model before any training.
+Departure: by default B starts at zero everywhere, so an untrained LoRA changes nothing. The released code draws both
+factors of the q, k, v pair at random, which perturbs the model before any training: init="official".
 """
+from torch import nn
+
 from ..clip import Clip
+from ..config import choose
 
 _BLOCKS = {"image": r"visual\.transformer", "text": r"transformer", "both": r"(visual\.)?transformer"}
 
 
-def lora(clip: Clip, tower: str, rank: int = 4, alpha: float = 1.0) -> None:
+def lora(clip: Clip, tower: str, rank: int = 4, alpha: float = 1.0, init: str = "zero") -> None:
     """Low-rank updates of the attention projections.
 
-    rank: of each update; alpha: the update is scaled by alpha / rank. ValueError: rank."""
+    rank: of each update; alpha: the update is scaled by alpha / rank. init: "zero", or "official", where both factors
+    of the q, k, v pair are Xavier-uniform as in SIT's released code. ValueError: rank, init."""
     if rank < 1:
         raise ValueError(f"tuner_args rank={rank!r}: must be at least 1")
+    choose("tuner_args init", init, ("zero", "official"))
     from peft import LoraConfig, inject_adapter_in_model  # costs seconds to import
 
     pattern = rf"{_BLOCKS[tower]}\.resblocks\.\d+\.attn\.(qkv|out_proj)"
     clip.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern), clip.model)
+    for name, factor in clip.named_parameters():
+        if init == "official" and ".qkv.lora_" in name:
+            nn.init.xavier_uniform_(factor)

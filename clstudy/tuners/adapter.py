@@ -1,0 +1,61 @@
+"""A bottleneck behind attention and behind the MLP of every block, the same one at both places, in SIT's form
+(arXiv 2405.15155, released code; after AdaptFormer, Chen et al. 2022, arXiv 2205.13535).
+
+    h  →  h + scale · W_up · dropout(relu(W_down h + b_down)) + scale · b_up
+
+h is what attention, or the MLP, adds to the stream. W_down (width × d) is Kaiming-uniform, W_up (d × width) and both
+biases start at zero, so an untrained adapter changes nothing. With width 64 on ViT-B/16: 1,189,632 (image) + 793,344
+(text) = 1,982,976 parameters. Where a model scales its branches (LayerScale), the adapter stands before the scale.
+"""
+import math
+
+from torch import Tensor, nn
+
+from ..clip import Clip
+
+
+class Bottleneck(nn.Module):
+    """d → width → d beside the identity."""
+
+    def __init__(self, dim: int, width: int, scale: float, dropout: float):
+        super().__init__()
+        self.scale = scale
+        self.down, self.drop, self.up = nn.Linear(dim, width), nn.Dropout(dropout), nn.Linear(width, dim)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        for start in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.up(self.drop(self.down(x).relu()))
+
+
+def adapter(clip: Clip, tower: str, width: int = 64, scale: float = 0.1, dropout: float = 0.1) -> None:
+    """A bottleneck of `width` behind attention and MLP of each block, shared by the two.
+
+    scale: of what it adds; dropout: share of the bottleneck that is dropped in training. ValueError: width, scale,
+    dropout, and towers that are not open_clip's transformer."""
+    if width < 1:
+        raise ValueError(f"tuner_args width={width!r}: must be at least 1")
+    if not scale > 0:
+        raise ValueError(f"tuner_args scale={scale!r}: must be above 0, otherwise nothing is trained")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"tuner_args dropout={dropout!r}: must be from 0 to below 1")
+    owners = transformer_owners(clip, tower, "adapter")
+    clip.requires_grad_(False)
+    for owner in owners:
+        for block in owner.transformer.resblocks:
+            dim = block.mlp.c_proj.out_features
+            shared = Bottleneck(dim, width, scale, dropout).to(clip.device)
+            # attention's output passes ls_1 and the MLP's ls_2 on their way to the stream, in every model
+            block.ls_1, block.ls_2 = nn.Sequential(shared, block.ls_1), nn.Sequential(shared, block.ls_2)
+
+
+def transformer_owners(clip: Clip, tower: str, tuner: str) -> list[nn.Module]:
+    """The modules whose `transformer` is the tower's, the image tower's first; ValueError where it is another kind."""
+    places = {"image": clip.model.visual, "text": getattr(clip.model, "text", clip.model)}
+    chosen = {name: owner for name, owner in places.items() if tower in (name, "both")}
+    for name, owner in chosen.items():
+        if not hasattr(getattr(owner, "transformer", None), "resblocks"):
+            raise ValueError(f"tuner={tuner!r} needs open_clip's transformer in the {name} tower; that of "
+                             f"model={clip.name!r} is a {type(owner).__name__}")
+    return list(chosen.values())
