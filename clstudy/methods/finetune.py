@@ -8,8 +8,8 @@
     K        –       candidates: what `batch` brings unchanged      classes
 
 Estimator: the exact loss of the batch. A class that was seen earlier but is absent from the batch gets no attraction,
-only repulsion: ∂L/∂t_k = (s/B) Σ_i p_ik f_i. Departures: one softmax; the released code applies a second one (see
-DEVIATIONS.md).
+only repulsion: ∂L/∂t_k = (s/B) Σ_i p_ik f_i. Departures: one softmax; the released code applies a second one, which
+`double_softmax` repeats (see DEVIATIONS.md).
 """
 from dataclasses import dataclass
 
@@ -23,6 +23,9 @@ from .base import Method
 
 @dataclass
 class Finetune(Method):
+    double_softmax: bool = False  # cross-entropy of softmax(p), as in the released code
+
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         encoded = clip.encode(batch)
-        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target,
+                              double_softmax=self.double_softmax)}

@@ -9,22 +9,43 @@
 
 Estimator: the exact loss of the batch. "Symmetric" says that the texts and the images of the loss cover the same
 classes; it does not mean CLIP's two-direction loss, and there is no text-to-image term (released code). A text that
-is absent from the batch is not in the graph: its direct gradient is zero. Departures: one softmax; the released code
-applies a second one (see DEVIATIONS.md). Evaluation offers all classes seen, as for every method.
+is absent from the batch is not in the graph: its direct gradient is zero. With a memory (off in the paper) the batch
+is the stream's images joined with those replayed, and K the classes of both. Evaluation offers all classes seen, as
+for every method. Departures: one softmax; the released code applies a second one, which `double_softmax` repeats; and
+the released code silently takes all classes seen for K as soon as there is a memory, here K stays symmetric (see
+DEVIATIONS.md).
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ..clip import Clip
 from ..data import Batch
 from ..losses import match
+from ..memory import Memory
 from .base import Method
 
 
 @dataclass
 class SIT(Method):
+    size: int = 0  # of the memory, in images; 0: none
+    replay: int = 32  # images of the memory that join each step
+    double_softmax: bool = False  # cross-entropy of softmax(p), as in the released code
+    memory: Memory = field(init=False, repr=False)
+
+    def __post_init__(self):
+        if self.replay < 0:
+            raise ValueError(f"replay={self.replay!r}: must be at least 0 images")
+        self.memory = Memory(self.size, "reservoir")
+
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         batch = batch.present()
         encoded = clip.encode(batch)
-        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target,
+                              double_softmax=self.double_softmax)}
+
+    def rehearse(self, clip: Clip, batch: Batch) -> Batch:
+        return self.memory.join(batch, self.replay)
+
+    def after_step(self, clip: Clip, batch: Batch) -> None:
+        self.memory.add(batch)

@@ -1,0 +1,104 @@
+"""CLIB: trains on its memory only, and the memory keeps what lowers its loss. Koh et al. 2022, i-Blurry,
+arXiv 2110.10031.
+
+    L = −(1/M) Σ_{i ∈ draw} log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m)
+        └──────────── task ────────────┘
+    H_i ← ρ H_i + (1 − ρ) (ℓ − ℓ')   for each image i drawn between two looks at the memory's loss, ℓ and then ℓ'
+
+    symbol   field    meaning                                                                       unit
+    s        –        inverse temperature, frozen                                                   –
+    K        –        candidates: classes seen so far                                               classes
+    M        replay   images of a step, drawn from the memory                                       images
+    H_i      –        importance: expected decrease of the memory's loss when image i is trained    –
+    ρ        decay    of the moving average                                                         –
+    –        every    steps between two looks                                                       steps
+    –        look     images of the memory that stand for it in a look                              images
+    –        size     of the memory                                                                 images
+
+Estimator: a batch enters the memory before the first step on it. Once the memory is full, an image of the class that
+holds most, the new one counted, makes room: the one with the smallest H. A new image starts with the mean H of its
+class. Departures: the released code (github.com/naver-ai/i-Blurry) looks at the whole memory after every step; here
+`look` random images are compared with themselves `every` steps later: cheaper and noisier. There H_i is not shrunk,
+only added to, by (1 − ρ) (ℓ − ℓ' + mean H of the draw / M): a sum that grows with the number of draws; here it is a
+moving average. No adaptive learning rate, since a method does not step the optimiser. No CutMix.
+"""
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..clip import Clip
+from ..data import Batch
+from ..losses import match
+from ..memory import Memory
+from .base import Method
+
+
+@dataclass
+class CLIB(Method):
+    size: int = 500  # of the memory, in images
+    replay: int | None = None  # images of a step; None: as many as the stream's batch has
+    every: int = 3  # steps between two looks at the memory's loss
+    look: int = 64  # images of the memory in a look
+    decay: float = 0.9  # of the moving average of an image's importance
+    memory: Memory = field(init=False, repr=False)
+    importance: dict[int, float] = field(default_factory=dict, init=False, repr=False)  # H, by id
+    steps: int = field(default=0, init=False, repr=False)
+    looked: tuple[Batch, Tensor] | None = field(default=None, init=False, repr=False)  # at what, and ℓ
+    drawn: set[int] = field(default_factory=set, init=False, repr=False)  # since the last look
+    found: list[tuple[set, Tensor]] = field(default_factory=list, init=False, repr=False)  # drawn, ℓ − ℓ'
+
+    def __post_init__(self):
+        for name in ("size", "every", "look", "replay"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 1")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay={self.decay!r}: must be from 0 to below 1")
+        self.memory = Memory(self.size, "balanced")
+
+    def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
+        encoded = clip.encode(batch)
+        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+
+    def rehearse(self, clip: Clip, batch: Batch) -> Batch:
+        now = self.steps % self.every == 0
+        self.steps += 1
+        if now and self.looked:
+            self.found.append((self.drawn, self.looked[1] - loss_of(clip, self.looked[0])))
+        self.take(batch)
+        if now:
+            at = only(batch, *self.memory.draw(self.look))
+            self.looked, self.drawn = (at, loss_of(clip, at)), set()
+        joined = only(batch, *self.memory.draw(self.replay or len(batch.index)))
+        self.drawn.update(joined.index)
+        return joined
+
+    def take(self, batch: Batch) -> None:
+        """The stream's images into the memory, once; what was found is read from the device then, all in one."""
+        new = [(i, label) for i, label in zip(batch.index, batch.labels, strict=True) if i not in self.memory.arrived]
+        if not new:
+            return
+        H = self.importance
+        found, self.found = self.found, []
+        for (drawn, _), value in zip(found, torch.stack([v for _, v in found]).tolist() if found else [], strict=True):
+            H.update({i: self.decay * H[i] + (1 - self.decay) * value for i in drawn if i in H})
+        for i, label in new:
+            mates = [H[j] for j, other in zip(self.memory.index, self.memory.labels, strict=True) if other == label]
+            everyone = mates or [H[j] for j in self.memory.index] or [0.0]
+            H[i] = sum(everyone) / len(everyone)
+        self.memory.add(batch, importance=H)
+        self.importance = {i: H[i] for i in self.memory.index}
+
+
+def only(batch: Batch, image: Tensor, labels: tuple[int, ...], index: tuple[int, ...]) -> Batch:
+    """The batch with these images of the memory instead of its own."""
+    return replace(batch, image=image, labels=labels, index=index, replayed=len(labels))
+
+
+@torch.no_grad()
+def loss_of(clip: Clip, batch: Batch) -> Tensor:
+    """The task loss as it is, without dropout and without training."""
+    training = clip.training
+    encoded = clip.eval().encode(batch)
+    clip.train(training)
+    return match(encoded.image, encoded.text, encoded.scale, batch.target)

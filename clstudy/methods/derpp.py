@@ -1,0 +1,83 @@
+"""Dark experience replay, DER++: old images keep their labels and their old similarities. Buzzega et al. 2020,
+arXiv 2004.07211, eq. 6.
+
+    L = CE(batch) + α · mean_{i ∈ draw 1, k ∈ K_i} (z_ik − z'_ik)² + β · CE(draw 2),   z_ik = f_i·t_k / T
+        └─ task ─┘  └───────────────── logits ──────────────────┘   └── replay ──┘
+
+    symbol   field         meaning                                                     unit
+    CE       –             cross-entropy among the classes seen so far, scale s        –
+    z'_i     –             z_i at the last step on the batch that brought image i      –
+    K_i      –             classes seen then; later columns are not compared           classes
+    α, β     alpha, beta   weights                                                     –
+    T        temperature   of the similarities that are compared                       –
+    –        replay        images of each of the two draws                             images
+    –        size          of the memory, a reservoir                                  images
+
+Estimator: z' is taken from augmented images, and the images are stored plain and augmented again when they are drawn
+(released code, github.com/aimagelab/mammoth). Departures: the paper compares the logits of a classifier. CLIP's are
+cosines times s, 19 for the embedded model and 100 for OpenAI's, where a drift of the cosines by 0.05 would already
+cost 25; here cosines are divided by T, so that the term has the same size for every model, and a drift by T counts as
+1. The paper's classifier has all its outputs from the start; here the columns of classes that come later do not exist
+for a stored image.
+"""
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..clip import Clip
+from ..data import Batch
+from ..losses import match
+from ..memory import Memory
+from .base import Method
+
+
+@dataclass
+class DERpp(Method):
+    alpha: float = 0.5  # weight of the logits term
+    beta: float = 0.5  # weight of the replay term
+    temperature: float = 0.1  # of the similarities that are compared
+    size: int = 500  # of the memory, in images; 0: none
+    replay: int = 32  # images of each of the two draws
+    memory: Memory = field(init=False, repr=False)
+    latest: Tensor | None = field(default=None, init=False, repr=False)  # of the stream, last step
+
+    def __post_init__(self):
+        for name in ("alpha", "beta", "replay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature!r}: must be above 0")
+        self.memory = Memory(self.size, "reservoir")
+
+    def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
+        encoded, target = clip.encode(batch), batch.target
+        similarity = encoded.image @ encoded.text.T / self.temperature
+        drawn, end = batch.replayed // 2, len(batch.index)
+        stream, first, second = slice(end - 2 * drawn), slice(end - 2 * drawn, end - drawn), slice(end - drawn, end)
+        self.latest = similarity[stream].detach()
+        terms = {"task": match(encoded.image[stream], encoded.text, encoded.scale, target[stream])}
+        if drawn:
+            stored = self.memory.look_up("logits", batch.index[first])[:, self.columns(batch)]
+            terms["logits"] = self.alpha * mean_square(similarity[first], stored)
+            terms["replay"] = self.beta * match(encoded.image[second], encoded.text, encoded.scale, target[second])
+        return terms
+
+    def rehearse(self, clip: Clip, batch: Batch) -> Batch:
+        return self.memory.join(self.memory.join(batch, self.replay), self.replay)
+
+    def after_step(self, clip: Clip, batch: Batch) -> None:
+        if self.latest is not None:
+            logits = torch.full((len(batch.index), len(batch.prompts)), torch.nan, device=self.latest.device)
+            logits[:, self.columns(batch)] = self.latest
+            self.memory.add(batch, logits=logits)
+
+    def columns(self, batch: Batch) -> Tensor:
+        """Candidates as columns of what is stored: one for each class of the benchmark, NaN where it was not seen."""
+        return torch.tensor(batch.classes, device=batch.prompts.device)
+
+
+def mean_square(new: Tensor, stored: Tensor) -> Tensor:
+    """Mean of (new − stored)² over the entries that were stored."""
+    kept = ~stored.isnan()
+    return torch.where(kept, new - stored.nan_to_num(), 0).square().sum() / kept.sum()

@@ -1,0 +1,50 @@
+"""Experience replay: a few images of a memory join every step. Rolnick et al. 2019, arXiv 1811.11682; in the form of
+Chaudhry et al. 2019, ER with a tiny memory, arXiv 1902.10486, algorithm 1.
+
+    L = −(1/(B+M)) Σ_{i ∈ batch ∪ draw} log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m)
+        └─────────────────── task ───────────────────┘
+
+    symbol   field    meaning                                              unit
+    s        –        inverse temperature, frozen                          –
+    K        –        candidates: classes seen so far                      classes
+    M        replay   images drawn from the memory, anew at each step      images
+    –        size     of the memory                                        images
+    –        policy   which images stay: "reservoir" or "balanced"         –
+
+Estimator: one mean over stream and memory together, so a replayed image weighs as much as a new one. The paper offers
+several ways to write the memory and finds the reservoir best unless it is tiny; that is the default. Departures: the
+memory takes a batch after its last step (several steps may be made on a batch), so that an image is not replayed
+beside itself.
+"""
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..clip import Clip
+from ..data import Batch
+from ..losses import match
+from ..memory import Memory
+from .base import Method
+
+
+@dataclass
+class ER(Method):
+    size: int = 500  # of the memory, in images; 0: none
+    replay: int = 32  # images of the memory that join each step
+    policy: str = "reservoir"
+    memory: Memory = field(init=False, repr=False)
+
+    def __post_init__(self):
+        if self.replay < 0:
+            raise ValueError(f"replay={self.replay!r}: must be at least 0 images")
+        self.memory = Memory(self.size, self.policy)
+
+    def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
+        encoded = clip.encode(batch)
+        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+
+    def rehearse(self, clip: Clip, batch: Batch) -> Batch:
+        return self.memory.join(batch, self.replay)
+
+    def after_step(self, clip: Clip, batch: Batch) -> None:
+        self.memory.add(batch)

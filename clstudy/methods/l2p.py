@@ -1,0 +1,47 @@
+"""Learning to Prompt: each image chooses prompts from a pool by its frozen feature. Wang et al. 2021, L2P, arXiv
+2112.08654, eq. 5, on CLIP.
+
+    L = −(1/B) Σ_i log p_{i,y_i}  +  λ · (1/BN) Σ_i Σ_{k ∈ N_i} (1 − cos(q_i, κ_k))
+        └──────── task ────────┘     └────────────────── pull ────────────────────┘
+
+    symbol   field        meaning                                                        unit
+    p_ik     –            softmax of s f_i·t_k over the candidates                       –
+    –        candidates   "seen": all classes seen so far; "batch": those present (SIT)  classes
+    λ        weight       of the pull of the chosen keys to the queries                  –
+    q, κ     –            query of an image, key of a prompt (tuner `l2p`)               –
+    N_i      –            the N = `top` prompts that image i takes (tuner `l2p`)         prompts
+
+Estimator: exact on the batch. The choice itself has no gradient: prompts learn from the task, keys from the pull.
+λ = 0.5 as in the paper, where the pull is summed over the N keys; the mean is that of SIT's released code (0.5), and
+that of the L2P port on PyTorch has 0.1 and the sum. Departures: CLIP's texts classify, the ports train a linear layer;
+those ports let only the classes of the current task compete in training. See `tuners/pool.py` for those of the pool.
+"""
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..clip import Clip
+from ..config import choose
+from ..data import Batch
+from ..losses import match
+from ..tuners.pool import pool_of
+from .base import Method
+
+
+@dataclass
+class L2P(Method):
+    needs: ClassVar[str] = "l2p"  # tuner
+    weight: float = 0.5  # of the pull
+    candidates: str = "seen"  # which texts compete; or "batch"
+
+    def __post_init__(self):
+        choose("candidates", self.candidates, ("seen", "batch"))
+        if self.weight < 0:
+            raise ValueError(f"weight={self.weight!r}: must be at least 0")
+
+    def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
+        batch = batch.present() if self.candidates == "batch" else batch
+        encoded = clip.encode(batch)
+        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target),
+                "pull": self.weight * pool_of(clip).distance().mean()}

@@ -1,0 +1,245 @@
+"""Memories: who stays and with which probability, the budget, and that what comes out is what went in."""
+from collections import Counter
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+from clstudy.data import Batch
+from clstudy.memory import POLICIES, Memory
+from clstudy.streams import Stage
+
+PROMPTS, STAGE = torch.zeros(9, 3, dtype=torch.long), Stage(1, (0,), np.arange(1))
+
+
+def arriving(ids, labels=None, replayed: int = 0) -> Batch:
+    """Images of 2 × 2 pixels whose grey value is their id."""
+    ids = tuple(ids)
+    labels = tuple(labels) if labels is not None else (0,) * len(ids)
+    image = torch.tensor(ids, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 3, 2, 2) / 255
+    return Batch(image, labels, ids, tuple(dict.fromkeys(labels)), PROMPTS, STAGE, replayed)
+
+
+def filled(size: int, policy: str, labels, batch: int = 4) -> Memory:
+    """A memory after a stream of images 0, 1, … with these labels, in batches."""
+    memory = Memory(size, policy)
+    for start in range(0, len(labels), batch):
+        end = min(start + batch, len(labels))
+        memory.add(arriving(range(start, end), labels[start:end]))
+    return memory
+
+
+def excess(kept: Counter, images: list[int], runs: int, p: float) -> float:
+    """Σ (observed − expected)² / variance over the images; about their number if each is kept with probability p."""
+    return sum((kept[i] - runs * p) ** 2 for i in images) / (runs * p * (1 - p))
+
+
+# ---- who stays
+
+
+def test_a_reservoir_keeps_every_image_with_the_same_probability():
+    torch.manual_seed(0)
+    runs, kept = 2000, Counter()
+    for _ in range(runs):
+        memory = filled(5, "reservoir", [0] * 20)
+        assert len(memory) == 5
+        kept.update(memory.index)
+    assert excess(kept, range(20), runs, 5 / 20) < 40  # mean 19, standard deviation 6
+
+
+def test_a_reservoir_does_not_look_at_classes():
+    torch.manual_seed(0)
+    labels = [0] * 30 + [1] * 10
+    share = np.mean([filled(8, "reservoir", labels).labels.count(1) for _ in range(500)])
+    assert share == pytest.approx(8 * 10 / 40, abs=0.15)
+
+
+@pytest.mark.parametrize(("counts", "size", "held"), [
+    ([20, 20], 10, [5, 5]),
+    ([20, 20, 20], 10, [3, 3, 4]),
+    ([20, 20, 20, 20], 10, [2, 2, 3, 3]),
+    ([20, 2, 20], 10, [2, 4, 4]),  # a class that has fewer keeps them all
+    ([3, 3], 10, [3, 3]),
+    ([1, 1, 1, 1], 2, [0, 0, 1, 1]),  # fewer places than classes
+])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_balanced_memory_holds_equal_quotas(counts, size, held, seed, mixed):
+    torch.manual_seed(seed)
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    if mixed:
+        labels = np.random.default_rng(seed).permutation(labels).tolist()
+    memory = filled(size, "balanced", labels)
+    found = Counter(memory.labels)
+    assert sorted(found[label] for label in range(len(counts))) == held
+
+
+def test_a_balanced_memory_keeps_the_images_of_a_class_with_the_same_probability():
+    """One class, then another, then the first again: early, late and returning images have the same chance."""
+    torch.manual_seed(0)
+    labels = [0] * 10 + [1] * 10 + [0] * 6 + [1] * 2
+    runs, kept = 2000, Counter()
+    for _ in range(runs):
+        kept.update(filled(6, "balanced", labels).index)
+    for label, count in ((0, 16), (1, 12)):
+        images = [i for i, other in enumerate(labels) if other == label]
+        assert excess(kept, images, runs, 3 / count) < 2.2 * count
+
+
+def test_the_least_important_image_of_the_largest_class_makes_room():
+    memory = Memory(4, "balanced")
+    memory.add(arriving([10, 11, 12, 20], [1, 1, 1, 2]))
+    values = {10: 0.3, 11: -0.5, 12: 0.1, 20: -9.0, 21: 0.0, 22: 5.0, 13: 7.0}
+    memory.add(arriving([21], [2]), importance=values)  # class 1 holds most
+    assert memory.index == [10, 21, 12, 20]
+    memory.add(arriving([22], [2]), importance=values)  # with the new one class 2 would: one of its own goes
+    assert memory.index == [10, 21, 12, 22]
+    memory.add(arriving([13, 30], [1, 3]), importance=values | {30: -99.0})  # a new class enters whatever its value
+    assert memory.index == [10, 30, 13, 22]
+
+
+# ---- the budget
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_the_budget_is_never_exceeded_and_ids_are_unique(policy, size):
+    torch.manual_seed(1)
+    rng = np.random.default_rng(0)
+    memory, labels = Memory(size, policy), rng.integers(0, 4, 200)
+    for _ in range(20):
+        ids = rng.choice(200, 9, replace=False)  # many come more than once
+        memory.add(arriving(ids.tolist(), labels[ids].tolist()))
+        assert len(memory) == len(memory.labels) == len(memory.image) == min(size, len(memory.arrived)) <= size
+        assert len(set(memory.index)) == len(memory)
+        assert [labels[i] for i in memory.index] == memory.labels
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_image_has_one_chance(policy):
+    """A second pass over the stream changes nothing, draws nothing, and an image is never stored twice."""
+    memory = filled(5, policy, [0, 1] * 10)
+    before, generator = memory.state(), torch.get_rng_state()
+    memory.add(arriving(range(20), [0, 1] * 10))
+    after = memory.state()
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert after["index"] == before["index"] and torch.equal(after["image"], before["image"])
+
+
+def test_images_that_come_from_a_memory_are_not_added():
+    memory = Memory(10)
+    memory.add(arriving([1, 2, 3, 7, 8], replayed=2))
+    assert memory.index == [1, 2, 3] and len(memory.image) == 3
+
+
+def test_size_zero_is_no_memory():
+    memory, batch, generator = Memory(0), arriving([1, 2]), torch.get_rng_state()
+    memory.add(batch)
+    assert memory.join(batch, 32) is batch
+    image, labels, index = memory.draw(4)
+    assert len(memory) == len(image) == 0 and labels == index == ()
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"size": -1}, "size=-1: must be at least 0 images"),
+    ({"size": 5, "policy": "ring"}, "policy='ring' is unknown. Choices: balanced, reservoir"),
+])
+def test_impossible_settings_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Memory(**given)
+
+
+# ---- what comes out
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_drawn_is_what_arrived(policy):
+    """Image, label and extra of every id, bit for bit, whatever was replaced before."""
+    torch.manual_seed(0)
+    memory = Memory(7, policy)
+    for start in range(0, 60, 6):
+        ids = torch.arange(start, start + 6)
+        memory.add(arriving(ids.tolist(), (ids % 3).tolist()), logits=ids[:, None] * torch.ones(6, 2), squares=ids**2)
+    image, labels, index = memory.draw(5)
+    assert torch.equal(image, arriving(index).image) and image.dtype == torch.float32
+    assert labels == tuple(i % 3 for i in index)
+    assert torch.equal(memory.look_up("logits", index), torch.tensor(index)[:, None] * torch.ones(5, 2))
+    assert memory.look_up("squares", index).tolist() == [i**2 for i in index]
+    assert memory.image.dtype == torch.uint8  # a quarter of the floats
+
+
+def test_every_grey_value_survives():
+    memory = Memory(256)
+    memory.add(arriving(range(256)))
+    image, _, index = memory.draw(256)
+    assert torch.equal(image, arriving(index).image)
+
+
+def test_a_draw_is_without_replacement_and_uniform():
+    torch.manual_seed(0)
+    memory = filled(10, "reservoir", [0] * 10)
+    drawn = Counter()
+    for _ in range(1000):
+        _, _, index = memory.draw(4)
+        assert len(set(index)) == 4
+        drawn.update(index)
+    assert excess(drawn, range(10), 1000, 0.4) < 27
+    for count, expected in ((0, 0), (10, 10), (99, 10)):
+        image, labels, index = memory.draw(count)
+        assert len(image) == len(labels) == len(set(index)) == expected
+
+
+def test_what_is_drawn_joins_at_the_end_of_the_batch():
+    memory = filled(5, "reservoir", [0, 1, 1, 0, 1])
+    batch = arriving([100, 101], [0, 1])
+    assert Memory(5).join(batch, 3) is batch  # empty still
+    joined = memory.join(memory.join(batch, 3), 2)
+    assert joined.replayed == 5 and joined.index[:2] == (100, 101) and set(joined.index[2:]) <= set(range(5))
+    assert len(set(joined.index[2:5])) == 3 and len(set(joined.index[5:])) == 2
+    assert torch.equal(joined.image, arriving(joined.index).image)
+    assert len(joined.target) == 7
+
+
+def test_random_choices_are_torchs_and_repeat():
+    def twice(seed):
+        torch.manual_seed(seed)
+        memory = filled(6, "balanced", [0, 1, 2] * 10)
+        return memory.index, memory.draw(3)[2]
+
+    assert twice(0) == twice(0) != twice(1)
+
+
+# ---- killed and resumed
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_memory_continues_from_its_state(policy):
+    torch.manual_seed(0)
+    memory = Memory(6, policy)
+    stream = [arriving(range(start, start + 5), [start % 2, 1, 2, 0, 1]) for start in range(0, 100, 5)]
+    for batch in stream[:10]:
+        memory.add(batch, twice=2.0 * torch.tensor(batch.index))
+    state = memory.state()
+    copied = deepcopy(state)
+    assert all(isinstance(value, torch.Tensor | list | dict) for value in state.values())
+    other = Memory(6, policy)
+    other.restore(state)
+    generator = torch.get_rng_state()
+    for one in (memory, other):
+        torch.set_rng_state(generator)
+        for batch in stream[10:]:
+            one.add(batch, twice=2.0 * torch.tensor(batch.index))
+        one.last = one.draw(4)
+    assert memory.index == other.index != state["index"] and memory.labels == other.labels
+    assert torch.equal(memory.image, other.image) and torch.equal(memory.extra["twice"], other.extra["twice"])
+    assert memory.last[2] == other.last[2]
+    assert state["index"] == copied["index"] and torch.equal(state["image"], copied["image"])  # not changed since
+
+
+def test_an_empty_memory_has_a_state_too():
+    other = Memory(3)
+    other.restore(Memory(3).state())
+    other.add(arriving([4]))
+    assert other.index == [4]
