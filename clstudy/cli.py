@@ -32,9 +32,25 @@ def run(notebooks: Annotated[list[str], typer.Argument(help="Names (03_candidate
         given = dict(_pair(text) for text in parameter or [])
         found = batch.find_notebooks(notebooks)
         tasks = [(path, batch.choose_parameters(path, given, profile)) for path in found]
-    except ValueError as error:
+        _check_data(tasks)
+    except (ValueError, OSError) as error:
         fail(error)
     raise typer.Exit(0 if _execute(tasks, out or _out(), timeout) else 1)
+
+
+def _check_data(tasks: list) -> None:
+    """Raise where a notebook asks for a benchmark whose data are missing, before any is executed."""
+    from . import batch
+    from .config import check_arguments, choose, with_path
+
+    for path, given in tasks:
+        values = {p.name: p.value for p in batch.parameters(path)} | given
+        name, options = with_path(str(values.get("benchmark", "emoji")), values.get("benchmark_args", {}))
+        if name not in ("emoji", "emoji_concepts"):  # these come with the repository; the import takes seconds
+            from .benchmarks import BENCHMARKS, check
+
+            check_arguments("benchmark_args", BENCHMARKS[choose("benchmark", name, BENCHMARKS)], options)
+            check(name, options)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -74,7 +90,8 @@ def study(profile: Profile = "quick") -> None:
     started = time.perf_counter()
     try:
         tasks = [(path, batch.choose_parameters(path, {}, profile)) for path in batch.find_notebooks()]
-    except ValueError as error:
+        _check_data(tasks)
+    except (ValueError, OSError) as error:
         fail(error)
     ok = _execute(tasks, _out())
     for table in sorted((ROOT / "figures").glob("*.md")):
@@ -167,11 +184,56 @@ def pretrain(images: Annotated[int | None, typer.Option(help="Drawings to see, i
 
 
 @app.command()
+def data(words: Annotated[list[str] | None, typer.Argument(metavar="[get NAME …]", help="Nothing: list them.")] = None
+         ) -> None:
+    """List the published data sets: what is there, its size, how to get the rest. `data get NAME …` fetches some."""
+    if not words:
+        return _list_data()
+    from .benchmarks.sets import SETS
+    from .config import choose
+    from .download import get
+
+    try:
+        choose("data", words[0], ("get",))
+        names = [choose("data get", name, SETS) for name in words[1:]]
+        if not names:
+            raise ValueError(f"data get: name what to fetch. Choices: {', '.join(SETS)}")
+        for name in names:
+            typer.echo(f"{name}: {get(name)}")
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+def _list_data() -> None:
+    from . import cache
+    from .benchmarks import BENCHMARKS, sets
+
+    typer.echo(f"looked for in {sets.root()} (CLSTUDY_DATA names another folder)\n")
+    for name, one in sets.SETS.items():
+        lacks, place = sets.missing(name), sets.root() / one.folder
+        use = "benchmark" if name in BENCHMARKS else "side set"
+        if not lacks:
+            state = f"found    {cache.size(place) / 1e9:6.2f} GB  {place}"
+        elif place.exists():
+            state = f"PARTLY             {place} lacks {', '.join(lacks)}: move it away, then `clstudy data get {name}`"
+        else:
+            state = f"missing            `clstudy data get {name}` fetches {one.megabytes / 1000:.2f} GB"
+        typer.echo(f"{name:14} {use:10} {state}")
+    decoded = cache.folder()
+    taken = cache.size(decoded) / 1e9 if decoded.is_dir() else 0
+    typer.echo(f"\ndecoded images: {taken:.2f} GB in {decoded} (CLSTUDY_CACHE names another folder; may be deleted at "
+               "any time)")
+
+
+@app.command()
 def doctor() -> None:
     """Versions, device, threads, data found, what is missing and how to get it."""
     from importlib.metadata import PackageNotFoundError, version
 
     import torch
+
+    from .benchmarks.sets import SETS, root
+    from .benchmarks.sets import missing as absent
 
     typer.echo(f"python {sys.version.split()[0]}")
     for name in "clstudy torch torchvision open_clip_torch peft jupyterlab papermill plotly seaborn".split():
@@ -189,6 +251,8 @@ def doctor() -> None:
         missing |= not path.exists()
         typer.echo(f"{'found  ' if path.exists() else 'MISSING'} {path.relative_to(ROOT)}"
                    + ("" if path.exists() else f": {cure}"))
+    there = [name for name in SETS if not absent(name)]
+    typer.echo(f"found   {len(there)} of {len(SETS)} published sets in {root()}; `clstudy data` lists them")
     free = shutil.disk_usage(ROOT).free / 1e9
     typer.echo(f"disk {free:.0f} GB free")
     raise typer.Exit(1 if missing else 0)

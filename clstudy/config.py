@@ -33,6 +33,19 @@ def check_arguments(field: str, function, given: dict[str, Any], reserved: tuple
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             options = ", ".join(f"{n}={p.default!r}" if p.default is not p.empty else n for n, p in known.items())
             raise ValueError(f"{field}: {name!r} is unknown.{hint} Choices: {options or 'none'}")
+    for name, parameter in known.items():
+        named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if named and parameter.default is parameter.empty and name not in given:
+            raise ValueError(f"{field}: {name!r} is needed by {function.__name__}")
+
+
+def with_path(benchmark: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`folder:PATH` as the benchmark `folder` with that path, which is made absolute: workers may stand elsewhere."""
+    if benchmark.startswith("folder:"):
+        benchmark, options = "folder", {**options, "path": benchmark.removeprefix("folder:")}
+    if benchmark == "folder" and isinstance(options.get("path"), str | Path):
+        options = {**options, "path": str(Path(options["path"]).expanduser().absolute())}
+    return benchmark, options
 
 
 class RunConfig(BaseModel):
@@ -76,6 +89,14 @@ class RunConfig(BaseModel):
             raise ValueError(f"device={value!r} is unknown. Choices: auto, cpu, cuda, cuda:N, mps")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _path(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("benchmark"), str):
+            return given
+        return given | dict(zip(("benchmark", "benchmark_args"), with_path(given["benchmark"],
+                                given.get("benchmark_args", {})), strict=True))
+
     @model_validator(mode="after")
     def _names(self) -> "RunConfig":
         from .augment import AUGMENTATIONS
@@ -87,11 +108,19 @@ class RunConfig(BaseModel):
         choose("stream", self.stream, STREAMS)
         check_arguments("stream_args", STREAMS[self.stream], self.stream_args, ("labels", "seed"))
         choose("augmentation", self.augmentation, AUGMENTATIONS)
-        tuners, methods = _tuners_and_methods()
+        methods, tuners, TOWERS, ONLY = _methods_and_tuners()
         choose("tuner", self.tuner, tuners)
         check_arguments("tuner_args", tuners[self.tuner], self.tuner_args, ("clip", "tower"))
         choose("method", self.method, methods)
         check_arguments("method_args", methods[self.method], self.method_args)
+        methods[self.method](**self.method_args)  # refuses impossible values itself
+        towers, reason = ONLY.get(self.tuner, (TOWERS, ""))
+        if self.tower not in towers:
+            raise ValueError(f"tower={self.tower!r} does not go with tuner={self.tuner!r}: {reason}. Choices: "
+                             f"{', '.join(towers)}")
+        needs = getattr(methods[self.method], "needs", self.tuner)  # a method that is made of a tuner's parts
+        if self.tuner != needs:
+            raise ValueError(f"method={self.method!r} needs tuner={needs!r}, not {self.tuner!r}")
         if self.tuner == "none" and self.method != "frozen":
             raise ValueError(f"tuner='none' leaves method={self.method!r} nothing to train; choose another tuner, or "
                              "method='frozen'")
@@ -101,26 +130,29 @@ class RunConfig(BaseModel):
     def run_id(self) -> str:
         """Twelve hexadecimal digits: the settings, the embedded files behind them, and the version of the results."""
         settings = self.model_dump(mode="json", exclude={"device"})
-        return hashlib.sha256(json.dumps([RESULTS, settings, self._files()], sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([RESULTS, settings, self.files()], sort_keys=True).encode()).hexdigest()[:12]
 
-    def _files(self) -> list[str]:
+    def files(self) -> list[str]:
+        """Fingerprints of the files that the numbers depend on: embedded data and weights, folders."""
+        from .benchmarks import evidence
+
         named = [DATA / "emoji.parquet"] if self.benchmark.startswith("emoji") else []
         if self.model == "icon-clip":
             named.append(DATA / "icon-clip" / "open_clip_model.safetensors")
         for path in (Path(given) for given in (self.model, self.pretrained) if given):
             named += sorted(path.glob("open_clip_*")) if path.is_dir() else [path]
-        return [fingerprint(path) for path in named if path.exists()]
+        return [fingerprint(path) for path in named if path.exists()] + evidence(self.benchmark, self.benchmark_args)
 
     def but(self, **changes) -> "RunConfig":
         """The same run with other settings, checked again."""
         return RunConfig(**{**self.model_dump(), **changes})
 
 
-def _tuners_and_methods():
+def _methods_and_tuners():
     from .methods import METHODS
-    from .tuners import TUNERS
+    from .tuners import ONLY, TOWERS, TUNERS
 
-    return TUNERS, METHODS
+    return METHODS, TUNERS, TOWERS, ONLY
 
 
 def fingerprint(path: Path) -> str:

@@ -32,6 +32,9 @@ def python(code: str, **environment: str) -> str:
     ({"benchmark_args": {"familys": ["noto"]}}, "families", "test_share"),
     ({"stream_args": {"task": 2}}, "tasks", "order"),
     ({"tuner_args": {"rnak": 2}}, "rank", "alpha"),
+    ({"tuner_args": {"inti": "official"}}, "init", "rank"),
+    ({"tuner_args": {"widht": 32}, "tuner": "adapter"}, "width", "dropout"),
+    ({"tuner_args": {"dept": 2}, "tuner": "prompts"}, "depth", "length"),
 ])
 def test_an_unknown_name_is_refused_with_the_near_one_and_the_choices(settings, near, choice):
     with pytest.raises(ValidationError) as error:
