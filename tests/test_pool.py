@@ -250,7 +250,7 @@ def test_task_and_pull(clip, batch, name):
         for k in chosen:
             key = pool.keys[k].tolist()
             total += 1 - np.dot(q, key) / (math.hypot(*q) * math.hypot(*key))
-    assert math.isclose(float(terms["pull"]), 3 * total / pool.choice.numel(), rel_tol=1e-5)
+    assert math.isclose(float(terms["pull"].detach()), 3 * total / pool.choice.numel(), rel_tol=1e-5)
     assert METHODS[name](weight=0).loss(clip, batch)["pull"] == 0
 
 
@@ -336,15 +336,15 @@ def test_prompt_contrast_against_loops(clip, batch):
     terms = METHODS["mvp"](weight=2.0).loss(clip, batch)
     assert len(pool.choice.unique()) > 1
     pool.used -= pool.votes(pool.choice)  # the usage that the choice was made with
-    cosine = lambda a, b: float(a @ b / (a.norm() * b.norm()))  # noqa: E731
+    cosine = lambda a, b: float((a @ b / (a.norm() * b.norm())).detach())  # noqa: E731
     apart, near = [], []
     for q, e in zip(pool.query, pool.choice[:, 0].tolist(), strict=True):
         usage = 1 + int(pool.used[e])
         apart += [math.exp((1 - cosine(pool.keys[e], key)) / usage) for key in pool.keys]
         near.append(math.exp((1 - cosine(q, pool.keys[e])) / usage))
     expected = -math.log(np.mean(apart) / (np.mean(apart) + np.mean(near)) + 1e-6)
-    assert math.isclose(float(prompt_contrast(pool)), expected, rel_tol=1e-5)
-    assert math.isclose(float(terms["contrast"]), 2 * expected, rel_tol=1e-5)
+    assert math.isclose(float(prompt_contrast(pool).detach()), expected, rel_tol=1e-5)
+    assert math.isclose(float(terms["contrast"].detach()), 2 * expected, rel_tol=1e-5)
 
 
 @EACH
