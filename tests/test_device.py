@@ -21,7 +21,7 @@ from clstudy.clip import Clip
 from clstudy.evaluate import CHUNK, features, hits
 from clstudy.losses import contrastive, distillation, match
 from clstudy.methods import METHODS
-from clstudy.tuners import TUNERS
+from clstudy.tuners import ONLY, TUNERS
 
 CUDA = torch.device("cuda", 0)
 
@@ -48,11 +48,16 @@ def moved(clip: Clip) -> Clip:
 
 
 @pytest.fixture(params=TUNERS)
-def on_cuda(request, clip, batch, fake):
+def tuned(request, clip):
+    """The toy model under each tuner, on the host; and the tuner's name."""
+    TUNERS[request.param](clip, "both" if request.param not in ONLY else ONLY[request.param][0][0])
+    return clip, request.param
+
+
+@pytest.fixture
+def on_cuda(tuned, batch, fake):
     """The toy model under each tuner, and a batch, there; labels and indices stay on the host."""
-    with unset_fake_temporarily():
-        TUNERS[request.param](clip, "both")
-    return moved(clip), replace(batch, image=there(batch.image), prompts=there(batch.prompts))
+    return moved(tuned[0]), replace(batch, image=there(batch.image), prompts=there(batch.prompts))
 
 
 def test_fake_tensors_find_both_mistakes(fake):
@@ -71,11 +76,21 @@ def test_a_model_moves_as_a_whole(on_cuda):
     assert batch.text.device == batch.target.device == batch.present().text.device == CUDA
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_loss_is_computed_on_the_device_without_waiting(on_cuda, name):
-    clip, batch = on_cuda
-    method = METHODS[name]()
-    method.before_stage(clip, batch.stage)
+PAIRS = [(tuner, name) for name in METHODS for tuner in TUNERS if getattr(METHODS[name], "needs", tuner) == tuner]
+
+
+@pytest.mark.parametrize(("tuned", "name"), PAIRS, indirect=["tuned"])
+def test_every_loss_is_computed_on_the_device_without_waiting(tuned, batch, name):
+    (clip, _), method = tuned, METHODS[name]()
+    method.before_stage(clip, batch.stage)  # on the host: fake tensors cannot be copied as a teacher is
+    with FakeTensorMode():
+        loss_on_the_device(method, clip, batch)
+
+
+def loss_on_the_device(method, clip, batch) -> None:
+    for copied in [part for part in vars(method).values() if isinstance(part, Clip)]:
+        moved(copied)
+    clip, batch = moved(clip), replace(batch, image=there(batch.image), prompts=there(batch.prompts))
     terms = method.loss(clip.train(), batch)
     assert all(term.device == CUDA and term.shape == () and term.dtype == torch.float32 for term in terms.values())
     method.edit_gradients(clip)

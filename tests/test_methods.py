@@ -370,6 +370,11 @@ def test_replay_joins_images_of_before_to_every_step(monkeypatch, tiny, toy, nam
     assert len(method.memory) == 10 and len(method.memory.arrived) == 60
 
 
+def test_the_policy_of_a_memory_is_an_option():
+    assert METHODS["er"]().memory.policy == METHODS["sit"]().memory.policy == "reservoir"
+    assert METHODS["er"](policy="balanced").memory.policy == "balanced"
+
+
 def test_replay_is_one_mean_over_all_classes_seen(clip, batch):
     joined = batch.join(batch.image[:3] / 2, (4, 1, 3), (20, 21, 22))
     z = clip.scale() * clip.encode_image(joined.image) @ clip.encode_text(batch.text).T
@@ -416,7 +421,7 @@ def test_the_terms_of_derpp_by_hand(clip, batch):
     assert joined.replayed == 6 and set(joined.index[8:]) <= set(range(8))
     terms = method.loss(clip, joined)
     cosine = (clip.encode_image(joined.image) @ clip.encode_text(joined.text).T).detach()
-    log_p = (clip.scale() * cosine).log_softmax(-1)
+    log_p = (clip.scale() * cosine).log_softmax(-1).detach()
     total = sum(float(cosine[row, new.classes.index(label)] / 0.2 - stored[image, few.classes.index(label)]) ** 2
                 for row, image in zip((8, 9, 10), joined.index[8:11], strict=True) for label in (5, 0, 2))
     ce = [-float(log_p[row, new.classes.index(label)]) for row, label in enumerate(joined.labels)]

@@ -449,7 +449,8 @@ def test_what_is_encoded_beside_the_loss_changes_nothing(clip, batch):
     with Classes(clip) as beside:
         clip.encode(batch)  # with all its labels
         with torch.no_grad():
-            clip.encode(batch)
+            encoded = clip.encode(batch)
+        assert not encoded.image.requires_grad and not encoded.text.requires_grad
         terms = loss(clip, some)
         with torch.inference_mode():
             clip.encode(batch)
@@ -1053,6 +1054,8 @@ def test_classes_of_a_frozen_tower_of_a_plain_model(own):
         with Classes(model) as probe:
             with torch.set_grad_enabled(not frozen):
                 t = model.encode_text(tokens, normalize=True)
+            with torch.inference_mode():
+                model.encode_text(tokens, normalize=True)  # an evaluation, which is in no loss
             f = model.encode_image(images, normalize=True)
             probe.look({"task": match(f, t, model.logit_scale.exp(), target)}, labels=target, classes=range(4))
         tables.append(probe.table())
