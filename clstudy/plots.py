@@ -37,6 +37,7 @@ TOWERS = {
     "both": ("both encoders", "#0072B2", (1, 1)),
 }
 LOOKS = METHODS | TOWERS  # label → name, colour, dash
+MARKERS = {"": "o", (4, 1.5): "s", (1, 1): "^"}  # two of one colour have another dash, and so another marker
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#595959"]
 
 STYLE = {"font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "legend.fontsize": 7.5, "xtick.labelsize": 7.5,
@@ -226,12 +227,13 @@ def trade(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
     figure, axes = _figure(TWO_COLUMNS, 2.9, 1, len(panels), sharex=True, sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         for row in table[table.panel == panel].itertuples():
-            name, colour, _ = LOOKS[row.label]
+            name, colour, dash = LOOKS[row.label]
             if row.label == "frozen":
                 axis.axvline(row.x, color=colour, ls=":", lw=0.8)
                 axis.axhline(row.y, color=colour, ls=":", lw=0.8, label=name)
             else:
-                axis.errorbar(row.x, row.y, row.y_half, row.x_half, fmt="o", ms=4, lw=0.9, color=colour, label=name)
+                axis.errorbar(row.x, row.y, row.y_half, row.x_half, fmt=MARKERS[dash], ms=4, lw=0.9, color=colour,
+                              label=name)
         axis.set(title=panel, xlabel=xlabel)
     axes[0, 0].set_ylabel(ylabel)
     _legend(figure, axes)

@@ -161,7 +161,7 @@ def readings(groups: Mapping[tuple[str, float], Sequence[Run]], stage: int) -> p
 def cost(runs: Sequence[Run]) -> dict[str, str]:
     """What the runs took: tuned parameters, images of the stream per second of training, largest memory on a GPU."""
     results = [run.result for run in runs]
-    speeds = [r["images_per_second"] for r in results if r.get("images_per_second")]
+    speeds = [r["images_per_second"] for r in results if r.get("parameters")]  # a frozen model trains nothing
     peaks = [r["peak_memory"] for r in results if r.get("peak_memory")]
     return {"parameters": f"{max(r.get('parameters', 0) for r in results):,}",
             "images/s": f"{np.median(speeds):.0f}" if speeds else "-",
