@@ -187,11 +187,12 @@ def clear_dead(runs: Path) -> None:
 
 
 def save_tuned(clip, folder: Path) -> None:
-    """The tuned parameters of a model, as safetensors."""
+    """The tuned parameters of a model and its buffers (a prompt pool counts there), as safetensors."""
     from safetensors.torch import save_file
 
-    tuned = {name: p.detach().cpu().contiguous() for name, p in clip.named_parameters() if p.requires_grad}
-    save_file(tuned, folder / "model.safetensors")
+    tuned = {name: p for name, p in clip.named_parameters() if p.requires_grad}
+    tuned |= {name: buffer for name, buffer in clip.named_buffers() if name in clip.state_dict()}
+    save_file({name: p.detach().cpu().contiguous() for name, p in tuned.items()}, folder / "model.safetensors")
 
 
 def load_tuned(run: Run):

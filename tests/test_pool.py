@@ -16,6 +16,7 @@ from clstudy.clip import Clip
 from clstudy.losses import match
 from clstudy.methods import METHODS
 from clstudy.methods.mvp import ignored, prompt_contrast
+from clstudy.record import load_or_train, load_tuned
 from clstudy.streams import Stage
 from clstudy.train import prepare, train
 from clstudy.tuners import ONLY, TUNERS
@@ -431,6 +432,15 @@ def test_copies_and_files(clip, batch, name):
         assert torch.equal(other.encode_image(batch.image), before) and torch.equal(pool.used, pool_of(clip).used)
     where = [p.data_ptr() for p in clip.state_dict().values()]
     assert len(set(where)) == len(where)  # no parameter under two names
+
+
+@EACH
+def test_a_stored_model_chooses_as_the_one_that_was_trained(short, name, tmp_path):
+    run, images = load_or_train(short(name), tmp_path, keep_model=True), torch.rand(8, 3, 64, 64)
+    stored, trained = load_tuned(run), learn(short(name))[2].eval()
+    with torch.inference_mode():
+        assert torch.equal(stored.encode_image(images), trained.encode_image(images))
+    assert torch.equal(pool_of(stored).used, pool_of(trained).used)
 
 
 @EACH
