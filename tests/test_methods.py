@@ -467,19 +467,34 @@ def test_clib_trains_on_its_memory_only(monkeypatch, tiny):
 
 def test_the_importance_of_an_image_by_hand(monkeypatch, clip, batch):
     """ρ H + (1 − ρ)(ℓ − ℓ') for what was drawn in between; a new image starts with the mean of its class."""
-    losses = iter([5.0, 3.0, 4.0])  # opened at 5, closed at 3, opened at 4 on another draw
+    losses = iter([5.0, 3.0, 4.0, 4.4, 9.0])  # from 5 to 3 on one draw, from 4 to 4.4 on the next
     monkeypatch.setattr("clstudy.methods.clib.loss_of", lambda clip, batch: torch.tensor(next(losses)))
-    method = METHODS["clib"](size=20, replay=3, every=2, decay=0.75)
+    method = METHODS["clib"](size=24, replay=3, every=2, decay=0.75)
     drawn = set(method.rehearse(clip, batch).index) | set(method.rehearse(clip, batch).index)
     assert method.importance == dict.fromkeys(range(8), 0.0) and 3 <= len(drawn) <= 6
     new = replace(batch, index=tuple(range(8, 16)), labels=(2, 5, 1, 0, 2, 2, 0, 5))
-    method.rehearse(clip, new)
+    again = set(method.rehearse(clip, new).index)
     found = {i: 0.25 * 2.0 if i in drawn else 0.0 for i in range(8)}
     assert {i: method.importance[i] for i in range(8)} == found
     for i, label in zip(new.index, new.labels, strict=True):
         mates = [found[j] for j, other in enumerate(batch.labels) if other == label] or list(found.values())
         assert method.importance[i] == pytest.approx(np.mean(mates))
     assert 0 < np.mean(list(found.values())) < 0.5
+    again |= set(method.rehearse(clip, new).index)
+    before = dict(method.importance)
+    method.rehearse(clip, replace(batch, index=tuple(range(16, 24))))
+    for i in range(16):
+        expected = 0.75 * before[i] - 0.25 * 0.4 if i in again else before[i]
+        assert method.importance[i] == pytest.approx(expected)
+
+
+def test_the_least_important_image_leaves_clibs_memory(clip, batch):
+    method = METHODS["clib"](size=8)
+    method.rehearse(clip, batch)  # labels 2 5 5 0 2 2 0 5
+    method.importance = {i: float(value) for i, value in enumerate([3, 1, 2, 9, -4, 5, 8, 7])}
+    method.rehearse(clip, replace(batch, image=batch.image[:2], labels=(0, 1), index=(30, 31)))
+    assert set(method.memory.index) == {0, 2, 3, 5, 6, 7, 30, 31}  # of 2 went 4, of 5 went 1
+    assert set(method.importance) == set(method.memory.index)
 
 
 def test_a_look_at_the_memory_changes_nothing(clip, batch):
@@ -516,7 +531,7 @@ def test_distillation_is_over_all_classes_seen_with_each_models_own_texts(clip, 
     method.before_stage(clip, batch.stage)
     old = (clip.scale() * clip.encode_image(batch.image) @ clip.encode_text(batch.text).T).detach()
     shaken(clip)
-    new = clip.scale() * clip.encode_image(batch.image) @ clip.encode_text(batch.text).T
+    new = (clip.scale() * clip.encode_image(batch.image) @ clip.encode_text(batch.text).T).detach()
     total = 0.0
     for i in range(8):
         q, p = (new[i] / 2).log_softmax(-1), (old[i] / 2).log_softmax(-1)
@@ -535,8 +550,10 @@ def test_the_teachers_texts_are_kept_while_the_candidates_are_the_same(clip, bat
     assert torch.equal(method.taught(batch), first) and method.texts[batch.classes] is text
     few = batch.among((2, 5))
     assert torch.equal(method.taught(few), clip.scale() * clip.encode_image(few.image) @ clip.encode_text(few.text).T)
-    method.before_stage(shaken(clip), batch.stage)
-    assert not torch.equal(method.taught(batch), first)
+    method.taught(batch)
+    method.before_stage(shaken(clip), batch.stage)  # another teacher, the same candidates
+    fresh = clip.scale() * clip.encode_image(batch.image) @ clip.encode_text(batch.text).T
+    assert torch.equal(method.taught(batch), fresh) and not torch.equal(fresh, first)
 
 
 # EWC

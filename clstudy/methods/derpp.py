@@ -15,10 +15,9 @@ arXiv 2004.07211, eq. 6.
 
 Estimator: z' is taken from augmented images, and the images are stored plain and augmented again when they are drawn
 (released code, github.com/aimagelab/mammoth). Departures: the paper compares the logits of a classifier. CLIP's are
-cosines times s, 19 for the embedded model and 100 for OpenAI's, where a drift of the cosines by 0.05 would already
-cost 25; here cosines are divided by T, so that the term has the same size for every model, and a drift by T counts as
-1. The paper's classifier has all its outputs from the start; here the columns of classes that come later do not exist
-for a stored image.
+cosines times s, and at OpenAI's s = 100 a drift of the cosines by 0.05 would already cost 25; here cosines are divided
+by T, so that the term has the same size for every model, and a drift by T counts as 1. The paper's classifier has all
+its outputs from the start; here the columns of classes that come later do not exist for a stored image.
 """
 from dataclasses import dataclass, field
 

@@ -17,7 +17,7 @@ gradients of different images are independent with mean zero, so the squared gra
 expectation, the sum of the squared gradients: unbiased at one backward pass per batch and draw. One more pass over
 the stage, without augmentation and in evaluation mode. There is no penalty in the first stage (as in the paper),
 although a pretrained model has something to lose there; `anchor_start` takes the start for a stage with F = 1.
-Departures: F° is divided by its mean over the weights (Schwarz et al. normalise per task too). The Fisher of a
+Departures: F° is divided by its mean over the weights. The Fisher of a
 confident model is almost zero, so that without this λ would have to be found anew for each model; with it λ is a
 weight per squared step of an average parameter. EWC++ averages squared gradients of the training steps at the true
 labels, the empirical Fisher; here it is the Fisher itself, at the end of the stage.
