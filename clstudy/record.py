@@ -51,7 +51,7 @@ class Run:
         return pd.read_json(path, lines=True, precise_float=True)  # otherwise the last digits are lost
 
     def probe(self, name: str) -> pd.DataFrame:
-        """The table of a probe (see `probes.py` for its columns). FileNotFoundError: the run was made without it."""
+        """The table of a probe (see `clstudy.probes` for its columns). FileNotFoundError: the run was made without."""
         path = self.folder / f"{name}.parquet"
         if not path.exists():
             raise FileNotFoundError(f"run {self.id} has no {path.name}; make it with load_or_train(config, "
@@ -62,12 +62,13 @@ class Run:
     def result(self) -> dict:
         return json.loads((self.folder / "result.json").read_text())
 
-    def matrix(self, candidates: str = "all") -> np.ndarray:
+    def matrix(self, candidates: str = "all", metric: str = "accuracy") -> np.ndarray:
         """R[s, t]: accuracy on task t + 1 after stage s; row 0 is the model before training. NaN where there is none.
 
-        candidates: "own" (task-incremental), "seen" (class-incremental) or "all" (zero-shot)."""
+        candidates: "own" (task-incremental), "seen" (class-incremental) or "all" (zero-shot); metric: "accuracy" over
+        images, or "class-balanced accuracy"."""
         rows = self.evals[self.evals["set"].str.fullmatch(r"task \d+") & (self.evals.candidates == candidates)]
-        rows = rows[rows.stage_end]
+        rows = rows[rows.stage_end & (rows.metric == metric)]
         stages = int(self.evals.stage.max())
         R = np.full((stages + 1, stages), np.nan)
         R[rows.stage, rows["set"].str[5:].astype(int) - 1] = rows.value
@@ -262,7 +263,7 @@ def load_runs(runs: Path | Iterable[Run] | None = None) -> pd.DataFrame:
         runs = finished(runs or RUNS)
     tables = []
     for run in runs:
-        settings = {name: value if not isinstance(value, dict) else json.dumps(value, sort_keys=True)
+        settings = {name: value if not isinstance(value, dict | list) else json.dumps(value, sort_keys=True)
                     for name, value in run.config.model_dump().items()}
         tables.append(run.evals.assign(run_id=run.id, **settings))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

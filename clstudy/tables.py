@@ -1,5 +1,6 @@
 """From runs to the numbers of a paper: the metrics of a run, their mean and interval over seeds, and paired
 differences."""
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -38,7 +39,8 @@ def scores(run: Run) -> dict[str, float]:
         values[f"{name} before"] = run.final(name, stage=0)
     for direction in ("image to text", "text to image"):
         for suffix, stage in (("", None), (" before", 0)):
-            values[f"R@1 {direction}{suffix}"] = run.final(f"drawings: {direction}", metric="recall@1", stage=stage)
+            found = [run.final(name, metric="recall@1", stage=stage) for name in retrieval_sets(run, direction)]
+            values[f"R@1 {direction}{suffix}"] = float(np.mean(found)) if found else float("nan")
     return {name: 100 * value for name, value in values.items()}
 
 
@@ -46,6 +48,12 @@ def side_sets(run: Run) -> list[str]:
     """The zero-shot sets that the stream does not touch."""
     names = run.evals[(run.evals.metric == "accuracy") & (run.evals.candidates == "own")]["set"]
     return [name for name in dict.fromkeys(names) if not name.startswith("task ")]
+
+
+def retrieval_sets(run: Run, direction: str) -> list[str]:
+    """Names of the evaluations of retrieval in one direction; `scores` has the mean over them."""
+    names = run.evals["set"][run.evals.metric == "recall@1"]
+    return [name for name in dict.fromkeys(names) if name.endswith(f": {direction}")]
 
 
 def summary(groups: Mapping[tuple, Sequence[Run]], columns: Sequence[str], index: Sequence[str]) -> pd.DataFrame:
@@ -112,8 +120,11 @@ def claim(groups: Mapping[tuple, Sequence[Run]], metric: str, said: str, lower: 
             lines.append(f"    {', '.join(where)}: {metric} {verdict(found, *(reversed(words) if lower else words))}")
             low, high = found.mean - found.half_width, found.mean + found.half_width
             signs.append((1 if low > 0 else -1 if high < 0 else 0) * (-1 if lower else 1))
+    if not signs:
+        raise ValueError("a claim needs runs of method 'sit', and of 'finetune' on the same streams")
     held, against = signs.count(1), signs.count(-1)
-    outcome = ("holds here" if held == len(signs) else "not reproduced here" if not held else
+    outcome = ("cannot be told from one seed" if all(len(runs) == 1 for runs in groups.values()) else
+               "holds here" if held == len(signs) else "not reproduced here" if not held else
                f"holds in {held} of {len(signs)} cases" + (f", the opposite in {against}" if against else ""))
     return f"“{said}”: {outcome}.\n" + "\n".join(lines)
 
@@ -178,7 +189,7 @@ def panels(crosses: pd.DataFrame, pools: Sequence[str]) -> pd.DataFrame:
     """A table of `crosses` whose panel is the tuner, with all pools in one panel and frozen CLIP in each."""
     table = crosses.assign(panel=crosses.panel.map(lambda tuner: "prompt pools" if tuner in pools else tuner))
     frozen, rest = table[table.label == "frozen"], table[table.label != "frozen"]
-    order = ["lora", *(name for name in dict.fromkeys(rest.panel) if name != "lora")]
+    order = sorted(dict.fromkeys(rest.panel), key=lambda name: name != "lora")
     return pd.concat([part for name in order for part in (frozen.assign(panel=name), rest[rest.panel == name])])
 
 
@@ -199,7 +210,8 @@ def save(table: pd.DataFrame, name: str, caption: str) -> None:
     body = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in flat.itertuples(index=False))
     (FIGURES / f"{name}.md").write_text(f"{caption}\n\n{head}\n{body}\n")
     flat.to_csv(FIGURES / f"{name}.csv", index=False)
-    cells = [[str(value).replace("±", r"$\pm$").replace("_", r"\_") for value in row]
+    special = {"±": r"$\pm$", "_": r"\_", "%": r"\%", "&": r"\&"}
+    cells = [[re.sub("[±_%&]", lambda found: special[found[0]], str(value)) for value in row]
              for row in [flat.columns, *flat.itertuples(index=False)]]
     lines = [" & ".join(row) + r" \\" for row in cells]
     align = "l" * table.index.nlevels + "r" * table.shape[1]

@@ -1,0 +1,59 @@
+"""Small finished runs, written by hand in the form in which they lie on disk, with numbers that can be checked.
+
+`make(folder, rows)` writes one. Nothing is trained, and settings are not checked, for that would import open_clip."""
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from clstudy.config import RunConfig
+from clstudy.metrics import EXAMPLE
+from clstudy.record import Run
+
+OWN = [[.9, .5, .5], [.9, .8, .5], [.9, .8, .7]]  # after the stages 1, 2, 3
+SEEN = [[.9, .0, .0], [.5, .7, .0], [.4, .4, .4]]
+CLASSES = {"a": {1: .8, 2: .6, 3: .5}, "b": {2: .5, 3: .6}, "c": {1: .0, 2: .0, 3: .9}}
+
+
+def row(stage: int, name: str, candidates: str, value: float, metric: str = "accuracy", images: int | None = None,
+        end: bool = True) -> dict:
+    """One evaluation. A stage has 40 images."""
+    return {"stage": stage, "images_seen": 40 * stage if images is None else images, "stage_end": end, "set": name,
+            "candidates": candidates, "metric": metric, "value": value, "count": 10}
+
+
+def evaluations(last: float = .4, concepts: float = .7) -> list[dict]:
+    """Three stages and tasks; candidates "all" are the matrix of `metrics`' worked examples.
+
+    last: accuracy on the classes seen, at the end; concepts: on a side set, at the end (0.9 before)."""
+    rows = [row(1, "seen classes", "seen", .9, images=20, end=False), row(1, "seen classes", "seen", .8, end=False),
+            row(1, "seen classes", "seen", .8), row(2, "seen classes", "seen", .5, images=60, end=False),
+            row(2, "seen classes", "seen", .6), row(3, "seen classes", "seen", last)]
+    for stage, values in enumerate(EXAMPLE.tolist()):
+        rows += [row(stage, f"task {task}", "all", value) for task, value in enumerate(values, 1)]
+        rows.append(row(stage, "task 1", "all", .01, "class-balanced accuracy"))
+    for candidates, matrix in (("own", OWN), ("seen", SEEN)):
+        rows += [row(stage, f"task {task}", candidates, value) for stage, values in enumerate(matrix, 1)
+                 for task, value in enumerate(values, 1)]
+    rows += [row(stage, f"class {name}", "seen", value) for name, values in CLASSES.items()
+             for stage, value in values.items()]
+    for stage, known, side, found in ((0, .4, .9, .5), (2, .6, .8, .4), (3, .65, concepts, .35)):
+        rows += [row(stage, "all classes", "all", known), row(stage, "concepts", "own", side),
+                 row(stage, "pets", "own", .2 + .1 * stage),
+                 row(stage, "drawings: image to text", "all", 1., "recall@5"),
+                 row(stage, "drawings: image to text", "all", found, "recall@1"),
+                 row(stage, "drawings: text to image", "all", .6 + .01 * stage, "recall@1")]
+    return rows
+
+
+def make(folder: Path, rows: Sequence[dict] = (), seed: int = 0, steps: Sequence[dict] = (),
+         probes: Mapping[str, pd.DataFrame] | None = None, **result) -> Run:
+    """A finished run. probes: tables by name; result: what stands in result.json besides its id."""
+    folder.mkdir(parents=True)
+    for name, lines in (("evals", rows or evaluations()), ("steps", steps)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, table in (probes or {}).items():
+        table.to_parquet(folder / f"{name}.parquet")
+    (folder / "result.json").write_text(json.dumps({"run_id": folder.name, "seconds": 1.0, **result}))
+    return Run(RunConfig.model_construct(seed=seed), folder)
