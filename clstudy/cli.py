@@ -211,14 +211,16 @@ def _list_data() -> None:
     typer.echo(f"looked for in {sets.root()} (CLSTUDY_DATA names another folder)\n")
     for name, one in sets.SETS.items():
         lacks, place = sets.missing(name), sets.root() / one.folder
-        use = "benchmark" if name in BENCHMARKS else "side set"
+        use = "benchmark" if name in BENCHMARKS else one.use
         if not lacks:
             state = f"found    {cache.size(place) / 1e9:6.2f} GB  {place}"
         elif place.exists():
-            state = f"PARTLY             {place} lacks {', '.join(lacks)}: move it away, then `clstudy data get {name}`"
+            cure = f"move it away, then `clstudy data get {name}`" if one.archives else one.by_hand
+            state = f"PARTLY             {place} lacks {', '.join(lacks)}: {cure}"
         else:
-            state = f"missing            `clstudy data get {name}` fetches {one.megabytes / 1000:.2f} GB"
-        typer.echo(f"{name:14} {use:10} {state}")
+            get = f"`clstudy data get {name}` fetches {one.megabytes / 1000:.2f} GB" if one.archives else one.by_hand
+            state = f"missing            {get}"
+        typer.echo(f"{name:20} {use:10} {state}")
     decoded = cache.folder()
     taken = cache.size(decoded) / 1e9 if decoded.is_dir() else 0
     typer.echo(f"\ndecoded images: {taken:.2f} GB in {decoded} (CLSTUDY_CACHE names another folder; may be deleted at "

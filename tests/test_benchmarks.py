@@ -18,10 +18,11 @@ from clstudy import RunConfig, cache
 from clstudy.benchmarks import BENCHMARKS, check, sets
 from clstudy.benchmarks.published import SIDE
 from clstudy.cache import DamagedError
+from clstudy.data import Labelled
 
 REPOSITORY = Path(__file__).parent.parent
 PUBLISHED = ("cifar10", "cifar100", "tiny_imagenet", "imagenet_r")
-SIZES = {"cifar10": 32, "cifar100": 32, "tiny_imagenet": 64, "eurosat": 64}  # the others are resized
+SIZES = {"cifar10": 32, "cifar100": 32, "tiny_imagenet": 64, "eurosat": 64, "mnist": 28}  # the others are resized
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +102,20 @@ def test_an_order_of_a_paper_renumbers_the_classes_and_nothing_else(disk):
         BENCHMARKS["tiny_imagenet"](side=[], order="icarl")
 
 
+@pytest.mark.parametrize("name", [name for name, one in sets.SETS.items() if one.read])
+def test_every_split_of_a_set_has_its_pictures_and_names(name, disk):
+    names = tuple(sets.about_classes(name)["classes"].values())
+    assert set(disk[name]) == set(sets.SETS[name].images)
+    for split, rows in disk[name].items():
+        agree(Labelled(*sets.load(name, split, 40), names, "{}"), rows, SIZES.get(name, 40))
+
+
 @pytest.mark.parametrize("name", sets.SETS)
 def test_a_second_call_opens_no_picture(name, disk, monkeypatch):
     splits = list(disk[name])
     first = [sets.load(name, split, 40) for split in splits]
     monkeypatch.setattr(cache, "fit", None)  # what makes pixels
-    monkeypatch.setattr(sets, "_open", None)  # what reads the set
+    monkeypatch.setattr(sets, "pictures", None)  # what reads the set
     for split, (images, labels) in zip(splits, first, strict=True):
         again, same = sets.load(name, split, 40)
         assert torch.equal(again, images) and np.array_equal(same, labels)
@@ -129,7 +138,10 @@ ONE = {  # a file of each set that is read for its test split
     "food101": "food-101/images/waffles/17.jpg",
     "caltech101": "caltech101/101_ObjectCategories/airplanes/image_0002.jpg",
     "eurosat": "eurosat/2750/SeaLake/SeaLake_2.jpg", "flowers102": "flowers-102/jpg/image_00005.jpg",
-    "oxford_pets": "oxford-iiit-pet/images/american_bulldog_4.jpg"}
+    "oxford_pets": "oxford-iiit-pet/images/american_bulldog_4.jpg",
+    "aircraft": "fgvc-aircraft-2013b/data/images/0002001.jpg", "dtd": "dtd/dtd/images/banded/banded_0002.jpg",
+    "stanford_cars": "stanford_cars/cars_test/00002.jpg", "sun397": "SUN397/a/abbey/sun_a.jpg",
+    "tiered_imagenet_test": "tiered-imagenet/test/n01494475/n01494475_100.JPEG"}
 
 
 @pytest.mark.parametrize("name", ONE)
@@ -137,7 +149,8 @@ def test_a_file_that_is_cut_short_is_named_with_what_to_do(name, disk):
     chosen = ONE[name] or next(f"imagenet-r/n01443537/art_{i}.jpg" for i in range(5))
     path = sets.root() / chosen
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(DamagedError, match=f"(?s){path.name}.*clstudy data get {name}"):
+    cure = f"clstudy data get {name}" if sets.SETS[name].archives else f"into {sets.SETS[name].folder}"
+    with pytest.raises(DamagedError, match=f"(?s){path.name}.*{cure}"):
         for split in disk[name]:
             sets.load(name, split, 32)
     assert not list(cache.folder().glob(f"{name}-test-*"))  # nothing half-made stays
@@ -170,6 +183,24 @@ def test_a_class_that_the_set_has_not_is_named(disk):
     (place / "Forest").rename(place / "Wood")
     with pytest.raises(DamagedError, match="'Wood' is not one of eurosat"):
         sets.load("eurosat", "test", 32)
+
+
+def test_a_file_of_digits_that_is_cut_short_is_refused(disk):
+    path = sets.root() / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DamagedError, match="MNIST cannot be read.*clstudy data get mnist"):
+        sets.load("mnist", "test", 28)
+
+
+def test_what_cannot_be_fetched_is_said_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError) as error:
+        sets.require(["tiered_imagenet_test", "dtd", "stanford_cars"])
+    said = str(error.value)
+    assert "`clstudy data get dtd` fetches about 0.62 GB" in said and "get dtd stanford_cars" not in said
+    assert "needs an account at image-net.org" in said and "cars_test_annos_withlabels.mat" in said
+    with pytest.raises(ValueError, match="side='coco' is unknown"):  # no side set: a benchmark reads it
+        sets.check_side(["coco"])
 
 
 def test_what_is_missing_is_said_with_the_folder_and_the_command(disk):
@@ -222,7 +253,9 @@ def test_a_run_on_a_published_set_trains(disk, toy_model):
 
 @pytest.mark.parametrize(("name", "count"), [("cifar10", 10), ("cifar100", 100), ("tiny_imagenet", 200),
                                              ("imagenet_r", 200), ("food101", 101), ("caltech101", 100),
-                                             ("eurosat", 10), ("flowers102", 102), ("oxford_pets", 37)])
+                                             ("eurosat", 10), ("flowers102", 102), ("oxford_pets", 37),
+                                             ("aircraft", 100), ("dtd", 47), ("mnist", 10), ("stanford_cars", 196),
+                                             ("sun397", 397), ("coco", 80), ("tiered_imagenet_test", 160)])
 def test_files_of_names_are_whole(name, count):
     about = sets.about_classes(name)
     assert len(about["classes"]) == len(set(about["classes"].values())) == count
@@ -238,7 +271,7 @@ def test_names_of_imagenet_are_those_of_clip():
     import open_clip
 
     known = set(open_clip.IMAGENET_CLASSNAMES)
-    for name in ("imagenet_r", "tiny_imagenet"):
+    for name in ("imagenet_r", "tiny_imagenet", "tiered_imagenet_test"):
         assert set(sets.about_classes(name)["classes"].values()) <= known
     assert sets.about_classes("imagenet_r")["classes"]["n01443537"] == "goldfish"
     assert list(sets.about_classes("imagenet_r")["classes"]) == sorted(sets.about_classes("imagenet_r")["classes"])
@@ -251,11 +284,12 @@ def test_orders_that_a_seed_makes_are_that_seeds():
 
 
 def test_keys_are_those_that_torchvision_gives():
-    from torchvision.datasets import Flowers102
+    from torchvision.datasets import MNIST, Flowers102
 
     found = list(sets.about_classes("flowers102")["classes"].values())
     other = {i for i, (mine, theirs) in enumerate(zip(found, Flowers102.classes, strict=True)) if mine != theirs}
     assert other == {15, 59, 92}  # spelt otherwise by CLIP, or by its other name
+    assert list(sets.about_classes("mnist")["classes"]) == MNIST.classes
 
 
 # ---- a folder of one's own

@@ -1,5 +1,6 @@
 """Fetching a set from a server on this machine: going on after a cut, checksums, and that a set is there whole or not
 at all. And the command."""
+import gzip
 import hashlib
 import io
 import tarfile
@@ -106,7 +107,19 @@ EACH = {
     "eurosat": [zipped({"2750/Forest/Forest_1.jpg": b"x"})],
     "flowers102": [packed({"jpg/image_00001.jpg": b"x"}), b"MATLAB 5.0 labels", b"MATLAB 5.0 splits"],
     "oxford_pets": [packed({"images/Abyssinian_1.jpg": b"x"}), packed({"annotations/test.txt": b"x"})],
+    "aircraft": [packed({f"fgvc-aircraft-2013b/data/{file}": b"x" for file in
+                         ("variants.txt", "images_variant_test.txt", "images/1.jpg")})],
+    "dtd": [packed({"dtd/labels/train1.txt": b"x", "dtd/images/banded/banded_0001.jpg": b"x"})],
+    "mnist": [gzip.compress(NOISE), gzip.compress(b"a"), gzip.compress(b"b"), gzip.compress(b"c")],
+    "sun397": [packed({"SUN397/ClassName.txt": b"x", "SUN397/a/abbey/sun_a.jpg": b"x"})],
+    "coco": [zipped({"train2014/a.jpg": b"x"}), zipped({"val2014/a.jpg": b"x"}),
+             zipped({f"annotations/instances_{year}2014.json": b"{}" for year in ("train", "val")})],
+    "karpathy": [zipped({"dataset_coco.json": b"{}", "dataset_flickr30k.json": b"{}", "dataset_flickr8k.json": b"{}"})],
 }
+
+
+def test_every_set_that_can_be_fetched_is_fetched_here():
+    assert {name for name, one in sets.SETS.items() if one.archives} == {"cifar10", *EACH}  # as cifar100
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -187,6 +200,33 @@ def test_an_archive_of_something_else_is_said(root, server, monkeypatch):
     assert not (root / "cifar-100-python").exists()
 
 
+def test_a_compressed_file_is_decompressed(root, server, monkeypatch):
+    offer(monkeypatch, server, "mnist", *EACH["mnist"])
+    assert (get("mnist") / "raw" / "train-images-idx3-ubyte").read_bytes() == NOISE
+
+
+def test_an_archive_without_a_published_checksum_is_held_to_its_own(root, server, monkeypatch):
+    offer(monkeypatch, server, "karpathy", *EACH["karpathy"])
+    only = sets.SETS["karpathy"]
+    monkeypatch.setitem(sets.SETS, "karpathy", replace(only, archives=(replace(only.archives[0], md5=""),)))
+    whole = server.files["caption_datasets.zip"]
+    for torn in (whole.replace(b"{}", b"{", 1), whole.replace(b"{}", b"{!", 1), whole[:-9]):
+        server.files["caption_datasets.zip"] = torn
+        with pytest.raises(OSError, match="is not a whole zip; it was removed: call again"):
+            get("karpathy")
+    server.files["caption_datasets.zip"] = whole
+    assert (get("karpathy") / "dataset_coco.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(("name", "said"), [("flickr30k", "request form.*flickr30k/flickr30k-images"),
+                                            ("tiered_imagenet_test", "account at image-net.org"),
+                                            ("stanford_cars", "site is gone")])
+def test_what_needs_a_form_or_an_account_is_not_fetched(name, said, root):
+    with pytest.raises(FileNotFoundError, match=f"{name} is not fetched: .*{said}"):
+        get(name)
+    assert not root.exists()
+
+
 def test_a_set_that_is_partly_there_is_left_alone(root):
     (root / "cifar-100-python").mkdir(parents=True)
     (root / "cifar-100-python" / "mine").write_text("x")
@@ -233,7 +273,8 @@ def test_the_command_lists_what_is_there(root, server, monkeypatch):
     assert set(rows) == set(sets.SETS)
     assert "found" in rows["cifar100"] and "benchmark" in rows["cifar100"] and "cifar-100-python" in rows["cifar100"]
     assert "missing" in rows["eurosat"] and "`clstudy data get eurosat`" in rows["eurosat"]
-    assert "side set" in rows["eurosat"] and "0.09 GB" in rows["eurosat"]
+    assert "benchmark" in rows["eurosat"] and "0.09 GB" in rows["eurosat"] and "side set" in rows["dtd"]
+    assert "missing" in rows["flickr30k"] and "request form" in rows["flickr30k"] and "get flickr" not in said.output
     assert "PARTLY" in rows["food101"] and "food-101/meta/test.json" in rows["food101"]
 
 
@@ -268,9 +309,10 @@ def test_a_notebook_is_not_executed_without_its_data(root, monkeypatch, paramete
 
 def test_every_set_names_its_archives_with_checksums():
     for name, one in sets.SETS.items():
-        assert one.archives and one.megabytes > 0 and one.images["test"] > 0, name
+        assert bool(one.archives) == (one.megabytes > 0) == (not one.by_hand), name
+        assert bool(one.read) == (one.images.get("test", 0) > 0), name
         for archive in one.archives:
-            assert len(archive.md5) == 32 and archive.url.startswith("http"), name
+            assert len(archive.md5) == (0 if name == "karpathy" else 32) and archive.url.startswith("http"), name
 
 
 def test_urls_and_checksums_are_those_of_torchvision():
@@ -278,3 +320,10 @@ def test_urls_and_checksums_are_those_of_torchvision():
 
     for name, kind in (("cifar10", datasets.CIFAR10), ("cifar100", datasets.CIFAR100)):
         assert [(one.url, one.md5) for one in sets.SETS[name].archives] == [(kind.url, kind.tgz_md5)]
+    for name, kind in (("dtd", datasets.DTD), ("food101", datasets.Food101)):
+        assert [(one.url, one.md5) for one in sets.SETS[name].archives] == [(kind._URL, kind._MD5)]
+    assert sets.SETS["aircraft"].archives[0].url == datasets.FGVCAircraft._URL  # torchvision has no md5 of it
+    assert [(one.url, one.md5) for one in sets.SETS["sun397"].archives] == [(datasets.SUN397._DATASET_URL,
+                                                                            datasets.SUN397._DATASET_MD5)]
+    files = [(datasets.MNIST.mirrors[0] + file, md5) for file, md5 in datasets.MNIST.resources]
+    assert [(one.url, one.md5) for one in sets.SETS["mnist"].archives] == files

@@ -245,3 +245,38 @@ def test_a_missing_file_is_named_with_its_cure(monkeypatch, tmp_path):
             emoji.table()
     finally:
         emoji._everything.cache_clear()
+
+
+# ---- updating some groups
+
+
+@pytest.mark.parametrize("name", ["emoji", "emoji_concepts"])
+def test_the_groups_that_are_not_updated_are_a_side_set_of_other_classes(name, kinds, concepts):
+    whole = {"emoji": kinds, "emoji_concepts": concepts}[name]
+    part = BENCHMARKS[name](update=["animals-nature", "activities"])
+    assert set(part.groups) == {"animals-nature", "activities"}
+    other = part.side["other classes"]
+    assert not set(other.class_names) & set(part.train.class_names)
+    assert set(other.class_names) | set(part.train.class_names) == set(whole.test.class_names)
+    seen, tested = pictures(part.train), pictures(part.test)
+    assert not pictures(other) & seen and seen < pictures(whole.train)
+    assert tested | pictures(other) == pictures(whole.test)
+    assert "other classes" not in whole.side
+    drawn = part.retrieval["drawings"]
+    assert drawn.captions == whole.retrieval["drawings"].captions
+
+
+@pytest.mark.parametrize("name", ["emoji", "emoji_concepts"])
+@pytest.mark.parametrize(("update", "message"), [(["animals"], "update='animals' is unknown. Did you mean"),
+                                                 ([], "needs at least one group; choices: animals-nature")])
+def test_groups_to_update_are_checked(name, update, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        BENCHMARKS[name](update=update)
+
+
+def test_the_reference_is_every_drawing_that_pretraining_saw_with_its_words(kinds, rows):
+    pairs = kinds.reference()
+    assert len(pairs) == rows.family.isin(emoji.PRETRAINING).sum() == len(pairs.captions) == len(pairs.owner)
+    assert not pictures(pairs) & (pictures(kinds.train) | pictures(kinds.test))
+    assert pairs.captions[0].startswith("grinning face: ")
+    assert kinds.reference() is pairs

@@ -1,21 +1,24 @@
 """Benchmarks by name. A benchmark is a function `(**options) -> Benchmark`; add yours to the dict."""
+import inspect
 from pathlib import Path
 from typing import Any
 
 from .. import cache
-from . import emoji, folder, published, sets
+from . import coco, emoji, folder, mtil, published, sets
 
 BENCHMARKS = {"emoji": emoji.emoji, "emoji_concepts": emoji.emoji_concepts, "cifar10": published.cifar10,
               "cifar100": published.cifar100, "tiny_imagenet": published.tiny_imagenet,
-              "imagenet_r": published.imagenet_r, "folder": folder.folder}
+              "imagenet_r": published.imagenet_r, "coco_crops": coco.coco_crops,
+              "eurosat": coco.eurosat, "mtil": mtil.mtil, "folder": folder.folder}
+CHECKS = {"coco_crops": coco.check_crops, "eurosat": coco.check_eurosat, "mtil": mtil.check, "folder": folder.check}
 
 
 def check(name: str, options: dict[str, Any]) -> None:
     """Raise what the benchmark would raise for missing data or impossible options; nothing is decoded."""
-    if name in sets.SETS:
+    if name in CHECKS:
+        CHECKS[name](**options)
+    elif name in sets.SETS:
         published.check(name, **options)
-    elif name == "folder":
-        folder.check(**options)
 
 
 def evidence(name: str, options: dict[str, Any]) -> list[str]:
@@ -27,9 +30,16 @@ def evidence(name: str, options: dict[str, Any]) -> list[str]:
         place = Path(options["path"])
         images = [cache.fingerprint(place)] if place.is_dir() else []
         return images + _names(options.get("side", ()))
-    return _names((name, *options.get("side", sets.SIDE))) if name in sets.SETS else []
+    own = {"coco_crops": ("coco",), "mtil": options.get("sets") or sorted(mtil.TEMPLATES)}.get(name, (name,))
+    return _names((*own, *options.get("side", _default(name, "side")))) if set(own) <= set(sets.SETS) else []
+
+
+def _default(name: str, option: str):
+    """What a benchmark takes for an option that is not given; () if it has no such option."""
+    known = inspect.signature(BENCHMARKS[name]).parameters
+    return known[option].default if option in known else ()
 
 
 def _names(of) -> list[str]:
-    about = [sets.about_classes(name) for name in of if name in sets.SETS]
+    about = [sets.about_classes(name) for name in of if name in sets.SETS and (sets.NAMES / f"{name}.json").is_file()]
     return [cache.digest({key: value for key, value in one.items() if key != "source"}) for one in about]

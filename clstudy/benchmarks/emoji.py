@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from ..config import choose
 from ..data import Benchmark, Captioned, Labelled
 
 PATH = Path(__file__).parent.parent.parent / "data" / "emoji.parquet"
@@ -129,19 +130,42 @@ def _retrieval(rows: pd.DataFrame) -> dict[str, Captioned]:
     return {"drawings": Captioned(images, tuple(captions), np.array(owner, np.int64))}
 
 
-def emoji(families: Sequence[str] = COLOUR, test_share: float = 0.2, split_seed: int = 0) -> Benchmark:
+@lru_cache(maxsize=1)
+def reference() -> Captioned:
+    """Every drawing of the six pretraining families with its label and keywords: what CLIP itself was made of."""
+    rows = table(PRETRAINING)
+    images = torch.from_numpy(on_white(decode(rows.image)))
+    return Captioned(images, _captions(rows), np.arange(len(rows)))
+
+
+def _updated(rows: pd.DataFrame, update: Sequence[str] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of the groups that the stream has, and the others."""
+    for group in update or ():
+        choose("update", group, OBJECTS)
+    here = rows.group.isin(OBJECTS if update is None else update)
+    if not here.any():
+        raise ValueError(f"update={update!r}: needs at least one group; choices: {', '.join(OBJECTS)}")
+    return rows[here], rows[~here]
+
+
+def emoji(families: Sequence[str] = COLOUR, test_share: float = 0.2, split_seed: int = 0,
+          update: Sequence[str] | None = None) -> Benchmark:
     """Kinds of things: the 49 subgroups of the object groups (mammal, aircraft, musical instrument, …).
 
     Within each class, `test_share` of the *concepts* are test, in every family: no drawing of a test concept is ever
     tuned on. Side sets: the test concepts one by one ("concepts", among all object names), the same classes in
     families that the stream has not ("other styles"), faces and people, symbols, flags. Retrieval: the first family's
-    test concepts. ValueError: families, test_share."""
+    test concepts. update: the object groups that the stream has, all if None; the classes of the other groups are then
+    a side set of their own ("other classes"): what was never updated. ValueError: families, test_share, update."""
     if not 0 < test_share < 1:
         raise ValueError(f"test_share={test_share!r}: must lie between 0 and 1")
     rows = table(families)
     rows = rows[rows.group.isin(OBJECTS)]
-    names, objects = _names(rows, "subgroup"), _names(rows, "label")
-    test = rows.hexcode.isin(_held_out(rows, "subgroup", test_share, split_seed)).to_numpy()
+    objects = _names(rows, "label")
+    tests = rows[rows.hexcode.isin(_held_out(rows, "subgroup", test_share, split_seed))]
+    rows, _ = _updated(rows, update)
+    names = _names(rows, "subgroup")
+    test = rows.hexcode.isin(set(tests.hexcode)).to_numpy()
     others = tuple(family for family in UNSEEN if family not in families)
     tested = _labelled(rows[test], names, "subgroup")
     side = {"concepts": replace(_labelled(rows[test], objects, "label"), images=tested.images)}  # encoded once for both
@@ -149,19 +173,24 @@ def emoji(families: Sequence[str] = COLOUR, test_share: float = 0.2, split_seed:
         foreign = table(others)
         foreign = foreign[foreign.hexcode.isin(set(rows.hexcode[test]))]
         side["other styles"] = _labelled(foreign, names, "subgroup")
+    rest = tests[~tests.group.isin(set(rows.group))]
+    if len(rest):
+        side["other classes"] = _labelled(rest, _names(rest, "subgroup"), "subgroup")
     groups = {group: tuple(names.index(readable(s)) for s in dict.fromkeys(part.subgroup))
               for group, part in rows.groupby("group", sort=False)}
-    return Benchmark("emoji", _labelled(rows[~test], names, "subgroup"), tested,
-                     _captions(rows[~test]), groups, side | _untouched(tuple(families)), _retrieval(rows[test]))
+    return Benchmark("emoji", _labelled(rows[~test], names, "subgroup"), tested, _captions(rows[~test]), groups,
+                     side | _untouched(tuple(families)), _retrieval(tests), reference)
 
 
 def emoji_concepts(train_families: Sequence[str] = ("noto", "fluent-emoji"),
-                   test_families: Sequence[str] = ("twemoji", "fluent-emoji-flat")) -> Benchmark:
+                   test_families: Sequence[str] = ("twemoji", "fluent-emoji-flat"),
+                   update: Sequence[str] | None = None) -> Benchmark:
     """Single concepts (dog, sailboat, violin, …) of the object groups: some families train, others test.
 
     Classes are the concepts that all these families draw. Side sets: the two families that neither trains nor tests
-    ("other styles"), faces and people, symbols, flags. Retrieval: the first test family.
-    ValueError: families missing, unknown or on both sides."""
+    ("other styles"), faces and people, symbols, flags. Retrieval: the first test family. update: the object groups that
+    the stream has, all if None; the concepts of the other groups are then a side set of their own ("other classes"), by
+    the test families: what was never updated. ValueError: families missing, unknown or on both sides; update."""
     both = set(train_families) & set(test_families)
     if both:
         raise ValueError(f"train_families and test_families share {', '.join(sorted(both))}; a family trains or tests")
@@ -169,6 +198,8 @@ def emoji_concepts(train_families: Sequence[str] = ("noto", "fluent-emoji"),
     rows = rows[rows.group.isin(OBJECTS)]
     drawn = rows.groupby("hexcode").family.nunique()
     rows = rows[rows.hexcode.isin(drawn[drawn == rows.family.nunique()].index)]
+    pairs = rows[rows.family == test_families[0]]
+    rows, rest = _updated(rows, update)
     names = _names(rows, "label")
     train, test = rows[rows.family.isin(train_families)], rows[rows.family.isin(test_families)]
     others = tuple(family for family in UNSEEN if family not in {*train_families, *test_families})
@@ -176,8 +207,10 @@ def emoji_concepts(train_families: Sequence[str] = ("noto", "fluent-emoji"),
     if others:
         foreign = table(others)
         side["other styles"] = _labelled(foreign[foreign.label.isin(names)], names, "label")
+    rest = rest[rest.family.isin(test_families)]
+    if len(rest):
+        side["other classes"] = _labelled(rest, _names(rest, "label"), "label")
     groups = {group: tuple(names.index(label) for label in dict.fromkeys(part.label))
               for group, part in rows.groupby("group", sort=False)}
     return Benchmark("emoji_concepts", _labelled(train, names, "label"), _labelled(test, names, "label"),
-                     _captions(train), groups, side | _untouched(tuple(test_families)),
-                     _retrieval(test[test.family == test_families[0]]))
+                     _captions(train), groups, side | _untouched(tuple(test_families)), _retrieval(pairs), reference)

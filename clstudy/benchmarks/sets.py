@@ -21,6 +21,8 @@ from ..cache import DamagedError, Pictures
 from ..config import DATA, choose
 
 NAMES = DATA / "classes"
+LAST = 500  # test pictures of each class of EuroSAT in VR-LwF's split
+EACH = 50  # pictures of each class of tieredImageNet
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Archive:
     """A file to fetch, and the folder that it is unpacked in. inner: an archive in it that is to be unpacked too."""
 
     url: str
-    md5: str
+    md5: str  # "": none is published; a zip holds checksums of its own
     into: str = ""
     inner: str = ""
 
@@ -49,11 +51,13 @@ class Set:
 
     folder: str  # below root()
     marks: tuple[str, ...]  # what must lie in it
-    read: Callable[[Path, str], Opened]  # (root, split)
-    images: dict[str, int]  # how many there are in each split
+    read: Callable[[Path, str], Opened] | None  # (root, split); None: a benchmark reads it in its own way
+    images: dict[str, int]  # how many there are in each split; a set with a split "test" can be a side set
     width: int | None  # pixels of all its pictures; None: they differ, and are resized to what is asked for
-    archives: tuple[Archive, ...]
+    archives: tuple[Archive, ...]  # none: it cannot be fetched
     megabytes: int  # to fetch, about
+    by_hand: str = ""  # why it cannot be fetched, and what is to be put where
+    use: str = "side set"  # for the list, where it is no benchmark of the same name
 
 
 def root() -> Path:
@@ -77,9 +81,16 @@ def require(names: Iterable[str], advice: str = "") -> None:
     absent = {name: missing(name) for name in names if missing(name)}
     if absent:
         looked = "; ".join(f"{name} ({', '.join(paths)})" for name, paths in absent.items())
-        size = sum(SETS[name].megabytes for name in absent) / 1000
-        raise FileNotFoundError(f"not in {root()}: {looked}. `clstudy data get {' '.join(absent)}` fetches about "
-                                f"{size:.1f} GB; CLSTUDY_DATA names another folder{advice}")
+        raise FileNotFoundError(f"not in {root()}: {looked}. {how_to_get(absent)}; CLSTUDY_DATA names another folder"
+                                f"{advice}")
+
+
+def how_to_get(names: Iterable[str]) -> str:
+    """The command for the sets that it fetches, and what to do about each of the others."""
+    fetched = [name for name in names if SETS[name].archives]
+    size = sum(SETS[name].megabytes for name in fetched) / 1000
+    said = [f"`clstudy data get {' '.join(fetched)}` fetches about {size:.2f} GB"]
+    return ". ".join(said[:bool(fetched)] + [f"{name}: {SETS[name].by_hand}" for name in names if name not in fetched])
 
 
 def load(name: str, split: str, width: int, source: str | None = None
@@ -87,16 +98,22 @@ def load(name: str, split: str, width: int, source: str | None = None
     """Images and labels (positions in data/classes) of a split, decoded at the first call. source: fingerprint(name),
     if it is known already. DamagedError: a file cannot be read, or pictures are missing."""
     width = SETS[name].width or width
-    return cache.decoded(f"{name}-{split}-{width}", source or fingerprint(name), width, lambda: _open(name, split))
+    return cache.decoded(f"{name}-{split}-{width}", source or fingerprint(name), width, lambda: pictures(name, split))
 
 
 def fingerprint(name: str) -> str:
     return cache.fingerprint(root() / SETS[name].folder, cache.VERSION, list(about_classes(name)["classes"]))
 
 
-def _open(name: str, split: str) -> Pictures:
+def again(name: str) -> str:
+    """What to do about a set that is damaged."""
     one, place = SETS[name], root() / SETS[name].folder
-    cure = f"`clstudy data get {name}` fetches it again once {place} is moved away"
+    return f"`clstudy data get {name}` fetches it again once {place} is moved away" if one.archives else one.by_hand
+
+
+def pictures(name: str, split: str) -> Pictures:
+    """The pictures of a split as they lie on disk. DamagedError: the set cannot be read, or pictures are missing."""
+    one, place, cure = SETS[name], root() / SETS[name].folder, again(name)
     try:
         opened = one.read(root(), split)
     except Exception as error:
@@ -117,7 +134,7 @@ def _open(name: str, split: str) -> Pictures:
 
 def _file(pictures: Any, i: int) -> str:
     """The file of a picture, for messages; torchvision gives it under several names."""
-    for name in ("samples", "_image_files", "_images"):
+    for name in ("samples", "_samples", "_image_files", "_images"):
         if hasattr(pictures, name):
             found = getattr(pictures, name)[i]
             return str(found[0] if isinstance(found, tuple) else found)
@@ -204,21 +221,37 @@ def _food101(root: Path, split: str) -> Opened:
     return _all(found, found.classes)
 
 
+def _part(count: int, split: str) -> list[int]:
+    """Positions of a split of a set that has no published one: "test" is all of it; "train80" and "test20" are drawn by
+    torch's generator with seed 42, as in ZSCL's released code."""
+    if split == "test":
+        return list(range(count))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(42))
+    first = int(0.8 * count)
+    return (order[:first] if split == "train80" else order[first:]).sort().values.tolist()
+
+
 def _caltech101(root: Path, split: str) -> Opened:
-    """All pictures (there is no published split) but those of the background and of `Faces_easy`, which shows the same
-    people as `Faces`."""
+    """All pictures, or a part of them, but those of the background and of `Faces_easy`, which shows the same people as
+    `Faces`. The parts are drawn before `Faces_easy` is taken out, so that they hold the pictures that ZSCL's hold."""
     from torchvision.datasets import Caltech101
 
     found, known = Caltech101(root), about_classes("caltech101")["classes"]
-    return Opened(found, found.categories, [i for i, y in enumerate(found.y) if found.categories[y] in known])
+    keep = [i for i in _part(len(found), split) if found.categories[found.y[i]] in known]
+    return Opened(found, found.categories, keep)
 
 
 def _eurosat(root: Path, split: str) -> Opened:
-    """All pictures: there is no published split."""
+    """"last500": the last 500 pictures of each class, in order of their names; "but500": the others; as in VR-LwF's
+    released code. Else all of it, or a part."""
     from torchvision.datasets import EuroSAT
 
     found = EuroSAT(root)
-    return _all(found, found.classes)
+    if split not in ("but500", "last500"):
+        return Opened(found, found.classes, _part(len(found), split))
+    labels = torch.tensor(found.targets)
+    last = {i for label in range(len(found.classes)) for i in (labels == label).nonzero()[-LAST:, 0].tolist()}
+    return Opened(found, found.classes, [i for i in range(len(found)) if (i in last) == (split == "last500")])
 
 
 def _flowers102(root: Path, split: str) -> Opened:
@@ -230,10 +263,60 @@ def _flowers102(root: Path, split: str) -> Opened:
 def _oxford_pets(root: Path, split: str) -> Opened:
     from torchvision.datasets import OxfordIIITPet
 
-    found = OxfordIIITPet(root, split=split)
+    found = OxfordIIITPet(root, split="trainval" if split == "train" else split)
     return _all(found, found.classes)
 
 
+def _aircraft(root: Path, split: str) -> Opened:
+    from torchvision.datasets import FGVCAircraft
+
+    found = FGVCAircraft(root, split=split)
+    return _all(found, found.classes)
+
+
+def _dtd(root: Path, split: str) -> Opened:
+    """The first of its ten partitions."""
+    from torchvision.datasets import DTD
+
+    found = DTD(root, split=split)
+    return _all(found, found.classes)
+
+
+def _mnist(root: Path, split: str) -> Opened:
+    from torchvision.datasets import MNIST
+
+    found = MNIST(root, train=split == "train")
+    return _all(found, found.classes)
+
+
+def _stanford_cars(root: Path, split: str) -> Opened:
+    from torchvision.datasets import StanfordCars
+
+    return _all(StanfordCars(root, split=split), [str(number) for number in range(1, 197)])
+
+
+def _sun397(root: Path, split: str) -> Opened:
+    """80 % train, 20 % test, drawn over the sorted files: torchvision has neither the set's partitions nor an order."""
+    from torchvision.datasets import SUN397
+
+    found = SUN397(root)
+    order = sorted(range(len(found)), key=lambda i: found._image_files[i].as_posix())
+    part = _part(len(found), "train80" if split == "train" else "test20")
+    return Opened(found, found.classes, [order[i] for i in part])
+
+
+def _tiered_imagenet(root: Path, split: str) -> Opened:
+    """The first EACH training pictures of each class, by name: all 206,209 would take longer to look at than a stage
+    takes to train. Folders of other classes are passed over, so all of ImageNet does."""
+    keys = list(about_classes("tiered_imagenet_test")["classes"])
+    place = root / "tiered-imagenet" / "test"
+    return _all(_Listed([(file, label) for label, key in enumerate(keys)
+                         for file in sorted((place / key).glob(f"{key}_*.JPEG"))[:EACH]]), keys)
+
+
+_COCO = "http://images.cocodataset.org"
+_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
+_VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 _PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 _FLOWERS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
 SETS = {
@@ -251,25 +334,64 @@ SETS = {
     "imagenet_r": Set("imagenet-r", ("n01443537",), _imagenet_r, {"train": 24_000, "test": 6_000}, None,
                       (Archive("https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
                                "a61312130a589d0ca1a8fca1f2bd3337"),), 2191),
-    "food101": Set("food-101", ("meta/test.json", "images"), _food101, {"test": 25_250}, None,
+    "food101": Set("food-101", ("meta/test.json", "images"), _food101, {"train": 75_750, "test": 25_250}, None,
                    (Archive("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
                             "85eeb15f3717b99a5da872d97d918f87"),), 4996),
-    "caltech101": Set("caltech101", ("101_ObjectCategories",), _caltech101, {"test": 8_242}, None,
+    "caltech101": Set("caltech101", ("101_ObjectCategories",), _caltech101,
+                      {"test": 8_242, "train80": 6_593, "test20": 1_649}, None,
                       (Archive("https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
                                "3138e1922a9193bfa496528edbbc45d0", "caltech101",
                                "caltech-101/101_ObjectCategories.tar.gz"),), 137),
-    "eurosat": Set("eurosat", ("2750",), _eurosat, {"test": 27_000}, 64,
+    "eurosat": Set("eurosat", ("2750",), _eurosat,
+                   {"test": 27_000, "train80": 21_600, "test20": 5_400, "but500": 22_000, "last500": 5_000}, 64,
                    (Archive("https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
                             "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
                             "c8fa014336c82ac7804f0398fcb19387", "eurosat"),), 94),
-    "flowers102": Set("flowers-102", ("jpg", "imagelabels.mat", "setid.mat"), _flowers102, {"test": 6_149}, None,
+    "flowers102": Set("flowers-102", ("jpg", "imagelabels.mat", "setid.mat"), _flowers102,
+                      {"train": 1_020, "test": 6_149}, None,
                       (Archive(f"{_FLOWERS}/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", "flowers-102"),
                        Archive(f"{_FLOWERS}/imagelabels.mat", "e0620be6f572b9609742df49c70aed4d", "flowers-102"),
                        Archive(f"{_FLOWERS}/setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c", "flowers-102")), 345),
-    "oxford_pets": Set("oxford-iiit-pet", ("images", "annotations/test.txt"), _oxford_pets, {"test": 3_669}, None,
+    "oxford_pets": Set("oxford-iiit-pet", ("images", "annotations/test.txt"), _oxford_pets,
+                       {"train": 3_680, "test": 3_669}, None,
                        (Archive(f"{_PETS}/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c", "oxford-iiit-pet"),
                         Archive(f"{_PETS}/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f", "oxford-iiit-pet")),
                        811),
+    "aircraft": Set("fgvc-aircraft-2013b", ("data/variants.txt", "data/images_variant_test.txt", "data/images"),
+                    _aircraft, {"train": 3_334, "test": 3_333}, None,
+                    (Archive(f"{_VGG}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+                             "d4acdd33327262359767eeaa97a4f732"),), 2753),
+    "dtd": Set("dtd", ("dtd/labels/train1.txt", "dtd/images"), _dtd, {"train": 1_880, "test": 1_880}, None,
+               (Archive(f"{_VGG}/dtd/download/dtd-r1.0.1.tar.gz", "fff73e5086ae6bdbea199a49dfb8a4c1", "dtd"),), 625),
+    "mnist": Set("MNIST", ("raw/train-images-idx3-ubyte", "raw/train-labels-idx1-ubyte", "raw/t10k-images-idx3-ubyte",
+                           "raw/t10k-labels-idx1-ubyte"), _mnist, {"train": 60_000, "test": 10_000}, 28,
+                 (Archive(f"{_MNIST}/train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873", "MNIST/raw"),
+                  Archive(f"{_MNIST}/train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432", "MNIST/raw"),
+                  Archive(f"{_MNIST}/t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3", "MNIST/raw"),
+                  Archive(f"{_MNIST}/t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c", "MNIST/raw")), 12),
+    "stanford_cars": Set("stanford_cars", ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_train",
+                                           "cars_test_annos_withlabels.mat", "cars_test"), _stanford_cars,
+                         {"train": 8_144, "test": 8_041}, None, (), 0,
+                         "its authors' site is gone; put its files into stanford_cars as torchvision's StanfordCars "
+                         "lays them out: devkit, cars_train, cars_test, cars_test_annos_withlabels.mat"),
+    "sun397": Set("SUN397", ("ClassName.txt", "a/abbey"), _sun397, {"train": 87_003, "test": 21_751}, None,
+                  (Archive("http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
+                           "8ca2778205c41d23104230ba66911c7a"),), 37_000),
+    "tiered_imagenet_test": Set("tiered-imagenet", ("test",), _tiered_imagenet, {"test": 160 * EACH}, None, (), 0,
+                                "ImageNet needs an account at image-net.org; put its training pictures (ILSVRC2012) "
+                                "of the test classes of tieredImageNet into tiered-imagenet/test/<WordNet id>"),
+    "coco": Set("coco", ("annotations/instances_train2014.json", "annotations/instances_val2014.json", "train2014",
+                         "val2014"), None, {}, None,
+                (Archive(f"{_COCO}/zips/train2014.zip", "0da8c0bd3d6becc4dcb32757491aca88", "coco"),
+                 Archive(f"{_COCO}/zips/val2014.zip", "a3d79f5ed8d289b7a7554ce06a5782b3", "coco"),
+                 Archive(f"{_COCO}/annotations/annotations_trainval2014.zip", "0a379cfc70b0e71301e0f377548639bd",
+                         "coco")), 20_408, use="coco_crops"),
+    "karpathy": Set("karpathy", ("dataset_coco.json", "dataset_flickr30k.json"), None, {}, None,
+                    (Archive("http://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip", "",
+                             "karpathy"),), 37, use="captions"),
+    "flickr30k": Set("flickr30k", ("flickr30k-images",), None, {}, None, (), 0,
+                     "its pictures need a request form, https://shannon.cs.illinois.edu/DenotationGraph; put them into "
+                     "flickr30k/flickr30k-images (the captions are those of `clstudy data get karpathy`)", "retrieval"),
 }
 SIDE = ("food101", "caltech101", "eurosat", "flowers102", "oxford_pets")  # those of the SIT paper
 
@@ -279,4 +401,4 @@ def check_side(side: Sequence[str]) -> None:
     if isinstance(side, str):
         raise ValueError(f"side={side!r}: must be a list of names, such as {[side]}")
     for name in side:
-        choose("side", name, SETS)
+        choose("side", name, [known for known, one in SETS.items() if "test" in one.images])
