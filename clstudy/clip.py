@@ -10,8 +10,9 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import open_clip
@@ -111,7 +112,9 @@ class Clip(nn.Module):
                     yield name, parameter
 
     def scale(self) -> Float[Tensor, ""]:
-        return self.model.logit_scale.exp().clamp(max=100)
+        """s, at most 100, as in CLIP. At the bound, where released weights stand, a gradient still passes."""
+        scale = self.model.logit_scale.exp()
+        return torch.where(scale > 100, scale - scale.detach() + 100, scale)
 
     def pixels(self, images: UInt8[Tensor, "batch 3 _ _"] | Float[Tensor, "batch 3 _ _"]) -> Tensor:
         """uint8 or float in [0, 1] → normalised float at the model's resolution."""
@@ -155,6 +158,28 @@ class Clip(nn.Module):
             return tokens
         return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
 
+    def random_text(self, count: int, length: int, generator: torch.Generator | None = None,
+                    words: Sequence[int] | None = None) -> Int[Tensor, "count tokens"]:
+        """`count` texts of `length` tokens drawn uniformly from the tokenizer's vocabulary, without its special ones
+        (the replayed vocabulary of VR-LwF, arXiv 2207.09248), between a start and an end token; on the host.
+
+        words: the token ids to draw from instead. ValueError: the text does not fit; another
+        tokenizer than CLIP's."""
+        tokenizer = self.tokenizer
+        if not isinstance(tokenizer, open_clip.SimpleTokenizer):
+            raise ValueError(f"model={self.name!r}: random texts need CLIP's own tokenizer")
+        if not 1 <= length <= tokenizer.context_length - 2:
+            raise ValueError(f"length={length!r}: must be from 1 to {tokenizer.context_length - 2} tokens")
+        start, end = tokenizer.sot_token_id, tokenizer.eot_token_id  # the two highest ids
+        among = torch.arange(start) if words is None else torch.tensor(list(words))
+        drawn = among[torch.randint(len(among), (count, length), generator=generator)]
+        text = torch.cat([torch.full((count, 1), start), drawn, torch.full((count, 1), end)], dim=1)
+        return text if self.causal else F.pad(text, (0, tokenizer.context_length - text.shape[1]))
+
+    def words(self) -> list[int]:
+        """Ids of the tokens that end a word and have four letters or more: some 28,000, most of them English words."""
+        return _words(self.tokenizer)
+
     def class_text(self, names: list[str], template: str) -> Int[Tensor, "texts tokens"]:
         """Tokens of one prompt per class name; `{}` in the template stands for the name."""
         return self.tokenize([template.format(name) for name in names])
@@ -185,6 +210,11 @@ def load_clip(name: str = "icon-clip", pretrained: str | None = None, device: st
         _check_weights(name, pretrained)
         model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
     return Clip(model, open_clip.get_tokenizer(name), name).to(device)
+
+
+@lru_cache(maxsize=2)
+def _words(tokenizer) -> list[int]:
+    return [i for i, piece in getattr(tokenizer, "decoder", {}).items() if re.fullmatch(r"[a-z]{4,}</w>", piece)]
 
 
 def _tags(name: str) -> list[str]:

@@ -24,6 +24,12 @@ def choose(field: str, value: str, choices) -> str:
     return value
 
 
+def at_least(field: str, value: Any, least: int) -> None:
+    """Refuse what is not a whole number from `least` on."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{field}={value!r}: must be a whole number, at least {least}")
+
+
 def check_arguments(field: str, function, given: dict[str, Any], reserved: tuple[str, ...] = ()) -> None:
     """Refuse options that the function does not take; the error lists those that it takes."""
     known = {name: p for name, p in inspect.signature(function).parameters.items() if name not in reserved}
@@ -72,6 +78,7 @@ class RunConfig(BaseModel):
     batch_size: int = Field(64, ge=1)  # images
     steps_per_batch: int = Field(3, ge=1)  # optimiser steps on each incoming batch, each with a fresh augmentation
     epochs: int = Field(1, ge=1)  # passes over a stage; 1 is online
+    milestones: list[int] = []  # epochs of each stage after which lr is divided by ten
     augmentation: str = "light"
     eval_every: int | None = Field(None, ge=1)  # images of the stream between two evaluations; None: at stage ends only
     side_every: int = Field(1, ge=1)  # stages between two looks at the side sets; before and last always
@@ -108,9 +115,15 @@ class RunConfig(BaseModel):
         choose("stream", self.stream, STREAMS)
         check_arguments("stream_args", STREAMS[self.stream], self.stream_args, ("labels", "seed"))
         choose("augmentation", self.augmentation, AUGMENTATIONS)
-        methods, tuners, TOWERS, ONLY = _methods_and_tuners()
+        for epoch in self.milestones:
+            if not 1 <= epoch < self.epochs:
+                raise ValueError(f"milestones={self.milestones!r}: must be numbers from 1 to epochs - 1 = "
+                                 f"{self.epochs - 1}")
+        methods, tuners, checks, TOWERS, ONLY = _methods_and_tuners()
         choose("tuner", self.tuner, tuners)
         check_arguments("tuner_args", tuners[self.tuner], self.tuner_args, ("clip", "tower"))
+        if self.tuner in checks:
+            checks[self.tuner](self.tower, **_filled(tuners[self.tuner], self.tuner_args, ("clip", "tower")))
         choose("method", self.method, methods)
         check_arguments("method_args", methods[self.method], self.method_args)
         methods[self.method](**self.method_args)  # refuses impossible values itself
@@ -150,9 +163,15 @@ class RunConfig(BaseModel):
 
 def _methods_and_tuners():
     from .methods import METHODS
-    from .tuners import ONLY, TOWERS, TUNERS
+    from .tuners import CHECKS, ONLY, TOWERS, TUNERS
 
-    return METHODS, TUNERS, TOWERS, ONLY
+    return METHODS, TUNERS, CHECKS, TOWERS, ONLY
+
+
+def _filled(function, given: dict[str, Any], reserved: tuple[str, ...]) -> dict[str, Any]:
+    """All options of a function but the reserved ones: those given, and the defaults of the others."""
+    known = inspect.signature(function).parameters
+    return {name: given.get(name, known[name].default) for name in known if name not in reserved}
 
 
 def fingerprint(path: Path) -> str:

@@ -1,4 +1,5 @@
 """What a benchmark is, and what a batch is. Images are held as uint8 on the device; labels live on the host."""
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -6,7 +7,11 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from .config import choose
 from .streams import Stage
+
+CANDIDATES = ("seen", "phase", "batch")  # which texts can compete with an image; see Batch.narrow
+LARGEST = 8 * 2**30  # bytes of a set that are moved to a device
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +27,8 @@ class Labelled:
         return len(self.labels)
 
     def to(self, device) -> "Labelled":
-        return replace(self, images=self.images.to(device))
+        """Images on the device; more than `LARGEST` bytes of them stay where they are, and go batch by batch."""
+        return self if self.images.nbytes > LARGEST else replace(self, images=self.images.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +38,7 @@ class Captioned:
     images: UInt8[Tensor, "images 3 height width"]
     captions: tuple[str, ...]
     owner: np.ndarray  # int64 (captions,)
+    folds: int = 1  # retrieval is done within each of so many equal parts of the images, and averaged
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,9 +58,11 @@ class Benchmark:
     groups: dict[str, tuple[int, ...]]  # named groups of classes, which a disjoint stream can take as its tasks
     side: dict[str, Labelled] = field(default_factory=dict)  # zero-shot sets, each with its own candidates
     retrieval: dict[str, Captioned] = field(default_factory=dict)
+    reference: Callable[[], Captioned] | None = None  # pairs like those of pretraining, for methods that ask for them
 
     def to(self, device) -> "Benchmark":
-        """Training and test images on the device. Side sets, which are seldom looked at, stay where they are."""
+        """Training and test images on the device, unless they are too many. Side sets, which are seldom looked
+        at, stay where they are."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
@@ -70,6 +79,7 @@ class Batch:
     prompts: Int[Tensor, "classes tokens"]  # of all classes of the benchmark
     stage: Stage
     replayed: int = 0  # how many images, at the end, come from a memory
+    reference: Callable[[], Captioned] | None = None  # the benchmark's; stays on the host
 
     @property
     def text(self) -> Int[Tensor, "texts tokens"]:
@@ -83,13 +93,29 @@ class Batch:
         return torch.tensor([row[label] for label in self.labels], device=self.prompts.device)
 
     def join(self, image: Tensor, labels: tuple[int, ...], index: tuple[int, ...]) -> "Batch":
-        """The same batch with images of a memory at its end."""
+        """The same batch with images of a memory at its end; the batch itself where there are none.
+
+        (A draw of no image has no height and width, and would not join.)"""
+        if not labels:
+            return self
         return replace(self, image=torch.cat([self.image, image]), labels=self.labels + labels,
                        index=self.index + index, replayed=self.replayed + len(labels))
 
     def among(self, classes: tuple[int, ...]) -> "Batch":
         """The same images with other candidates."""
         return replace(self, classes=tuple(classes))
+
+    def narrow(self, candidates: str) -> "Batch":
+        """The same images among "seen" (all classes seen so far), "phase" or "batch" (`present`).
+
+        ValueError: another word."""
+        choose("candidates", candidates, CANDIDATES)
+        return self.present() if candidates == "batch" else self.phase() if candidates == "phase" else self
+
+    def rows(self, other: "Batch") -> Int[Tensor, " texts"]:
+        """Where the candidates of `other`, a narrowing of this batch, stand in `text`."""
+        row = {label: i for i, label in enumerate(self.classes)}
+        return torch.tensor([row[label] for label in other.classes], device=self.prompts.device)
 
     def present(self) -> "Batch":
         """Only the classes that occur in this batch compete (SIT's symmetric candidates)."""

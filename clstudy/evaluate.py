@@ -22,6 +22,12 @@ class Cache:
         self.image: dict[int, Tensor] = {}
         self.text: dict[tuple, Tensor] = {}
 
+    def copy(self) -> "Cache":
+        """A cache of its own with the same features."""
+        other = Cache()
+        other.image, other.text = dict(self.image), dict(self.text)
+        return other
+
     def forget(self, image: bool = True, text: bool = True) -> None:
         if image:
             self.image.clear()
@@ -98,7 +104,9 @@ def _complete(right: dict[str, np.ndarray], test: Labelled, tasks: Sequence[tupl
     rows = _row("all classes", "all", right["all"][home[test.labels] >= 0])
     for number in range(len(tasks)):
         for name in right if arrived.any() else ("own", "all"):
-            rows += _row(f"task {number + 1}", name, right[name][home[test.labels] == number])
+            here = home[test.labels] == number
+            rows += _row(f"task {number + 1}", name, right[name][here])
+            rows += _balanced(f"task {number + 1}", name, right[name][here], test.labels[here])
     for label, name in enumerate(test.class_names):
         if home[label] >= 0:
             here = test.labels == label
@@ -114,6 +122,12 @@ def _row(name: str, candidates: str, right: np.ndarray, metric: str = "accuracy"
     return [{"set": name, "candidates": candidates, "metric": metric, "value": value, "count": len(right)}]
 
 
+def _balanced(name: str, candidates: str, right: np.ndarray, labels: np.ndarray) -> list[dict]:
+    """The mean over classes of their accuracies."""
+    each = np.array([right[labels == label].mean() for label in np.unique(labels)])
+    return _row(name, candidates, each, "class-balanced accuracy")
+
+
 def zero_shot(clip: Clip, side: Labelled, cache: Cache | None = None) -> np.ndarray:
     """For each image of a side set, whether its class wins among the set's own classes."""
     similarity = features(clip, side.images, cache) @ class_features(clip, side.class_names, side.template, cache).T
@@ -122,9 +136,17 @@ def zero_shot(clip: Clip, side: Labelled, cache: Cache | None = None) -> np.ndar
 
 def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequence[int] = (1, 5, 10),
               cache: Cache | None = None) -> list[dict]:
-    """Recall@k in both directions, cosine ranking; several captions per image count as found with the best of them."""
-    similarity = features(clip, pairs.images, cache) @ text_features(clip, pairs.captions, cache).T
-    image_rank, text_rank = ranks(similarity.cpu().numpy(), pairs.owner)
+    """Recall@k in both directions, cosine ranking; several captions per image count as found with the best of them.
+
+    With `pairs.folds` the images are cut into so many parts, in their order; only the captions of a part compete, and
+    the value is the mean over all images (captions) of all parts."""
+    image, text = features(clip, pairs.images, cache), text_features(clip, pairs.captions, cache)
+    found = []
+    for part in np.array_split(np.arange(len(pairs)), pairs.folds):
+        mine = np.flatnonzero(np.isin(pairs.owner, part))
+        similarity = image[part[0]:part[-1] + 1] @ text[torch.from_numpy(mine).to(text.device)].T
+        found.append(ranks(similarity.cpu().numpy(), pairs.owner[mine] - part[0]))
+    image_rank, text_rank = (np.concatenate(ranked) for ranked in zip(*found, strict=True))
     rows = []
     for k in ks:
         rows += _row(f"{name}: image to text", "all", image_rank < k, f"recall@{k}")

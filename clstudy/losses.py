@@ -1,4 +1,6 @@
 """Pure loss terms: tensors in, a scalar out. A method adds them up under names; nothing here knows a method."""
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -54,3 +56,57 @@ def distillation(student: Float[Tensor, "batch texts"], teacher: Float[Tensor, "
     log_student = F.log_softmax(student / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher / temperature, dim=-1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def reversed_distillation(student: Float[Tensor, "rows columns"], teacher: Float[Tensor, "rows columns"],
+                          temperature: float = 1.0) -> Float[Tensor, ""]:
+    """The cross-entropy of the teacher under the student, −Σ softmax(student) log softmax(teacher), mean over rows,
+    times T²: the direction of WildCLIP (Gabeff et al. 2024, doi 10.1007/s11263-024-02026-6; code) in its form of VR-LwF
+    (arXiv 2207.09248). Its minimum is not the teacher: it is where the student is sure of the teacher's best column."""
+    p = F.softmax(student / temperature, dim=-1)
+    return -temperature**2 * (p * F.log_softmax(teacher / temperature, dim=-1)).sum(-1).mean()
+
+
+def geodesic(new: Float[Tensor, "rows dim"], old: Float[Tensor, "rows dim"]) -> Float[Tensor, ""]:
+    """How far features have moved, seen along the path from their subspace to the old one (GeoDL, Simon et al. 2021,
+    arXiv 2104.08572, in the form of VR-LwF's code, arXiv 2207.09248).
+
+        L = (1/B) Σ_i (f_i − f°_i)ᵀ G (f_i − f°_i)
+
+    new, old: unit-norm features f and f° of the same rows. G: `flow_kernel` of the two subspaces, a constant to the
+    gradient. A subspace is the span of the first min(rows − 2, dim) right singular vectors of the features, less each
+    one's own mean over its dimensions, as in both released codes (a PCA takes off the mean of the rows). Fewer than
+    three rows span none, and L is 0; rows − 2 ≥ dim span everything, and G is the identity. L is also 0, gradient
+    included, where the decomposition fails. torch finds that out by itself, for which a GPU is waited for."""
+    rank, gap = min(len(new) - 2, new.shape[1]), new - old
+    kernel = torch.zeros_like(new[0]).diag() if rank < 1 else torch.ones_like(new[0]).diag()
+    if 0 < rank < new.shape[1]:
+        with torch.no_grad():
+            try:
+                start, end = (torch.linalg.svd(f - f.mean(1, keepdim=True), full_matrices=False).Vh[:rank].T
+                              for f in (new, old))
+                kernel = flow_kernel(start, end)
+                kernel = torch.where(kernel.isfinite().all(), kernel, 0)
+            except torch.linalg.LinAlgError:
+                kernel = torch.zeros_like(kernel)
+    return ((gap @ kernel) * gap).sum(1).mean()
+
+
+def flow_kernel(start: Float[Tensor, "dim rank"], end: Float[Tensor, "dim rank"]) -> Float[Tensor, "dim dim"]:
+    """The geodesic flow kernel of two subspaces (Gong et al. 2012; GeoDL, Simon et al. 2021, arXiv 2104.08572).
+
+        G = ∫₀¹ Φ(t) Φ(t)ᵀ dt,   Φ(t) = C cos(tθ) + M sin(tθ) / sin θ
+        startᵀ end = U cos θ Vᵀ,   C = start U,   M = end V − C cos θ,   |M_k| = sin θ_k
+
+    start, end: orthonormal columns. Φ(0) spans the first, Φ(1) the second; θ: principal angles. Per angle the integrals
+    of the three products are ½ (1 + sin 2θ / 2θ), sin θ / 2θ and ½ (1 − sin 2θ / 2θ) / sin² θ, which are finite where θ
+    is 0. M needs no basis of the null space, and θ is read from both its sides: arccos alone is blind near 0."""
+    left, cosine, right = torch.linalg.svd(start.T @ end)
+    along = start @ left
+    away = end @ right.T - along * cosine
+    angle = torch.atan2(away.norm(dim=0), cosine)
+    double = torch.sinc(2 * angle / math.pi)  # sin 2θ / 2θ
+    exact = 0.5 * (1 - double) / angle.sin().square().clamp(min=1e-12)
+    last = torch.where(angle < 0.03, 1 / 3 + 2 / 45 * angle**2, exact)  # its series, where the quotient loses digits
+    mixed = (along * (0.5 * torch.sinc(angle / math.pi))) @ away.T
+    return (along * (0.5 * (1 + double))) @ along.T + mixed + mixed.T + (away * last) @ away.T

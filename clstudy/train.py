@@ -22,7 +22,7 @@ from .methods import METHODS
 from .probes import open_probes
 from .progress import bar
 from .streams import STREAMS, Stage
-from .tuners import TUNERS
+from .tuners import TUNERS, neutral
 
 LOOK = 20  # steps between two looks at the losses
 
@@ -36,7 +36,9 @@ def prepare(config: RunConfig) -> tuple[Clip, Benchmark, list[Stage]]:
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    benchmark = _benchmark(config)
+    benchmark = _benchmark(config, device)
+    if benchmark.reference is None and getattr(METHODS[config.method](**config.method_args), "needs_reference", False):
+        raise ValueError(f"method={config.method!r} needs reference pairs; benchmark={config.benchmark!r} has none")
     options = dict(config.stream_args)
     if options.get("tasks") == "groups":
         options["tasks"] = list(benchmark.groups.values())
@@ -47,18 +49,28 @@ def prepare(config: RunConfig) -> tuple[Clip, Benchmark, list[Stage]]:
     clip.precision = config.precision
     TUNERS[config.tuner](clip, config.tower, **config.tuner_args)
     clip = clip.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
-    return clip, benchmark.to(device), stages
+    return clip, benchmark, stages
 
 
 _LATEST: dict[tuple, Benchmark] = {}  # the benchmark of the run before, for the next run of this process
+_START: dict[tuple, Cache] = {}  # and its features under models that nothing has touched yet
 
 
-def _benchmark(config: RunConfig) -> Benchmark:
-    key = (BENCHMARKS[config.benchmark], repr(config.benchmark_args), *config.files())
+def _benchmark(config: RunConfig, device: torch.device) -> Benchmark:
+    key = (BENCHMARKS[config.benchmark], repr(config.benchmark_args), str(device), *config.files())
     if key not in _LATEST:
         _LATEST.clear()
-        _LATEST[key] = BENCHMARKS[config.benchmark](**config.benchmark_args)
+        _START.clear()
+        _LATEST[key] = BENCHMARKS[config.benchmark](**config.benchmark_args).to(device)
     return _LATEST[key]
+
+
+def _start(config: RunConfig) -> Cache:
+    """What is known of the benchmark under the model as loaded: nothing where an untrained tuner changes it already."""
+    if config.pretrained == "random" or not neutral(config.tuner, config.tuner_args):
+        return Cache()
+    key = (config.model, config.pretrained, config.precision, config.compile, config.channels_last)
+    return _START.setdefault(key, Cache())
 
 
 def pick_device(name: str) -> torch.device:
@@ -73,8 +85,10 @@ def batches(stage: Stage, benchmark: Benchmark, seen: list[int], prompts: Tensor
     for chunk in np.array_split(order, range(size, len(order), size)) if len(order) else []:
         labels = benchmark.train.labels[chunk]
         seen.extend(label for label in dict.fromkeys(labels.tolist()) if label not in seen)
-        image = benchmark.train.images[torch.from_numpy(chunk).to(benchmark.train.images.device)].float() / 255
-        yield Batch(image, tuple(labels.tolist()), tuple(chunk.tolist()), tuple(seen), prompts, stage)
+        images = benchmark.train.images
+        image = images[torch.from_numpy(chunk).to(images.device)].to(prompts.device).float() / 255
+        yield Batch(image, tuple(labels.tolist()), tuple(chunk.tolist()), tuple(seen), prompts, stage,
+                    reference=benchmark.reference)
 
 
 def make_optimizer(config: RunConfig, parameters: list) -> torch.optim.Optimizer | None:
@@ -82,6 +96,12 @@ def make_optimizer(config: RunConfig, parameters: list) -> torch.optim.Optimizer
         return None
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer]
     return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def decay(optimizer: torch.optim.Optimizer | None, config: RunConfig, epoch: int) -> None:
+    """Divide the learning rate by ten where `epoch` epochs are a milestone."""
+    for group in optimizer.param_groups if optimizer and epoch in config.milestones else ():
+        group["lr"] /= 10
 
 
 def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[Clip], None] | None = None,
@@ -103,7 +123,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
         clip.model.visual.compile()
     evals, steps, waiting, seen, images, cost = [], [], [], [], 0, Cost(device)
 
-    cache, moving = Cache(), {"image": False, "text": False}  # which towers a stage has trained so far
+    cache, moving = _start(config), {"image": False, "text": False}  # which towers a stage has trained so far
 
     def look(stage: int, complete: bool) -> None:
         cache.forget(**moving)
@@ -115,6 +135,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
     total = config.epochs * sum(len(stage.index) for stage in stages)
     shown = progress or bar(total=total, unit="img", desc=f"{config.method} {config.tuner}", leave=False)
     look(0, complete=True)
+    cache = cache.copy()
     with open_probes(probes, clip, benchmark, prompts) as watching:
         for stage in stages:
             method.before_stage(clip, stage)
@@ -123,6 +144,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
             for tower in moving:
                 moving[tower] |= any(p is q for _, p in clip.tower(tower) for q in trained)
             for epoch in range(config.epochs):
+                decay(optimizer, config, epoch)
                 order = stage.index if epoch == 0 else shuffle.permutation(stage.index)
                 for batch in batches(stage, benchmark, seen, prompts, config.batch_size, order):
                     cost.start()

@@ -69,6 +69,47 @@ def test_impossible_values_are_refused_by_field(field, value):
     assert field in str(error.value)
 
 
+@pytest.mark.parametrize(("tuner", "options", "said"), [
+    ("lora", {"rank": 0}, "rank=0.*at least 1"), ("lora", {"rank": 2.5}, "rank=2.5.*whole number"),
+    ("lora", {"alpha": 0}, "alpha=0.*above 0"), ("lora", {"init": "offical"}, "init='offical'.*official"),
+    ("adapter", {"width": 0}, "width=0.*at least 1"), ("adapter", {"scale": 0}, "scale=0.*above 0"),
+    ("adapter", {"dropout": 2}, "dropout=2.*below 1"), ("adapter", {"dropout": "half"}, "dropout='half'"),
+    ("prompts", {"length": 0}, "length=0.*at least 1"), ("prompts", {"depth": -1}, "depth=-1.*at least 1"),
+    ("prompts", {"init": 3}, "init=3.*words"), ("l2p", {"pool": 0}, "pool=0.*at least 1"),
+    ("l2p", {"top": 99}, "top=99.*from 1 to pool=10"), ("l2p", {"pool": 4}, "top=5.*from 1 to pool=4"),
+    ("l2p", {"length": -1}, "length=-1.*at least 0"), ("dualprompt", {"general": -1}, "general=-1.*at least 0"),
+    ("dualprompt", {"expert": "x"}, "expert='x'.*at least 0"), ("mvp", {"experts": 0}, "experts=0.*at least 1"),
+    ("dualprompt", {"general_blocks": [0, 0]}, r"general_blocks=\[0, 0\].*different"),
+    ("mvp", {"expert_blocks": [-1]}, r"expert_blocks=\[-1\]"), ("mvp", {"expert_blocks": 2}, "expert_blocks=2.*list"),
+], ids=str)
+def test_impossible_options_of_a_tuner_are_refused_before_a_model_is_loaded(tuner, options, said):
+    pool = {"tower": "image", "method": tuner} if tuner in ("l2p", "dualprompt", "mvp") else {}
+    RunConfig(tuner=tuner, **pool)  # the defaults are possible
+    with pytest.raises(ValidationError, match=said):
+        RunConfig(tuner=tuner, tuner_args=options, **pool)
+
+
+def test_an_option_that_the_tower_does_not_have_is_refused_early():
+    assert RunConfig(tuner="prompts", tower="text", tuner_args={"init": "a big red sun"}).tower == "text"
+    with pytest.raises(ValidationError, match="init='a big red sun'.*tower='image'"):
+        RunConfig(tuner="prompts", tower="image", tuner_args={"init": "a big red sun"})
+
+
+def test_a_tuner_refuses_in_the_same_words_as_the_configuration(clip):
+    from clstudy.tuners import CHECKS, TUNERS
+
+    wrong = {"lora": {"rank": 0}, "adapter": {"dropout": 1.0}, "prompts": {"depth": 0}, "l2p": {"top": 99},
+             "dualprompt": {"experts": 0}, "mvp": {"expert_blocks": [1, 1]}}
+    assert set(CHECKS) >= set(wrong)
+    for name, options in wrong.items():
+        pool = {"tower": "image", "method": name} if name in ("l2p", "dualprompt", "mvp") else {}
+        with pytest.raises(ValueError) as late:
+            TUNERS[name](clip, "image", **options)
+        with pytest.raises(ValidationError) as early:
+            RunConfig(tuner=name, tuner_args=options, **pool)
+        assert str(late.value) in str(early.value), name
+
+
 def test_devices_that_exist_are_taken():
     for device in ("auto", "cpu", "cuda", "cuda:1", "mps"):
         assert RunConfig(device=device).device == device
@@ -106,8 +147,10 @@ CHANGES = {
     "benchmark": "emoji_concepts", "benchmark_args": {"split_seed": 1}, "stream": "si_blurry",
     "stream_args": {"tasks": 3}, "model": "ViT-B-32", "pretrained": "random", "tuner": "full", "tuner_args":
     {"rank": 8},
-    "tower": "image", "method": "finetune", "method_args": None, "optimizer": "sgd", "lr": 1e-3, "weight_decay": 0.1,
-    "clip_norm": 1.0, "batch_size": 32, "steps_per_batch": 1, "epochs": 2, "augmentation": "none", "eval_every": 500,
+    "tower": "image", "method": "finetune", "method_args": {"weight": 1.0}, "optimizer": "sgd",
+    "lr": 1e-3, "weight_decay": 0.1,
+    "clip_norm": 1.0, "batch_size": 32, "steps_per_batch": 1, "epochs": 2, "milestones": [1],
+    "augmentation": "none", "eval_every": 500,
     "side_every": 2,
     "precision": "bf16", "compile": True, "channels_last": True, "seed": 1, "stream_seed": 0, "device": "cpu",
 }
@@ -117,8 +160,8 @@ def test_run_id_changes_with_every_field_but_the_device():
     assert set(CHANGES) == set(RunConfig.model_fields), "a new field needs a change here"
     base, seen = RunConfig(), set()
     for field, value in CHANGES.items():
-        if field == "method_args":  # no method has options yet, so the check of names is passed by
-            other = base.model_copy(update={"method_args": {"weight": 1.0}})
+        if field in ("method_args", "milestones"):  # which do not go with the defaults of the others
+            other = base.model_copy(update={field: value})
         else:
             other = base.but(**{field: value})
         assert (other.run_id == base.run_id) == (field == "device"), field

@@ -69,10 +69,25 @@ def naive(clip, benchmark: Benchmark, seen: list[int]) -> dict[tuple, tuple[floa
 def test_accuracies_are_those_of_a_loop_over_images(clip, seen):
     benchmark = random_benchmark(clip)
     found = table(evaluate(clip, benchmark, TASKS, seen, sides=False))
+    found = {key: row for key, row in found.items() if key[2] == "accuracy"}
     expected = naive(clip, benchmark, seen)
     assert found.keys() == expected.keys()
     for key, (value, count) in expected.items():
         assert found[key] == (pytest.approx(value), count), key
+
+
+def test_a_balanced_accuracy_is_the_mean_over_the_classes_of_the_task(clip):
+    benchmark = random_benchmark(clip)
+    found = table(evaluate(clip, benchmark, TASKS, [3, 0, 5, 1, 4, 8, 2], sides=False))
+    for number, classes in enumerate(TASKS, 1):
+        tested = [c for c in classes if c in benchmark.test.labels]
+        for candidates in ("seen", "all") if tested else ():
+            each = [found[f"class {benchmark.test.class_names[c]}", candidates, "accuracy"][0] for c in tested]
+            value, count = found[f"task {number}", candidates, "class-balanced accuracy"]
+            assert value == pytest.approx(np.mean(each)) and count == len(tested)
+    assert ("task 2", "all", "class-balanced accuracy") not in found  # no class, no row
+    plain, balanced = (found["task 3", "own", f"{kind}accuracy"][0] for kind in ("", "class-balanced "))
+    assert plain != balanced  # the classes have different numbers of images
 
 
 def test_looking_in_between_measures_the_seen_classes_alone(clip):
@@ -189,3 +204,22 @@ def test_recall_counts_ranks_below_k(clip):
         for direction, rank in (("image to text", image_rank), ("text to image", text_rank)):
             expected = (pytest.approx(np.mean(np.array(rank) < k)), len(rank))
             assert rows[f"pictures: {direction}", "all", f"recall@{k}"] == expected
+
+
+@pytest.mark.parametrize("folds", [1, 2, 3])
+def test_folds_are_retrieved_from_by_themselves_and_averaged(clip, folds):
+    rng = np.random.default_rng(1)
+    images = torch.from_numpy(rng.integers(0, 256, (12, 3, 64, 64), dtype=np.uint8))
+    owner = np.concatenate([np.arange(12), rng.permutation(12)])  # captions in no order
+    captions = tuple(f"caption {chr(97 + i)}" for i in range(24))
+    found = table(retrieval(clip, Captioned(images, captions, owner, folds), "pictures"))
+    similarity = (features(clip, images) @ class_features(clip, captions, "{}").T).numpy()
+    image_hits, text_hits, size = [], [], 12 // folds
+    for fold in range(folds):
+        rows = np.arange(fold * size, (fold + 1) * size)
+        mine = [j for j in range(24) if owner[j] in rows]
+        ranked = slow_ranks(similarity[rows][:, mine], owner[mine] - rows[0])
+        image_hits += [rank < 1 for rank in ranked[0]]
+        text_hits += [rank < 1 for rank in ranked[1]]
+    assert found["pictures: image to text", "all", "recall@1"] == (pytest.approx(np.mean(image_hits)), 12)
+    assert found["pictures: text to image", "all", "recall@1"] == (pytest.approx(np.mean(text_hits)), 24)

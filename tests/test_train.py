@@ -143,6 +143,29 @@ def test_epochs_pass_over_each_stage_again_in_another_order(monkeypatch, tiny):
         assert passes[0] != passes[1] != passes[2]
 
 
+def test_the_learning_rate_falls_at_milestones_of_every_stage(monkeypatch, tiny):
+    from clstudy import train as module
+
+    rates, make = [], module.make_optimizer
+
+    def watched(config, parameters):
+        optimizer = make(config, parameters)
+        step = optimizer.step
+        optimizer.step = lambda: rates.append(optimizer.param_groups[0]["lr"]) or step()
+        return optimizer
+
+    monkeypatch.setattr(module, "make_optimizer", watched)
+    train(tiny.but(epochs=4, milestones=[1, 3], lr=1e-2))
+    expected = [1e-2, 1e-3, 1e-3, 1e-4] * 2  # by epoch; four batches in each
+    assert rates == pytest.approx([rate for rate in expected for _ in range(4)])
+
+
+@pytest.mark.parametrize("milestones", [[0], [3], [1, 9]])
+def test_a_milestone_lies_between_two_epochs(tiny, milestones):
+    with pytest.raises(ValueError, match="must be numbers from 1 to epochs - 1 = 2"):
+        tiny.but(epochs=3, milestones=milestones)
+
+
 def test_the_last_batch_of_a_stage_is_smaller_and_none_is_empty(toy):
     benchmark, seen = toy(), []
     for size, expected in ((8, [8, 8, 4]), (20, [20]), (7, [7, 7, 6]), (64, [20])):

@@ -18,9 +18,9 @@ from clstudy.tuners import ONLY, TOWERS, TUNERS, adapter, export, lora, merge, p
 from clstudy.tuners.prompts import Prompted
 
 KINDS = {"lora": ("lora", {}), "lora official": ("lora", {"init": "official"}), "adapter": ("adapter", {}),
-         "prompts": ("prompts", {})}
-SILENT = ("lora", "adapter")  # before training these change nothing; the others perturb the model, and say so
-ADDED = ("lora_", "ls_1.0.", ".prompts.", ".project.")  # names of what a tuner adds, all kinds
+         "prompts": ("prompts", {}), "rescale": ("rescale", {})}
+SILENT = ("lora", "adapter", "rescale")  # before training these change nothing; others perturb the model, and say so
+ADDED = ("lora_", "ls_1.0.", ".prompts.", ".project.", ".sigma", ".down", ".up")  # what tuners add has such names
 EVERY = [(name, tower) for name in TUNERS for tower in ONLY.get(name, (TOWERS,))[0]]
 EACH = pytest.mark.parametrize("kind", KINDS)
 TOWER = pytest.mark.parametrize("tower", TOWERS)
@@ -80,7 +80,8 @@ def vit_b_16():
 
 @pytest.mark.parametrize(("kind", "counts"), [
     ("lora", (221_184, 147_456, 368_640)), ("lora official", (221_184, 147_456, 368_640)),
-    ("adapter", (1_189_632, 793_344, 1_982_976)), ("prompts", (6_912, 4_608, 4_608 + 3 * 768 * (512 + 1)))])
+    ("adapter", (1_189_632, 793_344, 1_982_976)), ("prompts", (6_912, 4_608, 4_608 + 3 * 768 * (512 + 1))),
+    ("rescale", (672_768, 448_512, 1_121_280))])
 def test_vit_b_16_has_the_papers_number_of_parameters(vit_b_16, kind, counts):
     for tower, count in zip(TOWERS, counts, strict=True):
         clip = tune(copy.deepcopy(vit_b_16), kind, tower)
@@ -176,6 +177,49 @@ def test_gradients_reach_every_free_parameter(clip, batch, kind, tower):
 @pytest.mark.parametrize(("name", "tower"), EVERY)
 def test_the_temperature_never_moves(clip, name, tower):
     TUNERS[name](clip, tower)
+    assert "model.logit_scale" not in free(clip)
+
+
+@TOWER
+def test_full_above_a_block_frees_what_stands_behind_the_one_below_it(clip, batch, tower):
+    """Exactly the parameters on which the stream depends after the first block: those that see its output."""
+    TUNERS["full"](clip, tower, above=1)
+    blocks = {f"resblocks.1.{part}" for part in ("ln_1.weight", "ln_1.bias", "attn.qkv.weight", "attn.qkv.bias",
+              "attn.out_proj.weight", "attn.out_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight",
+              "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")}
+    image = {f"transformer.{name}" for name in blocks} | {"ln_post.weight", "ln_post.bias", "proj"}
+    text = {f"transformer.{name}" for name in blocks} | {"ln_final.weight", "ln_final.bias", "text_projection"}
+    expected = {f"model.visual.{name}" for name in image if tower != "text"}
+    expected |= {f"model.{name}" for name in text if tower != "image"}
+    assert set(free(clip)) == expected
+    assert step(clip, batch) == expected
+
+
+def test_full_above_nothing_is_the_whole_tower_and_other_towers_have_no_blocks(clip):
+    TUNERS["full"](clip, "both", above=0)
+    assert set(free(clip)) == {name for name, _ in clip.tower("both")}
+    with torch.device("meta"):
+        other = Clip(open_clip.model.CLIP(**open_clip.get_model_config("RN50")), open_clip.SimpleTokenizer(), "RN50")
+    TUNERS["full"](other, "image")
+    assert set(free(other)) == {name for name, _ in other.tower("image")}
+    with pytest.raises(ValueError, match="tuner='full'.*image tower.*'RN50' is a ModifiedResNet"):
+        TUNERS["full"](other, "both", above=1)
+
+
+@pytest.mark.parametrize(("options", "said"), [({"temperature": 0.07}, "temperature=0.07: must be True or False"),
+                                               ({"above": 1.5}, "above=1.5: must be a whole number")], ids=str)
+def test_impossible_options_of_full_are_refused_with_the_run(tiny, options, said):
+    with pytest.raises(ValueError, match=said):
+        tiny.but(tuner="full", tuner_args=options)
+
+
+@pytest.mark.parametrize("above", [0, 1])
+def test_full_trains_the_temperature_if_asked(clip, batch, above):
+    TUNERS["full"](clip, "text", above=above, temperature=True)
+    assert {"model.logit_scale"} == set(free(clip)) - {name for name, _ in clip.tower("text")}
+    before = clip.scale().item()
+    assert "model.logit_scale" in step(clip, batch, lr=0.1) and clip.scale().item() != before
+    TUNERS["full"](clip, "text", above=above)
     assert "model.logit_scale" not in free(clip)
 
 
@@ -329,11 +373,13 @@ def test_the_images_of_maple_follow_the_prompts_of_the_texts(clip, batch):
     ("adapter", "both", {"width": 0}, "width=0.*at least 1"), ("adapter", "text", {"scale": 0.0}, "scale=0.0.*above 0"),
     ("adapter", "image", {"dropout": 1.0}, "dropout=1.0.*below 1"),
     ("adapter", "image", {"dropout": -0.1}, "dropout=-0.1"),
-    ("prompts", "both", {"length": 0}, "length=0.*at least 1"), ("prompts", "image", {"depth": 0}, "depth=0.*1 to 2"),
+    ("prompts", "both", {"length": 0}, "length=0.*at least 1"), ("prompts", "image", {"depth": 0}, "depth=0.*at least 1"),
     ("prompts", "text", {"depth": 3}, "depth=3.*from 1 to 2"),
     ("prompts", "text", {"length": 5}, "init='a drawing of a'.*length=5.*4 tokens"),
     ("prompts", "both", {"init": "sun"}, "init='sun'.*length=3.*1 token"),
     ("prompts", "image", {"init": "a big red sun"}, "init='a big red sun'.*tower='image'"),
+    ("rescale", "both", {"rank": 0}, "rank=0.*at least 1"),
+    ("full", "both", {"above": 2}, "above=2: must be from 0 to 1"), ("full", "text", {"above": -1}, "above=-1"),
 ], ids=str)
 def test_impossible_options_are_refused_with_their_range(clip, name, tower, options, said):
     TUNERS["full"](clip, "both")
@@ -343,7 +389,7 @@ def test_impossible_options_are_refused_with_their_range(clip, name, tower, opti
     assert all(before[name] is p and p.requires_grad for name, p in free(clip).items()) and free(clip)
 
 
-@pytest.mark.parametrize("name", ["adapter", "prompts"])
+@pytest.mark.parametrize("name", ["adapter", "prompts", "rescale"])
 def test_a_residual_network_is_refused_and_its_text_tower_taken(name):
     with torch.device("meta"):
         clip = Clip(open_clip.model.CLIP(**open_clip.get_model_config("RN50")), open_clip.SimpleTokenizer(), "RN50")
@@ -525,7 +571,7 @@ def test_a_model_without_added_parameters_is_merged_already(clip, batch, name):
 
 
 @pytest.mark.parametrize(("name", "tower"), [(name, tower) for name, tower in EVERY
-                                             if name not in ("none", "full", "lora")])
+                                             if name not in ("none", "full", "lora", "rescale")])
 def test_what_is_not_linear_in_the_weights_is_not_merged(clip, name, tower):
     TUNERS[name](clip, tower)
     before = list(clip.state_dict())

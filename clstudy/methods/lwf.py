@@ -1,20 +1,21 @@
 """Learning without forgetting: the model as it was before the stage says how old and new classes compare. Li and Hoiem
 2016, arXiv 1606.09282; in the CLIP form of Ding et al. 2022, VR-LwF, arXiv 2207.09248.
 
-    L = CE(z) + α T² · (1/B) Σ_i KL( softmax(z°_i / T) ‖ softmax(z_i / T) ),   z_ik = s f_i·t_k,   k ∈ K
+    L = CE(z) + α T² · (1/B) Σ_i KL( softmax(z°_i / T) ‖ softmax(z_i / T) ),   z_ik = s f_i·t_k
         └task┘  └────────────────────────── distil ──────────────────────────┘
 
-    symbol   field         meaning                                                                      unit
-    z°       –             the same by the teacher: a copy of the model at the start of the stage       –
-    K        –             classes seen so far, in both terms                                           classes
-    α        weight        of the distillation                                                          –
-    T        temperature   of the distillation                                                          –
+    symbol   field         meaning                                                                        unit
+    z°       –             the same by the teacher: a copy of the model at the start of the stage         –
+    –        candidates    of the task: "seen", or "phase" as in VR-LwF's code; the distillation's are    classes
+                           always all classes seen so far
+    α        weight        of the distillation                                                            –
+    T        temperature   of the distillation                                                            –
 
 Estimator: exact on the batch, both models see the same augmented images. Each model encodes the texts with its own
 text tower. In the first stage the teacher is the pretrained CLIP, which unlike a classifier has an opinion on every
 class. α = 0.5 and T = 1 as in the released code of VR-LwF (github.com/yxding95/CL-CLIP); the first paper has T = 2.
-Departures: that code lets only the classes of the current phase compete in the task term; here all classes seen do,
-so that weight 0 is `finetune`. There is no warm-up of a new head, since there is none.
+Departures: by default all classes seen compete in the task term; there is no warm-up of a new head, since there is
+none.
 """
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ import torch
 from torch import Tensor
 
 from ..clip import Clip
-from ..data import Batch
+from ..config import choose
+from ..data import CANDIDATES, Batch
 from ..losses import distillation, match
 from ..streams import Stage
 from .base import Method
@@ -33,19 +35,21 @@ from .base import Method
 class LwF(Method):
     weight: float = 0.5  # of the distillation
     temperature: float = 1.0  # of the distillation
+    candidates: str = "seen"  # which texts compete in the task term: "seen", "phase" or "batch"
     teacher: Clip | None = field(default=None, init=False, repr=False)
     texts: dict[tuple, Tensor] = field(default_factory=dict, init=False, repr=False)  # the teacher's, by candidates
 
     def __post_init__(self):
+        choose("candidates", self.candidates, CANDIDATES)
         if self.weight < 0:
             raise ValueError(f"weight={self.weight!r}: must be at least 0")
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature!r}: must be above 0")
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        encoded = clip.encode(batch)
+        encoded, among = clip.encode(batch), batch.narrow(self.candidates)
         z = encoded.scale * encoded.image @ encoded.text.T
-        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target),
+        return {"task": match(encoded.image, encoded.text[batch.rows(among)], encoded.scale, among.target),
                 "distil": self.weight * distillation(z, self.taught(batch), self.temperature)}
 
     def before_stage(self, clip: Clip, stage: Stage) -> None:

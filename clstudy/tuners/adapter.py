@@ -8,10 +8,12 @@ biases start at zero, so an untrained adapter changes nothing. With width 64 on 
 (text) = 1,982,976 parameters. Where a model scales its branches (LayerScale), the adapter stands before the scale.
 """
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..clip import Clip
+from ..config import at_least
 
 
 class Bottleneck(nn.Module):
@@ -34,12 +36,7 @@ def adapter(clip: Clip, tower: str, width: int = 64, scale: float = 0.1, dropout
 
     scale: of what it adds; dropout: share of the bottleneck that is dropped in training. ValueError: width, scale,
     dropout, and towers that are not open_clip's transformer."""
-    if width < 1:
-        raise ValueError(f"tuner_args width={width!r}: must be at least 1")
-    if not scale > 0:
-        raise ValueError(f"tuner_args scale={scale!r}: must be above 0, otherwise nothing is trained")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"tuner_args dropout={dropout!r}: must be from 0 to below 1")
+    check_adapter(tower, width, scale, dropout)
     owners = transformer_owners(clip, tower, "adapter")
     clip.requires_grad_(False)
     for owner in owners:
@@ -48,6 +45,14 @@ def adapter(clip: Clip, tower: str, width: int = 64, scale: float = 0.1, dropout
             shared = Bottleneck(dim, width, scale, dropout).to(clip.device)
             # attention's output passes ls_1 and the MLP's ls_2 on their way to the stream, in every model
             block.ls_1, block.ls_2 = nn.Sequential(shared, block.ls_1), nn.Sequential(shared, block.ls_2)
+
+
+def check_adapter(tower: str, width: Any, scale: Any, dropout: Any) -> None:
+    at_least("tuner_args width", width, 1)
+    if not (isinstance(scale, int | float) and scale > 0):
+        raise ValueError(f"tuner_args scale={scale!r}: must be above 0, otherwise nothing is trained")
+    if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+        raise ValueError(f"tuner_args dropout={dropout!r}: must be from 0 to below 1")
 
 
 def transformer_owners(clip: Clip, tower: str, tuner: str) -> list[nn.Module]:

@@ -8,10 +8,12 @@ projection; MLPs untouched, no dropout. With rank 4 on ViT-B/16: 221,184 (image)
 Departure: by default B starts at zero everywhere, so an untrained LoRA changes nothing. The released code draws both
 factors of the q, k, v pair at random, which perturbs the model before any training: init="official".
 """
+from typing import Any
+
 from torch import nn
 
 from ..clip import Clip
-from ..config import choose
+from ..config import at_least, choose
 
 _BLOCKS = {"image": r"visual\.transformer", "text": r"transformer", "both": r"(visual\.)?transformer"}
 
@@ -20,10 +22,8 @@ def lora(clip: Clip, tower: str, rank: int = 4, alpha: float = 1.0, init: str = 
     """Low-rank updates of the attention projections.
 
     rank: of each update; alpha: the update is scaled by alpha / rank. init: "zero", or "official", where both factors
-    of the q, k, v pair are Xavier-uniform as in SIT's released code. ValueError: rank, init."""
-    if rank < 1:
-        raise ValueError(f"tuner_args rank={rank!r}: must be at least 1")
-    choose("tuner_args init", init, ("zero", "official"))
+    of the q, k, v pair are Xavier-uniform as in SIT's released code. ValueError: rank, alpha, init."""
+    check_lora(tower, rank, alpha, init)
     from peft import LoraConfig, inject_adapter_in_model  # costs seconds to import
 
     pattern = rf"{_BLOCKS[tower]}\.resblocks\.\d+\.attn\.(qkv|out_proj)"
@@ -32,3 +32,10 @@ def lora(clip: Clip, tower: str, rank: int = 4, alpha: float = 1.0, init: str = 
     for name, factor in clip.named_parameters():
         if init == "official" and ".qkv.lora_" in name:
             nn.init.xavier_uniform_(factor)
+
+
+def check_lora(tower: str, rank: Any, alpha: Any, init: Any) -> None:
+    at_least("tuner_args rank", rank, 1)
+    if not (isinstance(alpha, int | float) and alpha > 0):
+        raise ValueError(f"tuner_args alpha={alpha!r}: must be above 0, otherwise nothing is trained")
+    choose("tuner_args init", init, ("zero", "official"))

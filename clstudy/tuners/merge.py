@@ -1,6 +1,7 @@
-"""A tuned model as a plain one: LoRA folded into the weights, and the folder that open_clip reads.
+"""A tuned model as a plain one: LoRA and RKR folded into the weights, and the folder that open_clip reads.
 
-    W  ←  W + (alpha / rank) · B A
+    LoRA     W  ←  W + (alpha / rank) · B A
+    rescale  W  ←  σ ⊙ (W + U D),   b  ←  σ ⊙ b
 """
 import shutil
 from pathlib import Path
@@ -8,15 +9,18 @@ from pathlib import Path
 import torch
 
 from ..clip import EMBEDDED, Clip, openclip_keys
+from .rescale import Rescaled
 
 
 @torch.no_grad()
 def merge(clip: Clip) -> Clip:
-    """Fold LoRA into the weights, in place: the same features, with the parameters of an untouched model alone.
+    """Fold LoRA, or rectified layers, into the weights, in place: the same features, with the parameters of an
+    untouched model alone.
 
     A model that was tuned as a whole, or not at all, is returned as it is. ValueError: a tuner that is not linear in
     the weights."""
-    ours = {type(module).__module__.rpartition(".") for module in clip.modules()}
+    ours = {type(module).__module__.rpartition(".") for module in clip.modules()
+            if not isinstance(module, Rescaled)}
     other = sorted(name for package, _, name in ours if package == __package__)
     if other:
         raise ValueError(f"what tuners/{other[0]}.py adds is not linear in the weights, so it cannot be merged into "
@@ -27,6 +31,8 @@ def merge(clip: Clip) -> Clip:
             if hasattr(layer, "lora_A"):
                 layer.merge()
                 setattr(parent, name, layer.get_base_layer())
+            elif isinstance(layer, Rescaled):
+                setattr(parent, name, layer.plain())
     if hasattr(clip.model, "peft_config"):  # otherwise a later LoRA would be taken for a second one
         del clip.model.peft_config
     return clip

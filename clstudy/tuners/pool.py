@@ -19,6 +19,7 @@ last block unless told otherwise, starts prompts and keys as N(0, 1), and masks 
 """
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..clip import Attention, Clip
+from ..config import at_least
 from .adapter import transformer_owners
 
 IMAGE_ONLY = "its prompts are chosen by the image and read by the image tower"
@@ -155,10 +157,7 @@ def l2p(clip: Clip, tower: str, pool: int = 10, length: int = 5, top: int = 5, b
     pool: prompts; length: tokens of each; batchwise: in training a batch votes for the `top` that all its images take
     (L2P's released code; off in SIT's). ValueError: tower, pool, length, top, and other kinds of image towers."""
     visual = image_tower(clip, tower, "l2p")
-    at_least("pool", pool, 1)
-    at_least("length", length, 0)
-    if not 1 <= top <= pool:
-        raise ValueError(f"tuner_args top={top!r}: must be from 1 to pool={pool}")
+    check_l2p(tower, pool, length, top, batchwise)
     put(clip, Pool(visual, pool, top, length, (0,), batchwise=batchwise))
 
 
@@ -172,7 +171,8 @@ def dualprompt(clip: Clip, tower: str, general: int = 5, general_blocks: Sequenc
     visual = image_tower(clip, tower, "dualprompt")
     if not all(isinstance(block.attn, Attention) for block in visual.transformer.resblocks):
         raise ValueError(f"tuner='dualprompt' needs open_clip's attention; that of model={clip.name!r} is another")
-    options = _dual_options(visual, general, general_blocks, expert, expert_blocks, experts)
+    check_dual(tower, general, general_blocks, expert, expert_blocks, experts)
+    options = _dual_options(visual, general, general_blocks, expert, expert_blocks)
     put(clip, Pool(visual, experts, 1, **options, form="prefix"))
 
 
@@ -183,29 +183,43 @@ def mvp(clip: Clip, tower: str, general: int = 5, general_blocks: Sequence[int] 
     Options and errors as `dualprompt`. The mask is a vector μ_e per expert, from which the method makes a factor
     2σ(μ_e·t_k) for class k: any set of classes has one. It starts at zero, so at factor 1."""
     visual = image_tower(clip, tower, "mvp")
-    options = _dual_options(visual, general, general_blocks, expert, expert_blocks, experts)
+    check_dual(tower, general, general_blocks, expert, expert_blocks, experts)
+    options = _dual_options(visual, general, general_blocks, expert, expert_blocks)
     put(clip, Pool(visual, experts, 1, **options, form="block", balanced=True, mask=visual.output_dim))
 
 
 def _dual_options(visual: nn.Module, general: int, general_blocks: Sequence[int] | None, expert: int,
-                  expert_blocks: Sequence[int] | None, experts: int) -> dict:
-    at_least("general", general, 0)
-    at_least("expert", expert, 0)
-    at_least("experts", experts, 1)
+                  expert_blocks: Sequence[int] | None) -> dict:
     depth = len(visual.transformer.resblocks)
     first = 2 if depth >= 5 else min(1, depth - 1)  # where the experts begin
     places = {"general_blocks": tuple(range(max(first, 1))) if general_blocks is None else general_blocks,
               "expert_blocks": tuple(range(first, min(5, depth))) if expert_blocks is None else expert_blocks}
     for field, blocks in places.items():
-        if len(set(blocks)) < len(blocks) or not set(blocks) <= set(range(depth)):
+        if not set(blocks) <= set(range(depth)):
             raise ValueError(f"tuner_args {field}={blocks!r}: must be different numbers from 0 to {depth - 1}, the "
                              f"blocks of the image tower")
     return {"general": general, "expert": expert, **places}
 
 
-def at_least(field: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"tuner_args {field}={value!r}: must be a whole number, at least {least}")
+def check_l2p(tower: str, pool: Any, length: Any, top: Any, batchwise: Any) -> None:
+    at_least("tuner_args pool", pool, 1)
+    at_least("tuner_args length", length, 0)
+    if not isinstance(top, int) or not 1 <= top <= pool:
+        raise ValueError(f"tuner_args top={top!r}: must be from 1 to pool={pool}")
+
+
+def check_dual(tower: str, general: Any, general_blocks: Any, expert: Any, expert_blocks: Any, experts: Any) -> None:
+    """What can be refused without the model, which has a number of blocks."""
+    at_least("tuner_args general", general, 0)
+    at_least("tuner_args expert", expert, 0)
+    at_least("tuner_args experts", experts, 1)
+    for field, blocks in (("general_blocks", general_blocks), ("expert_blocks", expert_blocks)):
+        if blocks is None:
+            continue
+        whole = isinstance(blocks, list | tuple) and all(isinstance(block, int) and block >= 0 for block in blocks)
+        if not whole or len(set(blocks)) < len(blocks):
+            raise ValueError(f"tuner_args {field}={blocks!r}: must be a list of different numbers, the first block of "
+                             "the image tower is 0")
 
 
 def image_tower(clip: Clip, tower: str, tuner: str) -> nn.Module:

@@ -15,10 +15,13 @@ it is made from. They leave behind the last block, so the feature is read where 
 norm before the first block. Each W_i is drawn on its own, where MaPLe's for i > 1 start equal. In VPT's code the start
 is uniform with a range from the patch size; here it is N(0, 0.02).
 """
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..clip import Clip
+from ..config import at_least
 from .adapter import transformer_owners
 
 WORDS = "a drawing of a"
@@ -68,15 +71,12 @@ def prompts(clip: Clip, tower: str, length: int = 3, depth: int | None = None, i
     length: tokens per block; depth: blocks that get tokens, default 3, or all where there are fewer. init: words of
     which the first `length` tokens start P_1, default "a drawing of a"; deeper tokens, and all of tower="image", start
     as N(0, 0.02). ValueError: length, depth, init, and towers that are not open_clip's transformer or not causal."""
+    check_prompts(tower, length, depth, init)
     owners = transformer_owners(clip, tower, "prompts")
     blocks = min(len(owner.transformer.resblocks) for owner in owners)
     depth = min(DEPTH, blocks) if depth is None else depth
-    if length < 1:
-        raise ValueError(f"tuner_args length={length!r}: must be at least 1")
-    if not 1 <= depth <= blocks:
+    if depth > blocks:
         raise ValueError(f"tuner_args depth={depth!r}: must be from 1 to {blocks}, the number of blocks")
-    if tower == "image" and init is not None:
-        raise ValueError(f"tuner_args init={init!r}: there are no words in tower='image'")
     if tower != "image" and not clip.causal:
         raise ValueError(f"tuner='prompts' needs a causal text tower whose feature is read at the end token; that of "
                          f"model={clip.name!r} is not. Choices: tower='image'")
@@ -93,6 +93,17 @@ def prompts(clip: Clip, tower: str, length: int = 3, depth: int | None = None, i
             to = visual.transformer.resblocks[0].mlp.c_proj.out_features
             project = nn.ModuleList(nn.Linear(width, to) for _ in range(depth)).to(clip.device)
         visual.transformer = Prompted(visual.transformer, learned, project=project)
+
+
+def check_prompts(tower: str, length: Any, depth: Any, init: Any) -> None:
+    """What can be refused without the model, which has a number of blocks and a tokenizer."""
+    at_least("tuner_args length", length, 1)
+    if depth is not None:
+        at_least("tuner_args depth", depth, 1)
+    if init is not None and not isinstance(init, str):
+        raise ValueError(f"tuner_args init={init!r}: must be words, or None")
+    if tower == "image" and init is not None:
+        raise ValueError(f"tuner_args init={init!r}: there are no words in tower='image'")
 
 
 def _words(clip: Clip, init: str, length: int) -> Tensor:

@@ -1,0 +1,126 @@
+"""Learning without forgetting via a replayed vocabulary: the model as it was before the stage says how images of today
+compare with texts that stand for all others. Ding et al. 2022, arXiv 2207.09248, official code.
+
+    L = CE(z) + α T² · D(softmax(z°_·v / T), softmax(z_·v / T)) + 1[stage > 1] · α · KL over the classes seen
+        └task┘  └───────────────── vocabulary ────────────────┘   └──────────────── classes ────────────────┘
+
+    symbol   field         meaning                                                                        unit
+    z_iv     –             s f_i·t_v for a text v of the vocabulary V; z° by the teacher                  –
+    –        form          what D is and how V is drawn: "official", "zscl" or "wildclip", see below      –
+    V        vocabulary    "random", "words", "classes", "captions" or "file:PATH" (`vocabulary.py`)      –
+    –        size, length  texts, and tokens of each where they are drawn token by token                  –
+    α        weight        of both distillations                                                          –
+    T        temperature   of the vocabulary's                                                            –
+    –        candidates    of the task: "seen", or "phase" as in the code                                 classes
+    –        classes       whether the last term is there                                                 –
+
+    form       V                               text features    softmax over          D                T, size, length
+    official   drawn anew at every step        each its own     texts                 KL(z° ‖ z)       1, 100, 8
+    zscl       drawn once                      the teacher's    texts, and images     KL(z° ‖ z) both  2, 1000, 10
+    wildclip   drawn once, whole sentences     the teacher's    images                CE of z° under z 1, 100, –
+
+Three things are called VR-LwF. The second is that of ZSCL's comparison (arXiv 2303.06628, code), which moves no text
+tower by distillation; the third that of WildCLIP (Gabeff et al. 2024, doi 10.1007/s11263-024-02026-6, code), with the
+direction reversed. Fields that are None take the form's value. Estimator: exact on the batch and on the texts drawn;
+both models see the same augmented images. The teacher is a copy of the model at the start of the stage: the pretrained
+CLIP in one session. Departures: the random numbers of V come from a generator of their own, so that weight 0 is
+`finetune`; WildCLIP's sentences are its own, here captions of the benchmark's reference pairs.
+"""
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import vocabulary as vocabularies
+from ..clip import Clip
+from ..config import choose
+from ..data import CANDIDATES, Batch
+from ..losses import distillation, match, reversed_distillation
+from ..streams import Stage
+from .base import Method
+
+
+class Form(NamedTuple):
+    vocabulary: str
+    size: int
+    length: int
+    temperature: float
+    fresh: bool  # drawn anew at every step
+    own: bool  # the student encodes the texts itself
+    over: tuple[str, ...]  # what the softmax runs over
+    reverse: bool = False
+
+
+FORMS = {"official": Form("random", 100, 8, 1.0, True, True, ("texts",)),
+         "zscl": Form("random", 1000, 10, 2.0, False, False, ("texts", "images")),
+         "wildclip": Form("captions", 100, 8, 1.0, False, False, ("images",), reverse=True)}
+
+
+@dataclass
+class VRLwF(Method):
+    weight: float = 0.5  # of both distillations
+    form: str = "official"
+    vocabulary: str | None = None  # what the texts are
+    size: int | None = None  # how many
+    length: int | None = None  # tokens of each
+    temperature: float | None = None  # of the distillation on them
+    candidates: str = "seen"  # which texts compete in the task term: "seen", "phase" or "batch"
+    classes: bool = True  # from the second stage on distil on the classes seen, too
+    teacher: Clip | None = field(default=None, init=False, repr=False)
+    draws: torch.Generator | None = field(default=None, init=False, repr=False)
+    kept: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)  # tokens, teacher's features
+
+    def __post_init__(self):
+        choose("candidates", self.candidates, CANDIDATES)
+        choose("form", self.form, FORMS)
+        for name in ("vocabulary", "size", "length", "temperature"):
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(FORMS[self.form], name))
+        vocabularies.check(self.vocabulary)
+        if self.weight < 0:
+            raise ValueError(f"weight={self.weight!r}: must be at least 0")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature!r}: must be above 0")
+        for name in ("size", "length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 1")
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.vocabulary == "captions"
+
+    def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
+        encoded, among = clip.encode(batch), batch.narrow(self.candidates)
+        form, scale = FORMS[self.form], encoded.scale
+        with torch.no_grad():
+            old_image, old_scale = self.teacher.encode_image(batch.image), self.teacher.scale()
+            tokens, old_text = self.texts(batch)
+        text = clip.encode_text(tokens) if form.own else old_text
+        new, old = scale * encoded.image @ text.T, old_scale * old_image @ old_text.T
+        terms = {"task": match(encoded.image, encoded.text[batch.rows(among)], scale, among.target),
+                 "vocabulary": self.weight * self.distance(new, old)}
+        if self.classes and batch.stage.number > 1:
+            with torch.no_grad():
+                taught = old_scale * old_image @ self.teacher.encode_text(batch.text).T
+            terms["classes"] = self.weight * distillation(scale * encoded.image @ encoded.text.T, taught)
+        return terms
+
+    def before_stage(self, clip: Clip, stage: Stage) -> None:
+        self.teacher, self.kept = deepcopy(clip).eval().requires_grad_(False), None
+        self.draws = self.draws or torch.Generator().manual_seed(torch.initial_seed())
+
+    def texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Tokens of the vocabulary and the teacher's features of it. What is drawn once is encoded once a stage, and
+        class prompts follow the classes."""
+        if FORMS[self.form].fresh or self.kept is None or self.vocabulary == "classes":
+            tokens = vocabularies.draw(self.vocabulary, self.teacher, batch, self.size, self.length, self.draws)
+            self.kept = tokens, self.teacher.encode_text(tokens)
+        return self.kept
+
+    def distance(self, new: Tensor, old: Tensor) -> Tensor:
+        """D, summed over the softmax axes of the form; (images, texts)."""
+        loss = reversed_distillation if FORMS[self.form].reverse else distillation
+        pairs = [(new, old) if axis == "texts" else (new.T, old.T) for axis in FORMS[self.form].over]
+        return sum(loss(*pair, self.temperature) for pair in pairs)
