@@ -62,8 +62,11 @@ def _toy(images: int = 10, classes: int = 6):
     captions = tuple(caption for name in names for caption in (name, f"noise on {name.split()[0]}"))
     pairs = Captioned(draw(np.arange(classes)), captions, np.repeat(np.arange(classes), 2))
     groups = {"first": tuple(range(classes // 2)), "second": tuple(range(classes // 2, classes))}
+    known = tuple(caption for name in names for caption in (name, name, f"noise on {name}"))  # two images a class
+    reference = Captioned(draw(np.repeat(np.arange(classes), 2)), known,
+                          (2 * np.arange(classes)[:, None] + [0, 1, 1]).ravel())
     return Benchmark("toy", train, test, tuple(names[label] for label in train.labels), groups,
-                     {"shades": shades}, {"drawings": pairs})
+                     {"shades": shades}, {"drawings": pairs}, lambda: reference)
 
 
 @pytest.fixture
@@ -125,4 +128,5 @@ def batch(toy):
     prompts[:, 1:4] = torch.arange(1, 19).view(6, 3)
     prompts[:, 4] = 49407  # the end token, where the feature is read
     stage = Stage(2, (5, 2), np.arange(8))
-    return Batch(images, (2, 5, 5, 0, 2, 2, 0, 5), tuple(range(8)), (0, 4, 5, 1, 3, 2), prompts, stage)
+    return Batch(images, (2, 5, 5, 0, 2, 2, 0, 5), tuple(range(8)), (0, 4, 5, 1, 3, 2), prompts, stage,
+                 reference=toy().reference)

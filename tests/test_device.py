@@ -15,11 +15,13 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     unset_fake_temporarily,
 )
+from torchvision.transforms.v2 import AutoAugment
 
+from clstudy import augment
 from clstudy.augment import AUGMENTATIONS
 from clstudy.clip import Clip
 from clstudy.evaluate import CHUNK, features, hits
-from clstudy.losses import contrastive, distillation, match
+from clstudy.losses import contrastive, distillation, geodesic, match
 from clstudy.methods import METHODS
 from clstudy.tuners import ONLY, TUNERS
 
@@ -83,13 +85,22 @@ PAIRS = [(tuner, name) for name in METHODS for tuner in TUNERS if getattr(METHOD
 def test_every_loss_is_computed_on_the_device_without_waiting(tuned, batch, name):
     (clip, _), method = tuned, METHODS[name]()
     method.before_stage(clip, batch.stage)  # on the host: fake tensors cannot be copied as a teacher is
+    if getattr(method, "needs_reference", False):
+        method.rehearse(clip, batch)  # reference pairs are drawn on the host by design
     with FakeTensorMode():
         loss_on_the_device(method, clip, batch)
 
 
+def taken(part):
+    """What a method holds: models, tensors and tensors by name are there, all else is as it was."""
+    if isinstance(part, dict):
+        return {name: taken(value) for name, value in part.items()}
+    return moved(part) if isinstance(part, Clip) else there(part) if isinstance(part, torch.Tensor) else part
+
+
 def loss_on_the_device(method, clip, batch) -> None:
-    for copied in [part for part in vars(method).values() if isinstance(part, Clip)]:
-        moved(copied)
+    for name, part in vars(method).items():
+        setattr(method, name, taken(part))
     clip, batch = moved(clip), replace(batch, image=there(batch.image), prompts=there(batch.prompts))
     terms = method.loss(clip.train(), batch)
     assert all(term.device == CUDA and term.shape == () and term.dtype == torch.float32 for term in terms.values())
@@ -98,8 +109,17 @@ def loss_on_the_device(method, clip, batch) -> None:
     assert method.deploy(clip).device == CUDA
 
 
+def every_operation(self, image: torch.Tensor) -> torch.Tensor:
+    """In place of AutoAugment's choice, which is made on the host by design: all operations of its policy."""
+    for name in sorted({operation for pair in self._policies for operation, _, _ in pair}):
+        image = self._apply_image_or_video_transform(image, name, 0.5, self.interpolation, self._fill)
+    return image
+
+
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_every_augmentation_stays_on_the_device(fake, name):
+def test_every_augmentation_stays_on_the_device(fake, name, monkeypatch):
+    monkeypatch.setattr(AutoAugment, "forward", every_operation)
+    monkeypatch.setattr(augment, "_seed", lambda generator: 0)
     generator = torch.Generator().manual_seed(0)  # on the host, for the same pictures on every device
     images = torch.empty(4, 3, 64, 64, device="cuda")
     found = AUGMENTATIONS[name](images, generator)
@@ -110,7 +130,8 @@ def test_losses_on_the_device(fake):
     image, text = torch.rand(5, 8, device="cuda"), torch.rand(5, 8, device="cuda")
     scale, target = torch.rand((), device="cuda"), torch.zeros(5, dtype=torch.long, device="cuda")
     for loss in (match(image, text, scale, target, torch.rand(5, device="cuda")), contrastive(image, text, scale),
-                 contrastive(image, text, scale, torch.rand(5, 5, device="cuda")), distillation(image, text, 2.0)):
+                 contrastive(image, text, scale, torch.rand(5, 5, device="cuda")), distillation(image, text, 2.0),
+                 geodesic(image, text)):
         assert loss.device == CUDA
 
 

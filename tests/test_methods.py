@@ -1,7 +1,6 @@
 """Every method by name: a short run, finite, equal twice; the verbs in their order; what each loss sees; its limits."""
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import product
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from clstudy.losses import match
-from clstudy.methods import METHODS, ewc
+from clstudy.methods import METHODS
 from clstudy.train import train
 from clstudy.tuners import ONLY
 
@@ -307,7 +306,14 @@ def watched(monkeypatch, tiny, method, **changes) -> list:
     ("derpp", {"size": 0}, "finetune"),
     ("derpp", {"replay": 0}, "finetune"),
     ("lwf", {"weight": 0}, "finetune"),
+    ("vr_lwf", {"weight": 0}, "finetune"),
+    ("geodl", {"weight": 0}, "finetune"),
     ("ewc", {"weight": 0}, "finetune"),
+    ("imm", {"alpha": 1}, "finetune"),
+    ("imm", {"alpha": 1, "mode": "mode", "carry": False}, "finetune"),
+    ("wise_ft", {"alpha": 1}, "finetune"),
+    ("zscl", {"weight": 0, "average_every": 0}, "finetune"),
+    ("agem", {"replay": 0}, "finetune"),
     ("sit", {"size": 0, "replay": 9}, "sit"),
     ("sit", {"size": 9, "replay": 0}, "sit"),
     ("finetune", {"double_softmax": False}, "finetune"),
@@ -331,9 +337,34 @@ def test_a_method_without_its_term_is_another_one_exactly(tiny, name, args, limi
     ("clib", {"replay": 0}, "replay=0: must be at least 1"),
     ("clib", {"decay": 1}, "decay=1: must be from 0 to below 1"),
     ("lwf", {"weight": -1}, "weight=-1: must be at least 0"),
+    ("geodl", {"weight": -1}, "weight=-1: must be at least 0"),
+    ("geodl", {"candidates": "all"}, "candidates='all' is unknown. Choices: batch, phase, seen"),
     ("lwf", {"temperature": 0}, "temperature=0: must be above 0"),
+    ("lwf", {"candidates": "all"}, "candidates='all' is unknown"),
+    ("finetune", {"candidates": "all"}, "candidates='all' is unknown"),
+    ("vr_lwf", {"weight": -1}, "weight=-1: must be at least 0"),
+    ("vr_lwf", {"temperature": 0.0}, "temperature=0.0: must be above 0"),
+    ("vr_lwf", {"form": "offical"}, "form='offical' is unknown. Did you mean official?"),
+    ("vr_lwf", {"size": 0}, "size=0: must be at least 1"),
+    ("vr_lwf", {"length": 0}, "length=0: must be at least 1"),
+    ("vr_lwf", {"candidates": "all"}, "candidates='all' is unknown"),
     ("ewc", {"gamma": 1.5}, "gamma=1.5: must be from 0 to 1"),
     ("ewc", {"draws": 0}, "draws=0: must be at least 1"),
+    ("imm", {"alpha": 1.1}, "alpha=1.1: must be from 0 to 1"),
+    ("imm", {"mode": "median"}, "mode='median' is unknown. Did you mean mean"),
+    ("imm", {"draws": 0}, "draws=0: must be at least 1"),
+    ("imm", {"candidates": "all"}, "candidates='all' is unknown"),
+    ("wise_ft", {"alpha": -0.1}, "alpha=-0.1: must be from 0 to 1"),
+    ("wise_ft", {"candidates": "all"}, "candidates='all' is unknown"),
+    ("zscl", {"weight": -1}, "weight=-1: must be at least 0"),
+    ("zscl", {"anchor": -1}, "anchor=-1: must be at least 0"),
+    ("zscl", {"average_every": -1}, "average_every=-1: must be at least 0"),
+    ("zscl", {"temperature": 0}, "temperature=0: must be above 0"),
+    ("zscl", {"references": 1}, "references=1: must be at least 2"),
+    ("zscl", {"candidates": "all"}, "candidates='all' is unknown"),
+    ("agem", {"replay": -1}, "replay=-1: must be at least 0"),
+    ("agem", {"size": -1}, "size=-1: must be at least 0"),
+    ("agem", {"candidates": "all"}, "candidates='all' is unknown"),
     ("ewc", {"memory": 3}, "method_args: 'memory' is unknown"),
 ])
 def test_impossible_settings_are_refused_before_anything_is_loaded(tiny, name, args, message):
@@ -557,32 +588,6 @@ def test_the_teachers_texts_are_kept_while_the_candidates_are_the_same(clip, bat
 
 
 # EWC
-
-
-def test_the_estimate_of_the_fisher_is_unbiased(monkeypatch, clip, batch):
-    """Over all label draws of three images, weighted by their probability, it is the exact diagonal."""
-    clip.requires_grad_(False)
-    parameters = [p.requires_grad_() for p in (clip.model.visual.proj, clip.model.text_projection)]
-    few = replace(batch, image=batch.image[:3], labels=batch.labels[:3], index=(0, 1, 2)).among((5, 0, 2))
-    log_p = (clip.scale() * clip.encode_image(few.image) @ clip.encode_text(few.text).T).log_softmax(-1)
-    exact = 0
-    for i, k in product(range(3), range(3)):
-        score = parameters_to_vector(torch.autograd.grad(log_p[i, k], parameters, retain_graph=True))
-        exact = exact + log_p[i, k].exp().detach() * score**2
-    expected = 0
-    for labels in product(range(3), repeat=3):
-        monkeypatch.setattr(ewc, "draw_labels", lambda logits, labels=labels: torch.tensor(labels))
-        chance = sum(log_p[i, k] for i, k in enumerate(labels)).exp().detach()
-        expected = expected + chance * ewc.squared_scores(clip, parameters, few, draws=1)
-    assert torch.allclose(expected, exact, rtol=1e-3, atol=1e-7 * exact.max())
-
-
-def test_labels_are_drawn_with_the_models_probabilities():
-    torch.manual_seed(0)
-    p = torch.tensor([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0], [0.05, 0.05, 0.9]])
-    labels = torch.stack([ewc.draw_labels(p.log()) for _ in range(2000)])
-    shares = torch.stack([(labels == k).float().mean(0) for k in range(3)], -1)
-    assert (shares - p).abs().max() < 0.03 and (labels[:, 1] == 1).all()
 
 
 def test_the_fisher_decays_and_each_stage_counts_the_same(monkeypatch, tiny):

@@ -12,26 +12,25 @@ EWC++ Chaudhry et al. 2018, RWalk, arXiv 1801.10112.
     γ        gamma    what is left of the old Fisher after a stage                                       –
     –        draws    label draws per batch in the estimate                                              –
 
-Estimator: labels are drawn from the model's own p over the classes seen so far, not taken from the data. Then the
-gradients of different images are independent with mean zero, so the squared gradient of a batch's *sum* is, in
-expectation, the sum of the squared gradients: unbiased at one backward pass per batch and draw. One more pass over
-the stage, without augmentation and in evaluation mode. There is no penalty in the first stage (as in the paper),
-although a pretrained model has something to lose there; `anchor_start` takes the start for a stage with F = 1.
-Departures: F° is divided by its mean over the weights. The Fisher of a
-confident model is almost zero, so that without this λ would have to be found anew for each model; with it λ is a
-weight per squared step of an average parameter. EWC++ averages squared gradients of the training steps at the true
-labels, the empirical Fisher; here it is the Fisher itself, at the end of the stage.
+Estimator: labels are drawn from the model's own p over the classes seen so far, not taken from the data; see
+`fisher.py`. One more pass over the stage, without augmentation and in evaluation mode. There is no penalty in the
+first stage (as in the paper), although a pretrained model has something to lose there; `anchor_start` takes the start
+for a stage with F = 1.
+Departures: F° is divided by its mean over the weights. The Fisher of a confident model is almost zero, so that without
+this λ would have to be found anew for each model; with it λ is a weight per squared step of an average parameter.
+EWC++ averages squared gradients of the training steps at the true labels, the empirical Fisher; here it is the Fisher
+itself, at the end of the stage.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
 from ..clip import Clip
 from ..data import Batch
+from ..fisher import mean_one, squared_scores
 from ..losses import match
 from ..streams import Stage
 from .base import Method
@@ -71,24 +70,6 @@ class EWC(Method):
         parameters = self.trainable(clip)
         fisher = sum(squared_scores(clip.eval(), parameters, batch, self.draws) for batch in batches)
         if torch.is_tensor(fisher):  # the stage had images
-            fisher = fisher / fisher.mean().clamp(min=torch.finfo(fisher.dtype).tiny)
+            fisher = mean_one(fisher)
             self.fisher = fisher if self.fisher is None else self.gamma * self.fisher + fisher
             self.anchor = parameters_to_vector(parameters).detach().clone()
-
-
-def squared_scores(clip: Clip, parameters: list, batch: Batch, draws: int) -> Tensor:
-    """Unbiased estimate of Σ_i E_y (∂ log p_iy / ∂θ)² over the images of a batch, times `draws`."""
-    encoded = clip.encode(batch)
-    logits = encoded.scale * encoded.image @ encoded.text.T
-    total = 0
-    for _ in range(draws):
-        loss = F.cross_entropy(logits, draw_labels(logits.detach()), reduction="sum")
-        total = total + parameters_to_vector(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True,
-                                                                 materialize_grads=True))**2
-    return total
-
-
-def draw_labels(logits: Tensor) -> Tensor:
-    """One label per row from softmax(logits); the random numbers come from the host."""
-    uniform = torch.rand(len(logits), 1, device="cpu").to(logits.device)
-    return (logits.softmax(-1).cumsum(-1) < uniform).sum(-1).clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,114 @@
+"""Averaged gradient episodic memory: no step may raise the loss on replayed pairs. Chaudhry et al. 2019, A-GEM, arXiv
+1812.00420, eq. 11; on CLIP with image-caption pairs like those of pretraining, Ding et al. 2022, VR-LwF, arXiv
+2207.09248.
+
+    L = −(1/B) Σ_i log p_{i,y_i};   step along  g − min(0, g·r / |r|²) r
+        └──────── task ────────┘
+
+    symbol   field        meaning                                                                     unit
+    g        –            gradient of L                                                               –
+    r        –            gradient of CLIP's symmetric contrastive loss on the replayed pairs         –
+    –        replay       pairs drawn anew at each step; 0: none, which is fine-tuning                pairs
+    –        size         images kept of each finished stage, with their class prompts as captions    images
+    –        candidates   "seen": classes seen so far; "phase": those of the stage (VR-LwF); "batch"  classes
+
+Estimator: one inner product over all tuned parameters. Pairs are drawn uniformly from the benchmark's reference pairs
+and all images kept together, as the code's loader would (github.com/yxding95/CL-CLIP); what is kept is a uniform draw
+of the stage. Equal captions, and captions of one image, are positives of each other. No augmentation of the replayed
+images. The constraint is on the gradient, not on the step of an optimiser that rescales it. Departures: the released
+code fetches its replay batch and then takes the current one instead, so that nothing is replayed there; here it is
+used. Its captions are all different to the loss. Parameters that L does not reach take no part.
+"""
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..clip import Clip
+from ..config import choose
+from ..data import CANDIDATES, Batch
+from ..losses import contrastive, match
+from ..memory import Memory
+from .base import Method
+
+
+@dataclass
+class AGEM(Method):
+    needs_reference: ClassVar[bool] = True
+    replay: int = 64  # pairs in each step; 0: none
+    size: int = 250  # images kept of each finished stage
+    candidates: str = "seen"  # which texts compete: "seen", "phase" or "batch"
+    kept: list[Memory] = field(default_factory=list, init=False, repr=False)  # one per finished stage
+    drawn: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # for this step
+
+    def __post_init__(self):
+        choose("candidates", self.candidates, CANDIDATES)
+        for name in ("replay", "size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0")
+
+    def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
+        batch = batch.narrow(self.candidates)
+        encoded = clip.encode(batch)
+        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+
+    def rehearse(self, clip: Clip, batch: Batch) -> Batch:
+        """Draw the pairs of this step, on the host; the batch stays as it is."""
+        if self.replay:
+            self.draw(clip, batch)
+        return batch
+
+    def edit_gradients(self, clip: Clip) -> None:
+        reached = [p for p in self.trainable(clip) if p.grad is not None]
+        if self.drawn and reached:
+            r = torch.autograd.grad(self.replayed(clip), reached, allow_unused=True, materialize_grads=True)
+            for p, gradient in zip(reached, projected([p.grad for p in reached], list(r)), strict=True):
+                p.grad = gradient
+
+    def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
+        memory = Memory(self.size, "reservoir")
+        for batch in batches:
+            memory.add(batch)
+        self.kept += [memory] * (len(memory) > 0)
+
+    def draw(self, clip: Clip, batch: Batch) -> None:
+        """Pixels and tokens of the pairs, and which belong together. Reference pairs come first."""
+        pairs = batch.reference()
+        kept = [(memory, slot) for memory in self.kept for slot in range(len(memory))]
+        rows = torch.randperm(len(pairs.captions) + len(kept))[:self.replay].sort().values.tolist()
+        first = [row for row in rows if row < len(pairs.captions)]
+        own = [kept[row - len(pairs.captions)] for row in rows[len(first):]]
+        labels = [memory.labels[slot] for memory, slot in own]
+        captions, owner = [pairs.captions[row] for row in first], pairs.owner[first]
+        self.drawn = {"same": together([*captions, *labels], [*owner.tolist(), *range(-len(own), 0)]).to(clip.device)}
+        if first:
+            self.drawn |= {"pixels": pairs.images[torch.from_numpy(owner)].to(clip.device),
+                           "tokens": clip.tokenize(captions).to(clip.device)}
+        if own:
+            self.drawn |= {"own pixels": torch.stack([memory.image[slot] for memory, slot in own]),
+                           "own tokens": batch.prompts[torch.tensor(labels, device=batch.prompts.device)]}
+
+    def replayed(self, clip: Clip) -> Tensor:
+        """The contrastive loss on the pairs drawn. Images and texts of both kinds may differ in size."""
+        image, text = (torch.cat([encode(self.drawn[key]) for key in keys if key in self.drawn]) for encode, keys in
+                       ((clip.encode_image, ("pixels", "own pixels")), (clip.encode_text, ("tokens", "own tokens"))))
+        return contrastive(image, text, clip.scale(), self.drawn["same"])
+
+
+def together(captions: list, owners: list[int]) -> Float[Tensor, "pairs pairs"]:
+    """1 where two pairs have an equal caption or the same image."""
+    number = {}
+    ids = torch.tensor([number.setdefault(caption, len(number)) for caption in captions])
+    owner = torch.tensor(owners)
+    return ((ids[:, None] == ids) | (owner[:, None] == owner)).float()
+
+
+def projected(g: list[Tensor], r: list[Tensor]) -> list[Tensor]:
+    """g − min(0, g·r / |r|²) r; nothing is read by the host."""
+    product = sum((a * b).sum() for a, b in zip(g, r, strict=True))
+    length = sum(b.square().sum() for b in r)
+    against = torch.where(product < 0, product / length, 0.0)
+    return [a - against * b for a, b in zip(g, r, strict=True)]

@@ -1,0 +1,57 @@
+"""Weight-space ensemble: trained as fine-tuning, evaluated between the model of the beginning and the model of now.
+Wortsman et al. 2021, WiSE-FT, arXiv 2109.01903; as a baseline of continual learning Zheng et al. 2023, ZSCL,
+arXiv 2303.06628.
+
+    L = −(1/B) Σ_i log p_{i,y_i};   evaluated:  θ_0 + α (θ − θ_0)
+        └──────── task ────────┘
+
+    symbol   field        meaning                                                               unit
+    α        alpha        mixing coefficient                                                    –
+    θ_0      –            tuned weights before any training; θ: as they are now                 –
+    –        candidates   "seen": classes seen so far; "phase": those of the stage; "batch"     classes
+
+Estimator: training never sees the ensemble, so one run of fine-tuning serves every α. α = 0.5, which the paper advises
+where it cannot be chosen. What is mixed is what is tuned: with LoRA the factors A and B, so the path is not straight
+in the weights that they make (B starts at zero, so at α the update is α² B A plus α (1 − α) B A_0); buffers are those
+of θ. Departures: the paper fine-tunes once; here θ moves through all stages and θ_0 stays. It has a classifier head,
+made from texts, beside the image tower; here the texts' tower is mixed where it is tuned.
+"""
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..clip import Clip
+from ..config import choose
+from ..data import CANDIDATES, Batch
+from ..losses import match
+from ..streams import Stage
+from ..weights import Values, between, put_beside, tuned
+from .base import Method
+
+
+@dataclass
+class WiSEFT(Method):
+    alpha: float = 0.5  # 1: fine-tuning, 0: the model before training
+    candidates: str = "seen"  # which texts compete: "seen", "phase" or "batch"
+    start: Values | None = field(default=None, init=False, repr=False)  # θ_0
+    mixed: Clip | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self):
+        choose("candidates", self.candidates, CANDIDATES)
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha!r}: must be from 0 to 1")
+
+    def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
+        batch = batch.narrow(self.candidates)
+        encoded = clip.encode(batch)
+        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+
+    def before_stage(self, clip: Clip, stage: Stage) -> None:
+        if self.start is None:
+            self.start, self.mixed = tuned(clip), deepcopy(clip)
+
+    def deploy(self, clip: Clip) -> Clip:
+        if self.start is None:
+            return clip
+        return put_beside(self.mixed, clip, between(self.start, tuned(clip), self.alpha))
