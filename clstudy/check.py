@@ -112,6 +112,11 @@ def stages(axes: Axes, *names: str) -> list[Stage]:
     return [Stage(i + 1, tuple(home.tolist()), part) for i, (home, part) in enumerate(zip(homes, parts, strict=True))]
 
 
+def weights_of(axes: Axes) -> dict[str, torch.Tensor]:
+    """A model of two parameters."""
+    return {"weight": torch.from_numpy(axes.rng.normal(size=(3, 2))), "bias": torch.from_numpy(axes.rng.normal(size=3))}
+
+
 GENERATORS: dict[str, Callable] = {
     "image": features, "text": features, "scale": lambda axes, *names: torch.tensor(float(axes.rng.uniform(2, 20))),
     "target": rows_of("texts"), "labels": rows_of("classes"), "weight": weights, "same": positives, "offered": offered,
@@ -123,6 +128,9 @@ GENERATORS: dict[str, Callable] = {
 }
 EXCEPTIONS = {  # a name that means something else in one function
     ("worst_class", "class_accuracy"): accuracies,
+    ("between", "start"): lambda axes, *names: weights_of(axes),
+    ("between", "end"): lambda axes, *names: weights_of(axes),
+    ("between", "share"): lambda axes, *names: float(axes.rng.uniform(-0.5, 1.5)),
     ("away_from_home", "labels"): lambda axes, *names: axes.rng.integers(axes["classes"], size=axes["images"])}
 
 

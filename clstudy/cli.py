@@ -11,7 +11,8 @@ import typer
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="A laboratory for continual learning of CLIP.")
 ROOT = Path(__file__).parent.parent
-Profile = Annotated[str, typer.Option(help="Which of a notebook's sets of parameters: quick or full.")]
+Profile = Annotated[str, typer.Option(help="Which of a notebook's sets of parameters: quick, full, or paper, which those of "
+                                             "a paper have: its settings.")]
 
 
 def fail(error: Exception | str) -> None:

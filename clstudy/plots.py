@@ -42,7 +42,23 @@ TOWERS = {
     "text": ("text encoder", "#E69F00", (4, 1.5)),
     "both": ("both encoders", "#0072B2", (1, 1)),
 }
-LOOKS = METHODS | TOWERS  # label → name, colour, dash
+VOCABULARIES = {  # what is distilled on
+    "class names": ("class names (LwF)", "#CC79A7", (4, 1.5)),
+    "random": ("random tokens (VR-LwF)", "#56B4E9", ""),
+    "words": ("random words", "#0072B2", (4, 1.5)),
+    "captions": ("captions", "#009E73", ""),
+    "pairs": ("captions and images (ZSCL)", "#E69F00", (1, 1)),
+    "subspace": ("no texts: subspaces (GeoDL)", "#000000", (1, 1)),
+    "replay": ("replayed pairs (A-GEM)", "#595959", (4, 1.5)),
+    "path": ("between CLIP and fine-tuned (WiSE-FT)", "#000000", ""),
+    "path lora": ("the same, LoRA", "#000000", (4, 1.5)),
+    "between": ("between two fine-tuned models", "#D55E00", (1, 1)),
+}
+MEASURES = {
+    "UT-Acc": ("UT-Acc (updated classes)", "#D55E00", ""),
+    "ZS-Acc": ("ZS-Acc (never updated)", "#0072B2", (4, 1.5)),
+}
+LOOKS = METHODS | TOWERS | VOCABULARIES | MEASURES  # label → name, colour, dash
 MARKERS = {"": "o", (4, 1.5): "s", (1, 1): "^"}  # two of one colour have another dash, and so another marker
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#595959"]
 
@@ -246,19 +262,51 @@ def trade(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
     return figure
 
 
-def series(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
-    """A value against a setting: columns panel, method, x, mean, half_width; 95 % intervals as bars."""
+def frontier(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
+    """Two metrics against each other, a line per method through its weights: columns label, weight, x, x_half, y and
+    y_half.
+
+    Above and to the right is better, so methods are compared at their best and not at one weight. The smallest and the
+    largest weight of each line are written beside it. "frozen" becomes the dotted cross; a row without a weight is a
+    single point."""
+    figure, axes = _figure(TWO_COLUMNS, 3.6)
+    axis = axes[0, 0]
+    for label in dict.fromkeys(table.label):
+        rows, (name, colour, dash) = table[table.label == label].sort_values("weight"), LOOKS[label]
+        if label == "frozen":
+            axis.axvline(rows.x.iloc[0], color=colour, ls=":", lw=0.8)
+            axis.axhline(rows.y.iloc[0], color=colour, ls=":", lw=0.8, label=name)
+            continue
+        line = axis.errorbar(rows.x, rows.y, rows.y_half, rows.x_half, color=colour, label=name, lw=1.1, ms=4,
+                             marker=MARKERS[dash], elinewidth=0.5)
+        line[0].set_dashes(dash or (None, None))
+        for row in rows.iloc[[0, -1]].itertuples() if len(rows) > 1 else ():
+            axis.annotate(f"{row.weight:g}", (row.x, row.y), xytext=(4, 4), textcoords="offset points", fontsize=6.5,
+                          color=colour)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def series(table: pd.DataFrame, xlabel: str, ylabel: str, logx: bool = False) -> Figure:
+    """A value against a setting: columns panel, method, x, mean, half_width; 95 % intervals as bars.
+
+    logx: the settings stand at equal distances on a logarithmic axis, each with its value."""
     panels = list(dict.fromkeys(table.panel))
     figure, axes = _figure(TWO_COLUMNS, 2.5, 1, len(panels), sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         rows = table[table.panel == panel]
         for i, method in enumerate(dict.fromkeys(rows.method)):
             mine, (name, colour, dash) = rows[rows.method == method].sort_values("x"), LOOKS[method]
-            shift = (i - 1) * 0.01 * (rows.x.max() - rows.x.min())  # so that bars do not hide each other
+            shift = 0 if logx else (i - 1) * 0.01 * (rows.x.max() - rows.x.min())  # bars do not hide each other
             line = axis.errorbar(mine.x + shift, mine["mean"], mine.half_width, color=colour, label=name, lw=1.1, ms=3,
                                  marker="o", elinewidth=0.7)
             line[0].set_dashes(dash or (None, None))
         axis.set(title=panel, xlabel=xlabel)
+        if logx:
+            axis.set_xscale("log")
+            axis.set_xticks(sorted(set(rows.x)), [f"{x:g}" for x in sorted(set(rows.x))])
+            axis.minorticks_off()
     axes[0, 0].set_ylabel(ylabel)
     _legend(figure, axes)
     return figure

@@ -10,6 +10,8 @@ import pandas as pd
 from . import metrics
 from .record import Run
 
+NEVER_UPDATED = ("other classes", "tiered_imagenet_test")  # side sets that ZS-Acc is of
+
 
 @lru_cache(maxsize=4096)
 def scores(run: Run) -> dict[str, float]:
@@ -41,7 +43,23 @@ def scores(run: Run) -> dict[str, float]:
         for suffix, stage in (("", None), (" before", 0)):
             found = [run.final(name, metric="recall@1", stage=stage) for name in retrieval_sets(run, direction)]
             values[f"R@1 {direction}{suffix}"] = float(np.mean(found)) if found else float("nan")
-    return {name: 100 * value for name, value in values.items()}
+    return {name: 100 * value for name, value in (values | _updated(run, values)).items()}
+
+
+def _updated(run: Run, values: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of VR-LwF (arXiv 2207.09248, code). Of the updated classes, "UT-Acc"; of those never updated,
+    "ZS-Acc"; their mean, "A-Acc". On the matrix of class-balanced accuracies: "ACC", the mean of its last row, and BWT
+    with the usual divisor, T − 1, and with theirs, T ("BWT p+1")."""
+    R = run.matrix("all", "class-balanced accuracy")
+    found, held_out = {}, [name for name in NEVER_UPDATED if name in values]
+    if held_out:
+        ends = {"UT-Acc": "all classes", "ZS-Acc": held_out[0]}
+        found = {f"{new}{at}": values[f"{old}{at}"] for new, old in ends.items() for at in ("", " before")}
+        found |= {f"A-Acc{at}": (found[f"UT-Acc{at}"] + found[f"ZS-Acc{at}"]) / 2 for at in ("", " before")}
+    if not np.isnan(R).all():
+        found |= {"ACC": metrics.last(R), "BWT": metrics.backward_transfer(R),
+                  "BWT p+1": metrics.backward_transfer(R, "vr_lwf")}
+    return found
 
 
 def side_sets(run: Run) -> list[str]:
@@ -103,6 +121,24 @@ def changes(groups: Mapping[tuple, Sequence[Run]], sets: Sequence[str]) -> pd.Da
     return pd.DataFrame(rows)
 
 
+def moved(runs: Sequence[Run], metric: str) -> str:
+    """Whether a metric is higher or lower after the stream than before, in words."""
+    found = pd.DataFrame([scores(run) for run in runs])
+    change = metrics.interval((found[metric] - found[f"{metric} before"]).tolist())
+    return f"    {metric} {verdict(change, 'raised', 'lowered')}"
+
+
+def settings(groups: Mapping[tuple[str, float], Sequence[Run]], names: Sequence[str]) -> pd.DataFrame:
+    """Metrics over several settings, for `plots.series`. Keys: (panel, x); a line per metric."""
+    rows = []
+    for (panel, x), runs in groups.items():
+        for name in names:
+            found = metrics.interval([scores(run)[name] for run in runs])
+            rows.append({"panel": panel, "method": name, "x": x, "mean": found.mean,
+                         "half_width": 0.0 if np.isnan(found.half_width) else found.half_width})
+    return pd.DataFrame(rows)
+
+
 def means(runs: Sequence[Run], *names: str) -> list[float]:
     """The means over runs of some of their scores."""
     found = pd.DataFrame([scores(run) for run in runs])
@@ -134,7 +170,7 @@ def contest(ours: Sequence[Run], theirs: Sequence[Run], metric: str, higher: str
     return f"    {metric} {verdict(difference(ours, theirs, metric), higher, lower)}"
 
 
-def crosses(groups: Mapping[tuple[str, str], Sequence[Run]], x: str, y: str) -> pd.DataFrame:
+def crosses(groups: Mapping[tuple[str, str | float], Sequence[Run]], x: str, y: str) -> pd.DataFrame:
     """Two metrics per group with the half widths of their 95 % intervals, for `plots.trade`. Keys: (panel, label)."""
     rows = []
     for (panel, label), runs in groups.items():
@@ -143,6 +179,69 @@ def crosses(groups: Mapping[tuple[str, str], Sequence[Run]], x: str, y: str) -> 
         rows.append({"panel": panel, "label": label, "x": found[x].mean, "x_half": half[x], "y": found[y].mean,
                      "y_half": half[y]})
     return pd.DataFrame(rows)
+
+
+def frontier(groups: Mapping[tuple[str, float | None], Sequence[Run]], x: str, y: str) -> pd.DataFrame:
+    """`crosses` with a weight, for `plots.frontier`, and where they started, as "frozen". Keys: (label, weight)."""
+    table = crosses(groups, x, y).rename(columns={"label": "weight", "panel": "label"})
+    start = means(next(iter(groups.values())), f"{x} before", f"{y} before")
+    frozen = {"label": "frozen", "weight": 0.0, "x": start[0], "x_half": 0.0, "y": start[1], "y_half": 0.0}
+    return pd.concat([table, pd.DataFrame([frozen])], ignore_index=True)
+
+
+def road(tables: Mapping[str, Sequence[pd.DataFrame]], x: str, y: str) -> pd.DataFrame:
+    """Tables of `paths.along`, one per seed, as a line for `plots.frontier`; x, y: a set and its candidates, as
+    "all classes/all". The weight is the share."""
+    rows = []
+    for label, seeds in tables.items():
+        wide = [{key: 100 * _at(table, key) for key in (x, y)} for table in seeds]
+        for share in wide[0][x].index:
+            found = {key: metrics.interval([one[key][share] for one in wide]) for key in (x, y)}
+            half = {key: 0.0 if np.isnan(value.half_width) else value.half_width for key, value in found.items()}
+            rows.append({"label": label, "weight": share, "x": found[x].mean, "x_half": half[x], "y": found[y].mean,
+                         "y_half": half[y]})
+    return pd.DataFrame(rows)
+
+
+def profile(lines: Mapping[str, Sequence[pd.DataFrame]], sets: Mapping[str, str]) -> pd.DataFrame:
+    """Tables of `paths.along`, one per seed, for `plots.series`: a panel per line, the metrics over the share.
+
+    sets: what a metric is called → its set and candidates, as "all classes/all"."""
+    rows = []
+    for panel, seeds in lines.items():
+        for name, key in sets.items():
+            values = pd.concat([100 * _at(table, key) for table in seeds], axis=1)
+            for share, one in values.iterrows():
+                found = metrics.interval(one.tolist())
+                rows.append({"panel": panel, "method": name, "x": share, "mean": found.mean,
+                             "half_width": 0.0 if np.isnan(found.half_width) else found.half_width})
+    return pd.DataFrame(rows)
+
+
+def midway(seeds: Sequence[pd.DataFrame], sets: Mapping[str, str]) -> str:
+    """Whether the middle of a line is above or below the mean of its ends, for each metric, in words."""
+    said = []
+    for name, key in sets.items():
+        values = [100 * _at(table, key) for table in seeds]
+        found = metrics.interval([float(one[0.5] - (one[0.0] + one[1.0]) / 2) for one in values])
+        said.append(f"    {name} half-way against the mean of the ends: {verdict(found, 'a hill', 'a valley')}")
+    return "\n".join(said)
+
+
+def hill(seeds: Sequence[pd.DataFrame], sets: Mapping[str, str]) -> str:
+    """Whether the middle of a line has a higher mean of the metrics than each end, paired by seed, in words."""
+    values = [sum(100 * _at(table, key) for key in sets.values()) / len(sets) for table in seeds]
+    said = []
+    for share, end in ((0.0, "the start"), (1.0, "the end")):
+        found = metrics.interval([float(one[0.5] - one[share]) for one in values])
+        said.append(f"    mean of {' and '.join(sets)} half-way against {end}: {verdict(found, 'better', 'worse')}")
+    return "\n".join(said)
+
+
+def _at(table: pd.DataFrame, key: str) -> pd.Series:
+    name, candidates = key.split("/")
+    rows = table[(table["set"] == name) & (table.candidates == candidates) & (table.metric == "accuracy")]
+    return rows.set_index("share").value
 
 
 def against(groups: Mapping[tuple[str, float], Sequence[Run]], names: Mapping[str, str]) -> pd.DataFrame:

@@ -1,5 +1,5 @@
 """Things to play with in a notebook. Each callback is one call into the model and one into `plots`."""
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets as ipw
 import numpy as np
@@ -42,6 +42,29 @@ def stream_explorer(labels: np.ndarray, seed: int = 0, tasks: int = 5) -> ipw.Wi
         control.observe(draw, "value")
     draw()
     return ipw.VBox([ipw.HBox([n, m]), ipw.HBox([sizes, number]), shown])
+
+
+def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], draw: Callable) -> ipw.Widget:
+    """Walk through what was made: a list of the first parts of the keys, a slider over the second parts of the one
+    chosen. `draw(groups[key])` is shown. names: what the two parts are called."""
+    first = ipw.Dropdown(options=list(dict.fromkeys(one for one, _ in groups)), description=names[0])
+    second = ipw.SelectionSlider(options=[0], description=names[1], continuous_update=False)
+    shown = ipw.Output()
+
+    def fill(_=None) -> None:
+        second.options = sorted(two for one, two in groups if one == first.value)
+
+    def show(_=None) -> None:
+        with shown:
+            shown.clear_output(wait=True)
+            display(draw(groups[first.value, second.value]))
+
+    fill()
+    show()
+    first.observe(fill, "value")
+    for control in (first, second):
+        control.observe(lambda change: (first.value, second.value) in groups and show(), "value")
+    return ipw.VBox([ipw.HBox([first, second]), shown])
 
 
 def playground(clip: Clip, images: UInt8[Tensor, "images 3 height width"], names: Sequence[str],

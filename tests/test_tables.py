@@ -4,9 +4,9 @@ from functools import lru_cache
 
 import pandas as pd
 import pytest
-from small_runs import evaluations, make
+from small_runs import evaluations, make, row
 
-from clstudy import plots, tables
+from clstudy import metrics, plots, tables
 from clstudy.metrics import Interval
 
 T = 4.302653  # Student's t, 97.5 %, two degrees of freedom
@@ -35,7 +35,7 @@ def test_every_score_of_a_run(tmp_path):
         "F_last": 10, "worst class": 50, "own tasks": 80, "seen classes": 40, "all classes": 65,
         "all classes before": 40, "concepts": 70, "concepts before": 90, "pets": 50, "pets before": 20,
         "R@1 image to text": 35, "R@1 image to text before": 50, "R@1 text to image": 63,
-        "R@1 text to image before": 60}
+        "R@1 text to image before": 60, "ACC": 1, "BWT": 0, "BWT p+1": 0}  # of the one balanced task
     assert list(found) == list(expected) and found == pytest.approx(expected)
 
 
@@ -220,3 +220,88 @@ def test_a_table_is_saved_to_read_to_compute_with_and_to_print(seeds, tmp_path, 
     assert (folder / "07_table.tex").read_text().splitlines() == [
         r"\begin{tabular}{llr}", r"\toprule", r"stream & method & A\_last \\", r"\midrule",
         r"si\_blurry & sit & 60.0 $\pm$ 24.8 \\", r"joint & er & 25.0 \\", r"\bottomrule", r"\end{tabular}"]
+
+
+# ---- updated and never updated
+
+
+def updated(folder, ut: float, zs: float, seed: int = 0, balanced=metrics.EXAMPLE):
+    """A run of three stages with these accuracies at its end, from 0.4 and 0.5 before."""
+    rows = [row for row in evaluations() if row["set"] not in ("all classes", "task 1", "task 2", "task 3")]
+    rows += [row(0, "all classes", "all", .4), row(3, "all classes", "all", ut), row(0, "other classes", "own", .5),
+             row(3, "other classes", "own", zs)]
+    rows += [row(stage, f"task {task}", "all", value, metric) for stage, values in enumerate(balanced.tolist())
+             for task, value in enumerate(values, 1) for metric in ("accuracy", "class-balanced accuracy")]
+    return make(folder, rows, seed)
+
+
+def test_vr_lwfs_metrics_of_a_run(tmp_path):
+    found = tables.scores(updated(tmp_path / "a", .7, .3))
+    assert {name: found[name] for name in ("UT-Acc", "ZS-Acc", "A-Acc", "UT-Acc before", "A-Acc before")} == \
+        pytest.approx({"UT-Acc": 70, "ZS-Acc": 30, "A-Acc": 50, "UT-Acc before": 40, "A-Acc before": 45})
+    # the matrix of the worked examples: last row .6 .5 .9, diagonal .8 .7 .9
+    assert found["ACC"] == pytest.approx(100 * (.6 + .5 + .9) / 3)
+    assert found["BWT"] == pytest.approx(100 * (-.2 - .2) / 2) and found["BWT p+1"] == pytest.approx(100 * -.4 / 3)
+
+
+def test_a_run_without_other_classes_has_no_update_metrics(tmp_path):
+    assert not {"UT-Acc", "ZS-Acc", "A-Acc"} & set(tables.scores(make(tmp_path / "a")))
+
+
+def test_what_moved_is_said_with_its_interval(tmp_path):
+    runs = [updated(tmp_path / str(seed), .7 + .01 * seed, .3, seed) for seed in range(3)]
+    assert tables.moved(runs, "UT-Acc") == "    UT-Acc +31.0 points, 95 % interval +28.5 to +33.5: raised"
+    assert tables.moved(runs, "ZS-Acc").endswith("-20.0 to -20.0: lowered")
+
+
+def test_a_frontier_is_a_point_per_weight_and_the_start(tmp_path):
+    runs = {w: [updated(tmp_path / f"{w}{seed}", .7 - w / 10, .3 + w / 10, seed) for seed in range(2)] for w in (1, 2)}
+    table = tables.frontier({("random", 1): runs[1], ("random", 2): runs[2]}, "UT-Acc", "ZS-Acc")
+    assert table.label.tolist() == ["random", "random", "frozen"] and table.weight.tolist() == [1, 2, 0]
+    assert table.x.tolist() == pytest.approx([60, 50, 40]) and table.y.tolist() == pytest.approx([40, 50, 50])
+    assert table.x_half.tolist() == pytest.approx([0, 0, 0])
+
+
+def test_settings_are_a_line_per_metric(tmp_path):
+    runs = [updated(tmp_path / "a", .7, .3)]
+    table = tables.settings({("texts", 10): runs, ("tokens", 2): runs}, ["UT-Acc", "ZS-Acc"])
+    assert table[["panel", "method", "x"]].values.tolist() == [
+        ["texts", "UT-Acc", 10], ["texts", "ZS-Acc", 10], ["tokens", "UT-Acc", 2], ["tokens", "ZS-Acc", 2]]
+    assert table["mean"].tolist() == pytest.approx([70, 30, 70, 30])
+
+
+# ---- lines in weight space
+
+SETS = {"UT-Acc": "all classes/all", "ZS-Acc": "other classes/own"}
+
+
+def line(ut, zs) -> pd.DataFrame:
+    """A table of `paths.along` at the shares 0, 0.5 and 1."""
+    return pd.DataFrame([{"share": share, "set": name, "candidates": candidates, "metric": "accuracy", "value": value}
+                         for name, candidates, values in (("all classes", "all", ut), ("other classes", "own", zs))
+                         for share, value in zip((0., .5, 1.), values, strict=True)])
+
+
+def test_a_road_and_a_profile_hold_the_means_over_seeds():
+    seeds = [line((.4, .7, .8), (.5, .5, .2)), line((.4, .6, .8), (.5, .5, .4))]
+    road = tables.road({"path": seeds}, *SETS.values())
+    assert road.weight.tolist() == [0, .5, 1] and set(road.label) == {"path"}
+    assert road.x.tolist() == pytest.approx([40, 65, 80]) and road.y.tolist() == pytest.approx([50, 50, 30])
+    assert road.x_half.tolist() == pytest.approx([0, metrics.interval([70., 60.]).half_width, 0])
+    profile = tables.profile({"all weights": seeds}, SETS)
+    assert profile.method.tolist() == ["UT-Acc"] * 3 + ["ZS-Acc"] * 3
+    assert profile["mean"].tolist() == pytest.approx([40, 65, 80, 50, 50, 30])
+    assert profile.half_width[1] == pytest.approx(road.x_half[1])
+
+
+def test_the_middle_of_a_line_is_compared_with_its_ends():
+    seeds = [line((.4, .7, .8), (.5, .5, .2)), line((.4, .71, .8), (.5, .51, .2))]
+    first, second = tables.midway(seeds, SETS).splitlines()
+    assert "UT-Acc half-way against the mean of the ends: +10.5 points" in first and first.endswith("a hill")
+    assert "ZS-Acc half-way against the mean of the ends: +15.5 points" in second
+    start, end = tables.hill(seeds, SETS).splitlines()
+    assert "half-way against the start: +15.5 points" in start and start.endswith("better")
+    assert "half-way against the end: +10.5 points" in end
+    down = [line((.8, .3, .8), (.5, .1, .5)), line((.8, .31, .8), (.5, .1, .5))]
+    assert tables.midway(down, SETS).splitlines()[0].endswith("a valley")
+    assert tables.hill(down, SETS).splitlines()[1].endswith("worse")

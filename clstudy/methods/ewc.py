@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from ..clip import Clip
-from ..data import Batch
+from ..config import choose
+from ..data import CANDIDATES, Batch
 from ..fisher import mean_one, squared_scores
 from ..losses import match
 from ..streams import Stage
@@ -42,10 +43,12 @@ class EWC(Method):
     gamma: float = 0.9  # what is left of the old Fisher after a stage; 1: all
     draws: int = 4  # label draws per batch in the estimate of the Fisher
     anchor_start: bool = False  # hold the weights near the start in the first stage too
+    candidates: str = "seen"  # which texts compete in the task term: "seen", "phase" or "batch"
     anchor: Tensor | None = field(default=None, init=False, repr=False)  # θ*, all tuned weights in a row
     fisher: Tensor | None = field(default=None, init=False, repr=False)  # F
 
     def __post_init__(self):
+        choose("candidates", self.candidates, CANDIDATES)
         if self.weight < 0:
             raise ValueError(f"weight={self.weight!r}: must be at least 0")
         if not 0 <= self.gamma <= 1:
@@ -54,6 +57,7 @@ class EWC(Method):
             raise ValueError(f"draws={self.draws!r}: must be at least 1")
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
+        batch = batch.narrow(self.candidates)
         encoded = clip.encode(batch)
         terms = {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
         if self.anchor is not None:

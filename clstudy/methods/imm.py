@@ -21,7 +21,7 @@ Estimator: what is fused is what is tuned, with LoRA the factors A and B, so tha
 straight in the weights that they make; buffers are those of θ. An evaluation in the middle of a stage is of the model
 that would be fused then, by the mean, since F is known at the end only. In the first stage F° is that of the start on
 the images of this stage: those of pretraining are not at hand. α = 0.5 as in the released code of VR-LwF.
-Departures: the papers' other transfer techniques (L2 transfer, drop transfer) are left out, as in VR-LwF's code, which
+Departures: the paper's other transfer techniques (L2 transfer, drop transfer) are left out, as in VR-LwF's code, which
 has the mean only. Each stage's F is divided by its mean, so that α is the share of an average weight for every model.
 """
 from collections.abc import Iterable

@@ -1,0 +1,65 @@
+"""Straight lines between two models in weight space, and what the models on them can do (Wortsman et al. 2021, WiSE-FT,
+arXiv 2109.01903; linear mode connectivity: Frankle et al. 2019, arXiv 1912.05671).
+
+    θ(share) = θ_start + share · (θ_end − θ_start)
+
+LoRA and RKR are folded into the weights first, so that the line is straight in what the model computes with."""
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+import torch
+
+from .clip import Clip, load_clip
+from .evaluate import evaluate
+from .record import Run, load_tuned
+from .train import prepare
+from .tuners import merge
+from .weights import Values, between, put
+
+
+def along(start: Run | None, end: Run, shares: Sequence[float], side: Sequence[str] = ("other classes",)
+          ) -> pd.DataFrame:
+    """Evaluations on the line from `start` (None: the model before any training) to `end`: the rows of `evaluate`, with
+    a column share. Accuracy on all classes of the stream, each task and class, and the side sets named.
+
+    The table is kept in the folder of `end` and read when it is there. A share below 0 or above 1 lies beyond an end.
+    ValueError: two different models or benchmarks, an unknown side set, a tuner that cannot be folded into the weights.
+    FileNotFoundError: a run without its weights (`load_or_train(config, keep_model=True)`)."""
+    asked = json.dumps([start and start.id, list(map(float, shares)), list(side)])
+    kept = end.folder / f"path-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.parquet"
+    if kept.exists():
+        return pd.read_parquet(kept)
+    first = None if start is None else merge(load_tuned(start))
+    last = merge(load_tuned(end))
+    for field in ("model", "pretrained", "benchmark", "benchmark_args"):
+        if start and getattr(start.config, field) != getattr(end.config, field):
+            raise ValueError(f"{field} differs: {getattr(start.config, field)!r} and {getattr(end.config, field)!r}")
+    table = _table(first or load_clip(end.config.model, end.config.pretrained), last, end, shares, side)
+    draft = kept.with_suffix(".new")
+    table.to_parquet(draft)
+    draft.rename(kept)
+    return table
+
+
+def _table(first: Clip, last: Clip, end: Run, shares: Sequence[float], side: Sequence[str]) -> pd.DataFrame:
+    _, benchmark, stages = prepare(end.config)
+    unknown = set(side) - set(benchmark.side)
+    if unknown:
+        raise ValueError(f"side={sorted(unknown)[0]!r} is unknown. Choices: {', '.join(benchmark.side)}")
+    benchmark = replace(benchmark, side={name: benchmark.side[name] for name in side}, retrieval={})
+    tasks, theta = [stage.classes for stage in stages], _values(first)
+    seen = [label for task in tasks for label in task]
+    goal, last.precision = _values(last), end.config.precision
+    rows = []
+    for share in shares:
+        put(last, between(theta, goal, float(share)))
+        rows += [{"share": float(share), **row} for row in evaluate(last, benchmark, tasks, seen)]
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def _values(clip: Clip) -> Values:
+    return {name: p.detach().clone().to(clip.device) for name, p in clip.named_parameters()}

@@ -1,0 +1,102 @@
+"""Lines between two models: the ends are the models, the middle is between the weights, and nothing is made twice."""
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clstudy import load_or_train, paths
+from clstudy.clip import load_clip
+from clstudy.evaluate import evaluate
+from clstudy.record import load_tuned
+from clstudy.train import prepare
+from clstudy.tuners import merge
+
+
+@pytest.fixture
+def runs(tiny, tmp_path):
+    """A function: a finished run with its weights."""
+    def make(**changes):
+        config = tiny.but(tuner="full", method="finetune", lr=3e-3, **changes)
+        return load_or_train(config, runs=tmp_path, keep_model=True, progress=None)
+    return make
+
+
+def values(rows) -> dict[tuple, float]:
+    return {(row["set"], row["candidates"], row["metric"]): row["value"] for row in rows}
+
+
+def at(table, share: float) -> dict[tuple, float]:
+    return values(table[table.share == share].to_dict("records"))
+
+
+def looked_at(clip, run) -> dict[tuple, float]:
+    _, benchmark, stages = prepare(run.config)
+    tasks = [stage.classes for stage in stages]
+    seen = [label for task in tasks for label in task]
+    return values(evaluate(clip, replace(benchmark, retrieval={}), tasks, seen))
+
+
+def test_the_ends_of_a_line_are_the_two_models(runs):
+    run = runs()
+    table = paths.along(None, run, [0, 1], ["shades"])
+    assert at(table, 0.0) == looked_at(load_clip(run.config.model), run)
+    assert at(table, 1.0) == looked_at(load_tuned(run), run)
+    assert at(table, 0.0) != at(table, 1.0)
+
+
+def test_a_share_is_a_share_of_every_weight(runs, monkeypatch):
+    run, seen = runs(), []
+    real = paths.evaluate
+    monkeypatch.setattr(paths, "evaluate", lambda clip, *rest: seen.append(
+        {name: p.detach().clone() for name, p in clip.named_parameters()}) or real(clip, *rest))
+    paths.along(None, run, [0.25, 1.5], ["shades"])
+    start = dict(load_clip(run.config.model).named_parameters())
+    for name, end in load_tuned(run).named_parameters():
+        for share, found in zip((0.25, 1.5), seen, strict=True):
+            expected = start[name] + share * (end - start[name])
+            assert torch.allclose(found[name], expected.detach(), atol=1e-6), name
+
+
+def test_lora_is_folded_into_the_weights_before_the_line_is_drawn(tiny, tmp_path, monkeypatch):
+    run = load_or_train(tiny.but(method="finetune", lr=5e-2), runs=tmp_path, keep_model=True)
+    seen, real = [], paths.evaluate
+    monkeypatch.setattr(paths, "evaluate", lambda clip, *rest: seen.append(
+        {name: p.detach().clone() for name, p in clip.named_parameters()}) or real(clip, *rest))
+    paths.along(None, run, [0.5], ["shades"])
+    start, end = dict(load_clip(run.config.model).named_parameters()), dict(merge(load_tuned(run)).named_parameters())
+    name = "model.visual.transformer.resblocks.0.attn.qkv.weight"
+    assert not torch.equal(start[name], end[name])
+    assert torch.allclose(seen[0][name], ((start[name] + end[name]) / 2).detach(), atol=1e-6)
+    assert not [key for key in seen[0] if "lora" in key]
+
+
+def test_a_line_between_two_runs_starts_at_the_first(runs):
+    one, other = runs(), runs(seed=1, stream_seed=0)
+    table = paths.along(one, other, [0, 0.5, 1], ["shades"])
+    key = ("all classes", "all", "accuracy")
+    assert at(table, 0.0)[key] == looked_at(load_tuned(one), one)[key]
+    assert at(table, 1.0)[key] == looked_at(load_tuned(other), other)[key]
+
+
+def test_a_line_is_drawn_once(runs, monkeypatch):
+    run = runs()
+    table = paths.along(None, run, [0, 1], ["shades"])
+    monkeypatch.setattr(paths, "evaluate", None)
+    again = paths.along(None, run, [0.0, 1.0], ["shades"])
+    assert again.equals(table) and list(table.columns)[0] == "share"
+    with pytest.raises(TypeError):
+        paths.along(None, run, [0, 0.5, 1], ["shades"])  # another line is another table
+
+
+def test_what_cannot_be_a_line_is_refused(runs, tiny, tmp_path):
+    run = runs()
+    with pytest.raises(ValueError, match="side='shade' is unknown. Choices: shades"):
+        paths.along(None, run, [0, 1], ["shade"])
+    with pytest.raises(ValueError, match="benchmark_args differs"):
+        paths.along(run, runs(benchmark_args={"images": 9}), [0, 1], ["shades"])
+    bare = load_or_train(tiny.but(method="finetune"), runs=tmp_path)
+    with pytest.raises(FileNotFoundError, match="keep_model=True"):
+        paths.along(None, bare, [0, 1], ["shades"])
+    bent = load_or_train(tiny.but(method="finetune", tuner="adapter"), runs=tmp_path, keep_model=True)
+    with pytest.raises(ValueError, match="not linear in the weights"):
+        paths.along(None, bent, [0, 1], ["shades"])
