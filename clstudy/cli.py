@@ -11,8 +11,8 @@ import typer
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="A laboratory for continual learning of CLIP.")
 ROOT = Path(__file__).parent.parent
-Profile = Annotated[str, typer.Option(help="Which of a notebook's sets of parameters: quick, full, or paper, which those of "
-                                             "a paper have: its settings.")]
+Profile = Annotated[str, typer.Option(help="Which of a notebook's sets of parameters: quick, full, or paper (where a "
+                                           "notebook has the settings of its paper).")]
 
 
 def fail(error: Exception | str) -> None:
@@ -90,10 +90,16 @@ def study(profile: Profile = "quick") -> None:
 
     started = time.perf_counter()
     try:
-        tasks = [(path, batch.choose_parameters(path, {}, profile)) for path in batch.find_notebooks()]
+        found = batch.find_notebooks()
+        without = [path.stem for path in found if profile not in batch.profiles(path)]
+        if len(without) == len(found):
+            batch.choose_parameters(found[0], {}, profile)  # raises, with the choices
+        tasks = [(path, batch.choose_parameters(path, {}, profile)) for path in found if path.stem not in without]
         _check_data(tasks)
     except (ValueError, OSError) as error:
         fail(error)
+    if without:
+        typer.echo(f"without a profile {profile!r}, left out: {', '.join(without)}")
     ok = _execute(tasks, _out())
     for table in sorted((ROOT / "figures").glob("*.md")):
         if table.stem != "README":

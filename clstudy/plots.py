@@ -43,6 +43,7 @@ TOWERS = {
     "both": ("both encoders", "#0072B2", (1, 1)),
 }
 VOCABULARIES = {  # what is distilled on
+    "nothing": ("nothing (fine-tuning)", "#D55E00", ""),
     "class names": ("class names (LwF)", "#CC79A7", (4, 1.5)),
     "random": ("random tokens (VR-LwF)", "#56B4E9", ""),
     "words": ("random words", "#0072B2", (4, 1.5)),

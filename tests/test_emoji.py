@@ -280,3 +280,11 @@ def test_the_reference_is_every_drawing_that_pretraining_saw_with_its_words(kind
     assert not pictures(pairs) & (pictures(kinds.train) | pictures(kinds.test))
     assert pairs.captions[0].startswith("grinning face: ")
     assert kinds.reference() is pairs
+
+
+@pytest.mark.parametrize("name", ["emoji", "emoji_concepts"])
+def test_side_sets_can_be_chosen(name):
+    assert list(BENCHMARKS[name](side=["flags", "symbols"]).side) == ["flags", "symbols"]
+    assert BENCHMARKS[name](side=[]).side == {}
+    with pytest.raises(ValueError, match="side='flag' is unknown. Did you mean flags?"):
+        BENCHMARKS[name](side=["flag"])

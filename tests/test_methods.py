@@ -650,3 +650,19 @@ def test_the_start_can_be_an_anchor(tiny):
     _, steps, _ = learn(tiny.but(method="ewc", method_args={"anchor_start": True}))
     penalty = [row["value"] for row in steps if row["term"] == "penalty" and row["stage"] == 1]
     assert penalty[0] == 0 and len(penalty) == 4 and max(penalty) > 0
+
+
+# ---- one session and several (VR-LwF, arXiv 2207.09248): every method with every tuner
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora", "adapter", "prompts", "rescale"])
+@pytest.mark.parametrize("name", ["finetune", "lwf", "vr_lwf", "geodl", "imm", "wise_ft", "zscl", "agem", "ewc"])
+def test_a_method_runs_in_one_session_and_in_several_with_every_tuner(tiny, name, tuner):
+    point = tiny.but(method=name, method_args={"candidates": "phase"}, tuner=tuner, lr=1e-3, epochs=2,
+                     benchmark_args={"images": 4})
+    for stream, stages in (("joint", 1), ("disjoint", 2)):
+        evals, steps, _ = learn(point.but(stream=stream, stream_args={"tasks": 2} if stages == 2 else {}))
+        assert np.isfinite(values(evals)).all() and np.isfinite(values(steps)).all()
+        assert max(row["stage"] for row in evals) == stages and {row["stage"] for row in steps} == set(
+            range(1, stages + 1))
+        assert {"task 1", "shades", "drawings: image to text"} <= {row["set"] for row in evals}

@@ -138,6 +138,10 @@ def reference() -> Captioned:
     return Captioned(images, _captions(rows), np.arange(len(rows)))
 
 
+def _kept(sets: dict[str, Labelled], wanted: Sequence[str] | None) -> dict[str, Labelled]:
+    return {choose("side", name, sets): sets[name] for name in (sets if wanted is None else wanted)}
+
+
 def _updated(rows: pd.DataFrame, update: Sequence[str] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows of the groups that the stream has, and the others."""
     for group in update or ():
@@ -149,14 +153,15 @@ def _updated(rows: pd.DataFrame, update: Sequence[str] | None) -> tuple[pd.DataF
 
 
 def emoji(families: Sequence[str] = COLOUR, test_share: float = 0.2, split_seed: int = 0,
-          update: Sequence[str] | None = None) -> Benchmark:
+          update: Sequence[str] | None = None, side: Sequence[str] | None = None) -> Benchmark:
     """Kinds of things: the 49 subgroups of the object groups (mammal, aircraft, musical instrument, …).
 
     Within each class, `test_share` of the *concepts* are test, in every family: no drawing of a test concept is ever
     tuned on. Side sets: the test concepts one by one ("concepts", among all object names), the same classes in
     families that the stream has not ("other styles"), faces and people, symbols, flags. Retrieval: the first family's
     test concepts. update: the object groups that the stream has, all if None; the classes of the other groups are then
-    a side set of their own ("other classes"): what was never updated. ValueError: families, test_share, update."""
+    a side set of their own ("other classes"): what was never updated. side: the side sets to keep, all if None.
+    ValueError: families, test_share, update, side."""
     if not 0 < test_share < 1:
         raise ValueError(f"test_share={test_share!r}: must lie between 0 and 1")
     rows = table(families)
@@ -168,29 +173,30 @@ def emoji(families: Sequence[str] = COLOUR, test_share: float = 0.2, split_seed:
     test = rows.hexcode.isin(set(tests.hexcode)).to_numpy()
     others = tuple(family for family in UNSEEN if family not in families)
     tested = _labelled(rows[test], names, "subgroup")
-    side = {"concepts": replace(_labelled(rows[test], objects, "label"), images=tested.images)}  # encoded once for both
+    sets = {"concepts": replace(_labelled(rows[test], objects, "label"), images=tested.images)}  # encoded once for both
     if others:
         foreign = table(others)
         foreign = foreign[foreign.hexcode.isin(set(rows.hexcode[test]))]
-        side["other styles"] = _labelled(foreign, names, "subgroup")
+        sets["other styles"] = _labelled(foreign, names, "subgroup")
     rest = tests[~tests.group.isin(set(rows.group))]
     if len(rest):
-        side["other classes"] = _labelled(rest, _names(rest, "subgroup"), "subgroup")
+        sets["other classes"] = _labelled(rest, _names(rest, "subgroup"), "subgroup")
     groups = {group: tuple(names.index(readable(s)) for s in dict.fromkeys(part.subgroup))
               for group, part in rows.groupby("group", sort=False)}
     return Benchmark("emoji", _labelled(rows[~test], names, "subgroup"), tested, _captions(rows[~test]), groups,
-                     side | _untouched(tuple(families)), _retrieval(tests), reference)
+                     _kept(sets | _untouched(tuple(families)), side), _retrieval(tests), reference)
 
 
 def emoji_concepts(train_families: Sequence[str] = ("noto", "fluent-emoji"),
                    test_families: Sequence[str] = ("twemoji", "fluent-emoji-flat"),
-                   update: Sequence[str] | None = None) -> Benchmark:
+                   update: Sequence[str] | None = None, side: Sequence[str] | None = None) -> Benchmark:
     """Single concepts (dog, sailboat, violin, …) of the object groups: some families train, others test.
 
     Classes are the concepts that all these families draw. Side sets: the two families that neither trains nor tests
     ("other styles"), faces and people, symbols, flags. Retrieval: the first test family. update: the object groups that
     the stream has, all if None; the concepts of the other groups are then a side set of their own ("other classes"), by
-    the test families: what was never updated. ValueError: families missing, unknown or on both sides; update."""
+    the test families: what was never updated. side: the side sets to keep, all if None.
+    ValueError: families missing, unknown or on both sides; update, side."""
     both = set(train_families) & set(test_families)
     if both:
         raise ValueError(f"train_families and test_families share {', '.join(sorted(both))}; a family trains or tests")
@@ -203,14 +209,15 @@ def emoji_concepts(train_families: Sequence[str] = ("noto", "fluent-emoji"),
     names = _names(rows, "label")
     train, test = rows[rows.family.isin(train_families)], rows[rows.family.isin(test_families)]
     others = tuple(family for family in UNSEEN if family not in {*train_families, *test_families})
-    side = {}
+    sets = {}
     if others:
         foreign = table(others)
-        side["other styles"] = _labelled(foreign[foreign.label.isin(names)], names, "label")
+        sets["other styles"] = _labelled(foreign[foreign.label.isin(names)], names, "label")
     rest = rest[rest.family.isin(test_families)]
     if len(rest):
-        side["other classes"] = _labelled(rest, _names(rest, "label"), "label")
+        sets["other classes"] = _labelled(rest, _names(rest, "label"), "label")
     groups = {group: tuple(names.index(label) for label in dict.fromkeys(part.label))
               for group, part in rows.groupby("group", sort=False)}
     return Benchmark("emoji_concepts", _labelled(train, names, "label"), _labelled(test, names, "label"),
-                     _captions(train), groups, side | _untouched(tuple(test_families)), _retrieval(pairs), reference)
+                     _captions(train), groups, _kept(sets | _untouched(tuple(test_families)), side), _retrieval(pairs),
+                     reference)

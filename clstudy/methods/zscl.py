@@ -30,7 +30,6 @@ model of the average is that after the first step, and the weights at the end ar
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,8 +45,7 @@ from .base import Method
 
 @dataclass
 class ZSCL(Method):
-    needs_reference: ClassVar[bool] = True
-    weight: float = 1.0  # of each distillation
+    weight: float = 1.0  # of each distillation; 0: none, and no references are asked for
     temperature: float = 2.0
     references: int = 64  # images, and as many texts, in each step
     anchor: float = 0.0  # weight of the squared distance to the start of the stage
@@ -73,14 +71,19 @@ class ZSCL(Method):
         if self.references < 2:
             raise ValueError(f"references={self.references!r}: must be at least 2, among which to compare")
 
+    @property
+    def needs_reference(self) -> bool:
+        return self.weight > 0
+
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         batch = batch.narrow(self.candidates)
-        encoded, text = clip.encode(batch), self.drawn["text"].T
-        z, taught = (encoded.scale * image @ text for image in (clip.encode_image(self.drawn["pixels"]),
-                                                                self.drawn["image"]))
-        terms = {"task": match(encoded.image, encoded.text, encoded.scale, batch.target),
-                 "images": self.weight * distillation(z, taught, self.temperature),
-                 "texts": self.weight * distillation(z.T, taught.T, self.temperature)}
+        encoded = clip.encode(batch)
+        terms = {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+        if self.weight:
+            images, text = (clip.encode_image(self.drawn["pixels"]), self.drawn["image"]), self.drawn["text"].T
+            z, taught = (encoded.scale * image @ text for image in images)
+            terms |= {"images": self.weight * distillation(z, taught, self.temperature),
+                      "texts": self.weight * distillation(z.T, taught.T, self.temperature)}
         if self.anchor:
             moved = [p - self.start[name] for name, p in clip.named_parameters() if name in self.start]
             terms["anchor"] = self.anchor * sum(step.square().sum() for step in moved)
@@ -96,6 +99,8 @@ class ZSCL(Method):
     @torch.no_grad()
     def rehearse(self, clip: Clip, batch: Batch) -> Batch:
         """Draw the references of this step, on the host; the batch stays as it is."""
+        if not self.weight:
+            return batch
         pairs = batch.reference()
         rows, columns = (torch.randperm(len(kind))[:self.references].tolist() for kind in (pairs, pairs.captions))
         self.drawn = {
