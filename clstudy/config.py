@@ -113,7 +113,7 @@ class RunConfig(BaseModel):
         choose("benchmark", self.benchmark, BENCHMARKS)
         check_arguments("benchmark_args", BENCHMARKS[self.benchmark], self.benchmark_args)
         choose("stream", self.stream, STREAMS)
-        check_arguments("stream_args", STREAMS[self.stream], self.stream_args, ("labels", "seed"))
+        check_arguments("stream_args", STREAMS[self.stream], self.stream_args, ("labels", "seed", "domains"))
         choose("augmentation", self.augmentation, AUGMENTATIONS)
         for epoch in self.milestones:
             if not 1 <= epoch < self.epochs:

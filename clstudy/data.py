@@ -22,6 +22,8 @@ class Labelled:
     labels: np.ndarray  # int64 (images,), positions in class_names
     class_names: tuple[str, ...]
     template: str  # `{}` stands for the class name
+    domains: np.ndarray | None = None  # int64 (images,), positions in domain_names: who drew it, where it was taken
+    domain_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -73,7 +73,8 @@ def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]],
 
     tasks: classes of each task; seen: classes that have arrived. Sets: "seen classes" (candidates seen); if
     `complete` also "task 1" … (own / seen / all), "all classes" (all), and each class (set "class NAME", seen and
-    all); if `sides` also the side sets (own) and retrieval. An empty set gives no row."""
+    all); if `sides` also the side sets (own) and retrieval; where test images have domains, also each of these (set
+    "domain NAME", seen and all). An empty set gives no row."""
     cache = cache or Cache()
     clip.eval()
     test, count = benchmark.test, len(benchmark.test.class_names)
@@ -112,6 +113,10 @@ def _complete(right: dict[str, np.ndarray], test: Labelled, tasks: Sequence[tupl
             here = test.labels == label
             rows += _row(f"class {name}", "all", right["all"][here])
             rows += _row(f"class {name}", "seen", right["seen"][here]) if arrived[label] else []
+    for number, name in enumerate(test.domain_names):
+        here = (test.domains == number) & (home[test.labels] >= 0)
+        rows += _row(f"domain {name}", "all", right["all"][here])
+        rows += _row(f"domain {name}", "seen", right["seen"][here & arrived[test.labels]])
     return rows
 
 

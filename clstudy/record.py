@@ -51,7 +51,8 @@ class Run:
         return pd.read_json(path, lines=True, precise_float=True)  # otherwise the last digits are lost
 
     def probe(self, name: str) -> pd.DataFrame:
-        """The table of a probe (see `clstudy.probes` for its columns). FileNotFoundError: the run was made without."""
+        """The table of a probe (see `clstudy.probes` for its columns), or "method": what a method has to tell of its
+        own, as `gdro` of its weights. FileNotFoundError: the run was made without."""
         path = self.folder / f"{name}.parquet"
         if not path.exists():
             raise FileNotFoundError(f"run {self.id} has no {path.name}; make it with load_or_train(config, "
@@ -91,9 +92,16 @@ class Run:
 
     def classes(self, candidates: str = "seen") -> pd.DataFrame:
         """Accuracy of each class at stage ends: index stage, a column per class name."""
-        rows = self.evals[self.evals["set"].str.startswith("class ") & (self.evals.candidates == candidates)
+        return self._by_stage("class ", candidates)
+
+    def domains(self, candidates: str = "all") -> pd.DataFrame:
+        """Accuracy on each domain at stage ends: index stage (0 is before training), a column per domain."""
+        return self._by_stage("domain ", candidates)
+
+    def _by_stage(self, kind: str, candidates: str) -> pd.DataFrame:
+        rows = self.evals[self.evals["set"].str.startswith(kind) & (self.evals.candidates == candidates)
                           & self.evals.stage_end]
-        return rows.assign(name=rows["set"].str[6:]).pivot(index="stage", columns="name", values="value")
+        return rows.assign(name=rows["set"].str[len(kind):]).pivot(index="stage", columns="name", values="value")
 
 
 def environment() -> dict:
@@ -136,7 +144,7 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
 
     if found:
         keep_model |= (found.folder / "model.safetensors").exists()
-        probes = sorted({*probes, *(path.stem for path in found.folder.glob("*.parquet"))})
+        probes = sorted({*probes, *(path.stem for path in found.folder.glob("*.parquet") if path.stem in _probes())})
     draft = runs / f"{config.run_id}.draft-{platform.node()}-{os.getpid()}"
     clear_dead(runs)
     shutil.rmtree(draft, ignore_errors=True)
@@ -150,7 +158,7 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
         evals, steps = train(config, progress, keep, probes, notes)
         for name, rows in (("evals", evals), ("steps", steps)):
             (draft / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        for name in probes:
+        for name in (*probes, *(["method"] if "method" in notes else [])):
             notes[name].to_parquet(draft / f"{name}.parquet")
         result = {"run_id": config.run_id, "seconds": round(time.perf_counter() - started, 1), "finished": time.time(),
                   **notes["cost"]}
@@ -169,11 +177,14 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
 
 
 def _check_probes(probes: Sequence[str]) -> None:
-    if probes:
-        from .probes import PROBES
+    for name in probes:
+        choose("probes", name, _probes())
 
-        for name in probes:
-            choose("probes", name, PROBES)
+
+def _probes() -> Iterable[str]:
+    from .probes import PROBES  # imports torch
+
+    return PROBES
 
 
 def clear_dead(runs: Path) -> None:

@@ -126,8 +126,34 @@ def si_blurry(labels: np.ndarray, seed: int, *, tasks: int = 5, disjoint_share: 
     return _stages(homes, [images[draws.permutation(len(images))] for images in arriving])
 
 
+def domains(labels: np.ndarray, seed: int, *, domains: np.ndarray, order: str = "random") -> list[Stage]:
+    """Domain-incremental: the same classes in one domain after the other (one hand, one place, one style a stage).
+
+    domains: one integer per image; the loop takes it from the benchmark. order: "random" permutes the domains,
+    "given" takes them in ascending order. The home of a class is the first stage that has an image of it, so later
+    stages may have no class at home. Images are shuffled inside each stage.
+    Source: van de Ven and Tolias 2019, arXiv 1904.07734 (domain-incremental learning).
+    ValueError: labels, domains, order.
+
+    >>> [stage.classes for stage in domains(np.array([0, 1, 0, 2]), 0, domains=np.array([1, 1, 0, 0]), order="given")]
+    [(0, 2), (1,)]
+    """
+    labels, classes = _checked_labels(labels)
+    domains = np.asarray(domains)
+    if domains.shape != labels.shape:
+        raise ValueError(f"domains: got shape {domains.shape}; must be one integer per image, {labels.shape}")
+    if order not in ("random", "given"):
+        raise ValueError(f"order={order!r}: must be 'random' or 'given'")
+    rng, names = np.random.default_rng(seed), np.unique(domains)
+    images = [rng.permutation(np.flatnonzero(domains == name))
+              for name in (rng.permutation(names) if order == "random" else names)]
+    first = {label: min(i for i, index in enumerate(images) if label in labels[index]) for label in classes.tolist()}
+    homes = [np.array([label for label, home in first.items() if home == i], int) for i in range(len(images))]
+    return _stages(homes, images)
+
+
 STREAMS: dict[str, Callable[..., list[Stage]]] = {
-    "disjoint": disjoint, "joint": joint, "si_blurry": si_blurry,
+    "disjoint": disjoint, "joint": joint, "si_blurry": si_blurry, "domains": domains,
 }
 
 

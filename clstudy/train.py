@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -42,6 +43,10 @@ def prepare(config: RunConfig) -> tuple[Clip, Benchmark, list[Stage]]:
     options = dict(config.stream_args)
     if options.get("tasks") == "groups":
         options["tasks"] = list(benchmark.groups.values())
+    if config.stream == "domains":
+        options["domains"] = benchmark.train.domains
+        if benchmark.train.domains is None:
+            raise ValueError(f"stream='domains' needs images with domains; benchmark={config.benchmark!r} has none")
     seed = config.seed if config.stream_seed is None else config.stream_seed
     stages = STREAMS[config.stream](benchmark.train.labels, seed, **options)
     torch.manual_seed(config.seed)
@@ -175,10 +180,15 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
             look(stage.number, complete=True)
     shown.close()
     if notes is not None:
-        notes.update(cost=cost.table(), **watching.tables())
+        notes.update(cost=cost.table(), **watching.tables(), **own_table(method))
     if keep:
         keep(method.deploy(clip))
     return evals, steps
+
+
+def own_table(method) -> dict[str, pd.DataFrame]:
+    """What a method has to tell beside its terms, as "method": the rows of its `table()`, if it has one."""
+    return {"method": pd.DataFrame(method.table())} if hasattr(method, "table") else {}
 
 
 class Cost:

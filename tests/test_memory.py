@@ -11,6 +11,7 @@ from clstudy.data import Batch
 from clstudy.memory import POLICIES, Memory
 from clstudy.streams import Stage
 
+ONLINE = [policy for policy in POLICIES if policy != "quota"]  # which take an image when it comes
 PROMPTS, STAGE = torch.zeros(9, 3, dtype=torch.long), Stage(1, (0,), np.arange(1))
 
 
@@ -106,7 +107,7 @@ def test_the_least_important_image_of_the_largest_class_makes_room():
 # ---- the budget
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ONLINE)
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_the_budget_is_never_exceeded_and_ids_are_unique(policy, size):
     torch.manual_seed(1)
@@ -120,7 +121,7 @@ def test_the_budget_is_never_exceeded_and_ids_are_unique(policy, size):
         assert [labels[i] for i in memory.index] == memory.labels
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ONLINE)
 def test_an_image_has_one_chance(policy):
     """A second pass over the stream changes nothing, draws nothing, and an image is never stored twice."""
     memory = filled(5, policy, [0, 1] * 10)
@@ -148,7 +149,7 @@ def test_size_zero_is_no_memory():
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"size": -1}, "size=-1: must be at least 0 images"),
-    ({"size": 5, "policy": "ring"}, "policy='ring' is unknown. Choices: balanced, reservoir"),
+    ({"size": 5, "policy": "ring"}, "policy='ring' is unknown. Choices: balanced, quota, reservoir"),
 ])
 def test_impossible_settings_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
@@ -158,7 +159,7 @@ def test_impossible_settings_are_refused(given, message):
 # ---- what comes out
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ONLINE)
 def test_what_is_drawn_is_what_arrived(policy):
     """Image, label and extra of every id, bit for bit, whatever was replaced before."""
     torch.manual_seed(0)
@@ -224,7 +225,7 @@ def test_random_choices_are_torchs_and_repeat():
 # ---- killed and resumed
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ONLINE)
 def test_a_memory_continues_from_its_state(policy):
     torch.manual_seed(0)
     memory = Memory(6, policy)
@@ -253,3 +254,97 @@ def test_an_empty_memory_has_a_state_too():
     other.restore(Memory(3).state())
     other.add(arriving([4]))
     assert other.index == [4]
+
+
+# ---- an equal quota per class, filled at stage ends
+
+
+def stage_of(labels, first: int = 0):
+    """Batches of a stage with these labels; ids from `first`, each image of one colour, its id."""
+    classes = tuple(dict.fromkeys(labels))
+    for start in range(0, len(labels), 7):
+        chunk = labels[start:start + 7]
+        index = tuple(range(first + start, first + start + len(chunk)))
+        image = torch.tensor(index).view(-1, 1, 1, 1).expand(-1, 3, 4, 4) / 255
+        yield Batch(image, tuple(chunk), index, classes, torch.zeros(9, 3, dtype=torch.long),
+                    Stage(1, classes, np.arange(len(labels))))
+
+
+def held(memory) -> dict[int, int]:
+    return dict(Counter(memory.labels))
+
+
+@pytest.mark.parametrize("size", [0, 2, 7, 12, 100])
+def test_a_quota_is_exact_after_every_stage_and_shrinks_as_classes_come(size):
+    memory = Memory(size, "quota")
+    memory.refill(stage_of([3] * 10 + [5] * 9))
+    assert held(memory) == {label: n for label, n in ((3, min(size // 2, 10)), (5, min(size // 2, 9))) if n}
+    memory.refill(stage_of([1] * 8 + [2] * 8 + [3] * 2, first=50))  # two images of an old class, too
+    if size == 2:  # more classes than images: one of each of the first
+        assert held(memory) == {3: 1, 5: 1}
+    else:
+        most = {3: 12, 5: 9, 1: 8, 2: 8}
+        assert held(memory) == {label: min(size // 4, n) for label, n in most.items() if size // 4}
+    assert len(memory) <= size and len(set(memory.index)) == len(memory)
+    for label, i, image in zip(memory.labels, memory.index, memory.image if size else (), strict=True):
+        assert (image == i).all() and memory.arrived[i] == label
+    assert memory.bytes == len(memory) * 3 * 4 * 4
+
+
+def test_a_quota_takes_nothing_between_stages(batch):
+    memory = Memory(10, "quota")
+    memory.add(batch)
+    assert len(memory) == 0 and memory.join(batch, 4) is batch
+
+
+def test_every_image_of_a_class_is_kept_with_the_same_probability_whenever_it_came():
+    counts, trials = Counter(), 600
+    for seed in range(trials):
+        torch.manual_seed(seed)
+        memory = Memory(6, "quota")
+        memory.refill(stage_of([0] * 6 + [1] * 4))
+        memory.refill(stage_of([0] * 6 + [2] * 4, first=20))
+        counts.update(i for label, i in zip(memory.labels, memory.index, strict=True) if label == 0)
+    ids = [*range(6), *range(20, 26)]
+    expected = trials * 2 / 12  # two of twelve
+    assert set(counts) == set(ids)
+    assert sum((counts[i] - expected) ** 2 / expected for i in ids) < 31.3  # chi-square, 11 degrees of freedom, p 0.001
+
+
+def test_herding_takes_what_brings_the_mean_nearest(clip):
+    images = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    one = Batch(images, (4,) * 9, tuple(range(9)), (4,), torch.zeros(9, 3, dtype=torch.long),
+                Stage(1, (4,), np.arange(9)))
+    memory = Memory(4, "quota", "herding")
+    memory.refill([one], clip.train())
+    assert clip.training
+    with torch.no_grad():
+        features = clip.eval().encode_image((images * 255).round().to(torch.uint8)).double()
+    chosen = []
+    for _ in range(4):
+        left = [i for i in range(9) if i not in chosen]
+        gap = {i: float((features.mean(0) - features[[*chosen, i]].mean(0)).norm()) for i in left}
+        chosen.append(min(gap, key=gap.get))
+    assert memory.index == chosen
+    memory.refill([replace(one, image=1 - images, labels=(7,) * 9, index=tuple(range(30, 39)), classes=(4, 7))], clip)
+    assert memory.labels == [4, 4, 7, 7] and set(memory.index[:2]) <= set(chosen)
+
+
+def test_a_quota_goes_on_from_its_state():
+    ends = []
+    for stop in (False, True):
+        torch.manual_seed(0)
+        memory = Memory(6, "quota")
+        memory.refill(stage_of([0] * 6 + [1] * 6))
+        if stop:
+            again = Memory(6, "quota")
+            again.restore(memory.state())
+            memory = again
+        memory.refill(stage_of([2] * 6, first=20))
+        ends.append((memory.index, memory.labels, memory.keys))
+    assert ends[0] == ends[1]
+
+
+def test_an_unknown_selection_is_refused():
+    with pytest.raises(ValueError, match="selection='best' is unknown. Choices: herding, random"):
+        Memory(3, "quota", "best")

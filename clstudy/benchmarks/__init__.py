@@ -6,7 +6,8 @@ from typing import Any
 from .. import cache
 from . import coco, emoji, folder, mtil, published, sets
 
-BENCHMARKS = {"emoji": emoji.emoji, "emoji_concepts": emoji.emoji_concepts, "cifar10": published.cifar10,
+BENCHMARKS = {"emoji": emoji.emoji, "emoji_concepts": emoji.emoji_concepts,
+              "emoji_styles": emoji.emoji_styles, "cifar10": published.cifar10,
               "cifar100": published.cifar100, "tiny_imagenet": published.tiny_imagenet,
               "imagenet_r": published.imagenet_r, "coco_crops": coco.coco_crops,
               "eurosat": coco.eurosat, "mtil": mtil.mtil, "folder": folder.folder}

@@ -79,11 +79,15 @@ def table(families: Sequence[str] | None = None) -> pd.DataFrame:
     return rows[rows.family.isin(families)].reset_index(drop=True)
 
 
-def _labelled(rows: pd.DataFrame, names: Sequence[str], by: str, template: str = TEMPLATE) -> Labelled:
-    """Rows as images with a class; `by` is the column whose value, made readable, is the class name."""
+def _labelled(rows: pd.DataFrame, names: Sequence[str], by: str, template: str = TEMPLATE,
+              families: Sequence[str] = ()) -> Labelled:
+    """Rows as images with a class; `by` is the column whose value, made readable, is the class name. families: those
+    that are the domains."""
     place = {name: i for i, name in enumerate(names)}
     labels = np.array([place[readable(value) if by == "subgroup" else value] for value in rows[by]], np.int64)
-    return Labelled(torch.from_numpy(on_white(decode(rows.image))), labels, tuple(names), template)
+    hands = {family: i for i, family in enumerate(families)}
+    drawn = {"domains": rows.family.map(hands).to_numpy(np.int64), "domain_names": tuple(hands)} if families else {}
+    return Labelled(torch.from_numpy(on_white(decode(rows.image))), labels, tuple(names), template, **drawn)
 
 
 def _names(rows: pd.DataFrame, by: str) -> list[str]:
@@ -185,6 +189,26 @@ def emoji(families: Sequence[str] = COLOUR, test_share: float = 0.2, split_seed:
               for group, part in rows.groupby("group", sort=False)}
     return Benchmark("emoji", _labelled(rows[~test], names, "subgroup"), tested, _captions(rows[~test]), groups,
                      _kept(sets | _untouched(tuple(families)), side), _retrieval(tests), reference)
+
+
+def emoji_styles(families: Sequence[str] = UNSEEN, test_share: float = 0.2, split_seed: int = 0) -> Benchmark:
+    """One world in several hands: the kinds of things of `emoji`, with the family that drew an image as its domain.
+
+    For the stream `domains`, one hand after the other. Test concepts as in `emoji`: no family's drawing of them is
+    ever tuned on. Side sets: faces and people, symbols, flags. Retrieval: the first family's test concepts.
+    families may be any of the twelve; of the six that pretraining saw, only a model with other weights knows nothing.
+    ValueError: families, test_share."""
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share={test_share!r}: must lie between 0 and 1")
+    rows = table(families)
+    rows = rows[rows.group.isin(OBJECTS)]
+    names = _names(rows, "subgroup")
+    test = rows.hexcode.isin(_held_out(rows, "subgroup", test_share, split_seed)).to_numpy()
+    groups = {group: tuple(names.index(readable(s)) for s in dict.fromkeys(part.subgroup))
+              for group, part in rows.groupby("group", sort=False)}
+    train, tested = (_labelled(rows[part], names, "subgroup", families=families) for part in (~test, test))
+    return Benchmark("emoji_styles", train, tested, _captions(rows[~test]), groups, _untouched(tuple(families)),
+                     _retrieval(rows[test]), reference)
 
 
 def emoji_concepts(train_families: Sequence[str] = ("noto", "fluent-emoji"),

@@ -1,12 +1,15 @@
 """Methods by name. A method is a dataclass with a `loss`; add yours to the dict."""
 from .agem import AGEM
 from .clib import CLIB
+from .clip_loss import ClipLoss
 from .derpp import DERpp
 from .dualprompt import DualPrompt
 from .er import ER
 from .ewc import EWC
 from .finetune import Finetune
 from .frozen import Frozen
+from .gcl import GCL
+from .gdro import GDRO
 from .geodl import GeoDL
 from .imm import IMM
 from .l2p import L2P
@@ -28,6 +31,9 @@ METHODS = {
     "vr_lwf": VRLwF,
     "geodl": GeoDL,
     "ewc": EWC,
+    "clip_loss": ClipLoss,
+    "gcl": GCL,
+    "gdro": GDRO,
     "imm": IMM,
     "wise_ft": WiSEFT,
     "zscl": ZSCL,

@@ -9,13 +9,14 @@ Chaudhry et al. 2019, ER with a tiny memory, arXiv 1902.10486, algorithm 1.
     K        –        candidates: classes seen so far                      classes
     M        replay   images drawn from the memory, anew at each step      images
     –        size     of the memory                                        images
-    –        policy   which images stay: "reservoir" or "balanced"         –
+    –        policy   which images stay: "reservoir", "balanced", "quota"  –
 
 Estimator: one mean over stream and memory together, so a replayed image weighs as much as a new one. The paper offers
 several ways to write the memory and finds the reservoir best unless it is tiny; that is the default. Departures: the
 memory takes a batch after its last step (several steps may be made on a batch), so that an image is not replayed
 beside itself.
 """
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -48,3 +49,6 @@ class ER(Method):
 
     def after_step(self, clip: Clip, batch: Batch) -> None:
         self.memory.add(batch)
+
+    def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
+        self.memory.refill(batches, clip)

@@ -1,0 +1,54 @@
+"""CLIP's own loss over the pairs of a batch, joined with images of a memory. Radford et al. 2021, CLIP, arXiv
+2103.00020; the baseline that "Memory-Efficient Continual Learning with CLIP Models", arXiv 2605.03866, starts from.
+
+    L = ½ [ CE(rows of Z, P) + CE(rows of Zᵀ, P) ],   Z_ij = s f_i·t_{y_j}
+        └──────────────── pairs ────────────────┘
+
+    symbol   field       meaning                                                                  unit
+    s        –           inverse temperature, frozen                                              –
+    P        –           1 where i and j are of one class, rows divided by their sums             –
+    –        size        of the memory, with the same number of images for each class seen        images
+    –        selection   which images of a class: "random" or "herding"                           –
+    –        replay      images of the memory that join each step                                 images
+
+Estimator: the sums are over the batch alone, so the loss depends on its size, and a class that is neither in the batch
+nor drawn from the memory has no part in the step. Departures: CLIP counts every other pair as a negative; here labels
+repeat, so pairs of one class are positives of each other.
+"""
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..clip import Clip
+from ..data import Batch
+from ..losses import contrastive
+from ..memory import Memory
+from .base import Method
+
+
+@dataclass
+class ClipLoss(Method):
+    size: int = 500  # of the memory, in images; 0: none
+    replay: int = 32  # images of the memory that join each step
+    selection: str = "random"  # or "herding"
+    memory: Memory = field(init=False, repr=False)
+
+    def __post_init__(self):
+        if self.replay < 0:
+            raise ValueError(f"replay={self.replay!r}: must be at least 0 images")
+        self.memory = Memory(self.size, "quota", self.selection)
+
+    def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
+        batch = batch.present()
+        encoded = clip.encode(batch)
+        label = torch.tensor(batch.labels, device=encoded.image.device)
+        same = (label[:, None] == label[None]).float()
+        return {"pairs": contrastive(encoded.image, encoded.text[batch.target], encoded.scale, same)}
+
+    def rehearse(self, clip: Clip, batch: Batch) -> Batch:
+        return self.memory.join(batch, self.replay)
+
+    def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
+        self.memory.refill(batches, clip)
