@@ -109,9 +109,12 @@ def study(profile: Profile = "quick") -> None:
     raise typer.Exit(0 if ok else 1)
 
 
+LOOPS = {"clip", "tower", "labels", "seed", "images", "generator", "domains", "batch", "count", "length", "draws"}
+
+
 @app.command("list")
-def list_(what: Annotated[str | None, typer.Argument(help="benchmarks, streams, tuners, methods or notebooks")] = None
-          ) -> None:
+def list_(what: Annotated[str | None, typer.Argument(
+        help="benchmarks, streams, tuners, methods, augmentations, vocabularies or notebooks")] = None) -> None:
     """What there is to choose from; for notebooks, with their parameters."""
     import inspect
 
@@ -122,9 +125,10 @@ def list_(what: Annotated[str | None, typer.Argument(help="benchmarks, streams, 
     from .methods import METHODS
     from .streams import STREAMS
     from .tuners import TUNERS
+    from .vocabulary import VOCABULARIES
 
     tables = {"benchmarks": BENCHMARKS, "streams": STREAMS, "tuners": TUNERS, "methods": METHODS,
-              "augmentations": AUGMENTATIONS, "notebooks": None}
+              "augmentations": AUGMENTATIONS, "vocabularies": VOCABULARIES, "notebooks": None}
     try:
         names = [choose("list", what, tables)] if what else list(tables)
     except ValueError as error:
@@ -138,7 +142,7 @@ def list_(what: Annotated[str | None, typer.Argument(help="benchmarks, streams, 
         for key, thing in tables[name].items():
             doc = sys.modules[thing.__module__].__doc__ if name == "methods" else thing.__doc__
             options = [p for n, p in inspect.signature(thing).parameters.items()
-                       if n not in ("clip", "tower", "labels", "seed", "images", "generator")]
+                       if n not in LOOPS]
             typer.echo(f"  {key:16} {(doc or '').strip().splitlines()[0]}")
             if options:
                 typer.echo(f"  {'':16} {', '.join(_option(p) for p in options)}")

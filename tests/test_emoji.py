@@ -288,3 +288,25 @@ def test_side_sets_can_be_chosen(name):
     assert BENCHMARKS[name](side=[]).side == {}
     with pytest.raises(ValueError, match="side='flag' is unknown. Did you mean flags?"):
         BENCHMARKS[name](side=["flag"])
+
+
+# ---- in several hands
+
+
+def test_styles_are_the_kinds_with_the_family_as_domain(kinds):
+    styles = BENCHMARKS["emoji_styles"]()
+    assert styles.train.class_names == kinds.train.class_names
+    assert styles.train.domain_names == styles.test.domain_names == emoji.UNSEEN
+    first = np.flatnonzero(styles.train.domains == emoji.UNSEEN.index("twemoji"))[0]
+    assert styles.train.images[first].numpy().tobytes() in pictures(kinds.train) | pictures(kinds.test)
+    assert set(styles.train.domains) == set(styles.test.domains) == set(range(6))
+    counts = np.bincount(styles.train.domains)
+    assert counts.min() > 200 and not pictures(styles.train) & pictures(styles.test)
+    other = BENCHMARKS["emoji_styles"](families=["streamline-emojis", "openmoji"])
+    assert other.train.domain_names == ("streamline-emojis", "openmoji") and set(other.test.domains) == {0, 1}
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_styles_refuse_what_kinds_refuse(share):
+    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+        BENCHMARKS["emoji_styles"](test_share=share)

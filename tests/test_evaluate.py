@@ -223,3 +223,20 @@ def test_folds_are_retrieved_from_by_themselves_and_averaged(clip, folds):
         text_hits += [rank < 1 for rank in ranked[1]]
     assert found["pictures: image to text", "all", "recall@1"] == (pytest.approx(np.mean(image_hits)), 12)
     assert found["pictures: text to image", "all", "recall@1"] == (pytest.approx(np.mean(text_hits)), 24)
+
+
+def test_accuracy_on_each_domain_is_that_of_a_loop(clip):
+    plain = random_benchmark(clip)
+    domain = np.arange(len(plain.test)) % 3
+    test = replace(plain.test, domains=domain, domain_names=("ink", "oil", "chalk"))
+    seen = [3, 0, 5]
+    found = table(evaluate(clip, replace(plain, test=test), TASKS, seen, sides=False))
+    each = naive(clip, replace(plain, test=test), seen)
+    for number, name in enumerate(test.domain_names):
+        here = np.flatnonzero(domain == number)
+        part = replace(test, images=test.images[torch.from_numpy(here)], labels=test.labels[here])
+        expected = naive(clip, replace(plain, test=part), seen)
+        assert found[f"domain {name}", "all", "accuracy"] == expected["all classes", "all", "accuracy"]
+        assert found[f"domain {name}", "seen", "accuracy"] == expected["seen classes", "seen", "accuracy"]
+    assert {key: row for key, row in found.items() if key in each} == {
+        key: (pytest.approx(row[0]), row[1]) for key, row in each.items()}  # and nothing else has changed

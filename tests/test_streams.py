@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from clstudy.streams import STREAMS, Stage, disjoint, joint, si_blurry
+from clstudy.streams import STREAMS, Stage, disjoint, domains, joint, si_blurry
 
 SEEDS = range(5)
 
@@ -62,7 +62,7 @@ def test_same_seed_equal_other_seed_different(name, settings):
 
 
 def test_registry_names_every_stream():
-    assert set(STREAMS) == {"disjoint", "joint", "si_blurry"}
+    assert set(STREAMS) == {"disjoint", "joint", "si_blurry", "domains"}
     assert all(function.__doc__ for function in STREAMS.values())
 
 
@@ -293,3 +293,36 @@ def test_errors_name_field_value_and_choices(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+# ---- domains
+
+
+def test_domains_come_one_after_the_other_with_all_their_images():
+    of = np.arange(600) % 7 % 4  # four domains, of which each holds every class
+    stages = domains(LABELS, 0, domains=of, order="given")
+    assert [set(of[stage.index]) for stage in stages] == [{0}, {1}, {2}, {3}]
+    assert sorted(arrivals(stages)) == list(range(600))
+    assert stages[0].classes == tuple(range(20)) and all(stage.classes == () for stage in stages[1:])
+    assert not np.array_equal(stages[0].index, np.sort(stages[0].index))
+
+
+def test_the_home_of_a_class_is_the_first_domain_that_has_it():
+    labels, of = np.array([5, 5, 3, 3, 9, 9, 5]), np.array([0, 1, 1, 2, 2, 2, 2])
+    stages = domains(labels, 1, domains=of, order="given")
+    assert [stage.classes for stage in stages] == [(5,), (3,), (9,)]
+    assert [sorted(stage.index) for stage in stages] == [[0], [1, 2], [3, 4, 5, 6]]
+
+
+def test_the_order_of_domains_is_the_seeds():
+    of = np.arange(600) % 6
+    orders = [tuple(of[stage.index[0]] for stage in domains(LABELS, seed, domains=of)) for seed in range(8)]
+    assert len(set(orders)) > 4 and all(sorted(order) == list(range(6)) for order in orders)
+    assert same(domains(LABELS, 3, domains=of), domains(LABELS, 3, domains=of))
+
+
+@pytest.mark.parametrize(("options", "said"), [({"domains": np.zeros(5, int)}, "domains: got shape"),
+                                               ({"domains": np.zeros(600, int), "order": "best"}, "order='best'")])
+def test_impossible_domains_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        domains(LABELS, 0, **options)

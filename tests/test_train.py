@@ -281,3 +281,24 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device("auto").type == "cpu"
+
+
+def test_a_stream_of_domains_has_a_column_for_each(monkeypatch, tiny, toy, tmp_path):
+    from dataclasses import replace
+
+    from clstudy import load_or_train
+    from clstudy.benchmarks import BENCHMARKS
+
+    def painted():
+        whole = toy()
+        parts = [replace(part, domains=np.arange(len(part)) % 3, domain_names=("ink", "oil", "chalk"))
+                 for part in (whole.train, whole.test)]
+        return replace(whole, train=parts[0], test=parts[1])
+
+    monkeypatch.setitem(BENCHMARKS, "painted", painted)
+    run = load_or_train(tiny.but(benchmark="painted", stream="domains", stream_args={"order": "given"}), runs=tmp_path)
+    found = run.domains()
+    assert found.index.tolist() == [0, 1, 2, 3] and set(found.columns) == {"ink", "oil", "chalk"}
+    assert found.notna().all(axis=None) and run.evals.images_seen.max() == 60
+    with pytest.raises(ValueError, match="stream='domains' needs images with domains; benchmark='toy' has none"):
+        train(tiny.but(stream="domains", stream_args={}))
