@@ -12,10 +12,12 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -228,7 +230,8 @@ def many(configs: Sequence[RunConfig], workers: int | None = None, runs: Path | 
     """`load_or_train` for each, in worker processes with the cores divided among them; finished runs are read.
 
     workers: default one per core, or one where a GPU computes. One run that fails stops no other; the first error
-    is raised when all others are done."""
+    is raised when all others are done. The processes stay for the next call, with what they have loaded, and end with
+    this one; an interrupt ends them at once."""
     runs = runs or RUNS
     _check_probes(probes)
     todo = {config.run_id: config for config in configs if not _usable(find(config, runs), keep_model, probes)}
@@ -236,13 +239,17 @@ def many(configs: Sequence[RunConfig], workers: int | None = None, runs: Path | 
     workers = min(workers or (1 if _gpu(configs) else cores), max(len(todo), 1))
     errors = []
     with bar(total=len(configs), initial=len(configs) - len(todo), desc="runs", unit="run") as shown:
-        if todo:
-            options = {"mp_context": get_context("spawn"), "initializer": _worker, "initargs": (cores // workers,)}
-            with ProcessPoolExecutor(workers, **options) as pool:
-                waiting = [pool.submit(load_or_train, c, runs, keep_model, None, probes) for c in todo.values()]
-                for done in as_completed(waiting):
-                    errors += [done.exception()] if done.exception() else []
-                    shown.update()
+        pool = _pool(workers, max(cores // workers, 1)) if todo else None
+        try:
+            for done in as_completed([pool.submit(load_or_train, config, runs, keep_model, None, probes)
+                                      for config in todo.values()]):
+                errors += [done.exception()] if done.exception() else []
+                shown.update()
+        except BaseException:
+            close_pool()
+            raise
+    if any(isinstance(error, BrokenProcessPool) for error in errors):
+        close_pool()
     if errors:
         raise errors[0]
     return [load_or_train(config, runs, keep_model, probes=probes) for config in configs]
@@ -254,12 +261,41 @@ def _gpu(configs: Sequence[RunConfig]) -> bool:
     return torch.cuda.is_available() and any(config.device != "cpu" for config in configs)
 
 
-def _worker(threads: int) -> None:
+_POOL: dict[tuple, ProcessPoolExecutor] = {}  # the one of the last call
+
+
+def _pool(workers: int, threads: int) -> ProcessPoolExecutor:
+    """Worker processes: those of the last call, where neither code, surroundings nor numbers have changed since."""
+    code = max(path.stat().st_mtime_ns for path in Path(__file__).parent.rglob("*.py"))
+    key = (workers, threads, code, *sorted(item for item in os.environ.items() if item[0].startswith("CLSTUDY_")))
+    if key not in _POOL:
+        close_pool()
+        _POOL[key] = ProcessPoolExecutor(workers, get_context("spawn"), _worker, (threads, os.getpid()))
+    return _POOL[key]
+
+
+def close_pool() -> None:
+    """End the worker processes; a run that is being made is lost."""
+    for pool in _POOL.values():
+        running = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.terminate()
+    _POOL.clear()
+
+
+def _worker(threads: int, parent: int) -> None:
     """What each worker process does first. Two processes with all threads each would be five times slower."""
     import torch
 
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)  # the parent was killed: nobody wants the runs that are waiting
+
+    Thread(target=watch, daemon=True).start()
     os.environ["CLSTUDY_QUIET"] = "1"
-    torch.set_num_threads(max(threads, 1))
+    torch.set_num_threads(threads)
 
 
 def finished(folder: Path) -> list[Run]:

@@ -2,6 +2,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -333,15 +336,6 @@ def test_an_unknown_probe_is_refused_before_any_work(tiny, runs, no_training):
 class Here:
     """Worker processes that are this process, which knows the toy benchmark."""
 
-    def __init__(self, *_, **__):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
     def submit(self, function, *arguments):
         done = Future()
         done.set_result(function(*arguments))
@@ -349,7 +343,7 @@ class Here:
 
 
 def test_many_runs_have_the_probes_that_are_asked_for(monkeypatch, tiny, runs, no_training):
-    monkeypatch.setattr(record, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(record, "_pool", lambda workers, threads: Here())
     configs = [tiny, tiny.but(seed=1)]
     plain = load_or_train(configs[0], runs).evals
     made = many(configs, runs=runs, keep_model=True, probes=("drift",))
@@ -360,3 +354,73 @@ def test_many_runs_have_the_probes_that_are_asked_for(monkeypatch, tiny, runs, n
     many(configs, runs=runs, probes=["drift"])
     with pytest.raises(AssertionError, match="trained again"):
         many(configs, runs=runs, probes=["classes"])
+
+
+# ---- worker processes
+
+
+@pytest.fixture
+def own_pool():
+    from clstudy import record
+
+    record.close_pool()
+    yield record
+    record.close_pool()
+
+
+def test_the_processes_stay_for_the_next_call_and_change_with_the_surroundings(own_pool, monkeypatch):
+    first = own_pool._pool(1, 1)
+    pid = first.submit(os.getpid).result()
+    assert own_pool._pool(1, 1) is first and own_pool._pool(1, 1).submit(os.getpid).result() == pid
+    monkeypatch.setenv("CLSTUDY_DATA", "elsewhere")
+    other = own_pool._pool(1, 1)
+    assert other is not first and other.submit(os.getpid).result() != pid
+    assert other.submit(os.environ.get, "CLSTUDY_DATA").result() == "elsewhere"
+    assert other.submit(torch.get_num_threads).result() == 1
+
+
+def test_an_interrupt_ends_the_processes(own_pool, monkeypatch, tiny, runs):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(own_pool, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        many([tiny], workers=1, runs=runs)
+    assert own_pool._POOL == {}
+
+
+def test_a_process_that_dies_is_an_error_and_the_next_call_has_new_ones(own_pool, runs):
+    from concurrent.futures.process import BrokenProcessPool
+
+    pool = own_pool._pool(1, 1)
+    with pytest.raises(BrokenProcessPool):
+        pool.submit(os._exit, 3).result()
+    own_pool.close_pool()
+    assert own_pool._pool(1, 1).submit(os.getpid).result() > 0
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    code = ("import os, time\nfrom clstudy import record\n"
+            "if __name__ == '__main__':\n"
+            "    print(record._pool(1, 1).submit(os.getpid).result(), flush=True)\n    time.sleep(60)\n")
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+                              cwd=Path(__file__).parent.parent,
+                              env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not alive(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, 9)
+    pytest.fail("the worker is still there ten seconds after its parent")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
