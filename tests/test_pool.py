@@ -81,7 +81,7 @@ def test_blocks_by_default(depth, general, expert):
     visual = torch.nn.Module()
     visual.transformer = torch.nn.Module()
     visual.transformer.resblocks = torch.nn.ModuleList(torch.nn.Identity() for _ in range(depth))
-    options = _dual_options(visual, 5, None, 20, None, 10)
+    options = _dual_options(visual, 5, None, 20, None)
     assert (options["general_blocks"], options["expert_blocks"]) == (general, expert)
 
 
