@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -294,6 +295,7 @@ def _worker(threads: int, parent: int) -> None:
         os._exit(1)  # the parent was killed: nobody wants the runs that are waiting
 
     Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends its workers
     os.environ["CLSTUDY_QUIET"] = "1"
     torch.set_num_threads(threads)
 
