@@ -13,6 +13,9 @@ from .clip import Clip
 from .streams import si_blurry
 
 
+WHOLE = {"description_width": "initial"}  # else long words before a slider are cut
+
+
 @torch.inference_mode()
 def probabilities(clip: Clip, image: UInt8[Tensor, "3 height width"], texts: Sequence[str]) -> dict[str, float]:
     """What CLIP answers for one picture: the softmax over the texts of s f·t."""
@@ -24,7 +27,7 @@ def probabilities(clip: Clip, image: UInt8[Tensor, "3 height width"], texts: Seq
 
 def stream_explorer(labels: np.ndarray, seed: int = 0, tasks: int = 5) -> ipw.Widget:
     """Sliders for N (share of disjoint classes) and M (share of blurred images): the stream they make."""
-    options = {"continuous_update": False, "min": 0, "max": 100, "step": 10}
+    options = {"continuous_update": False, "min": 0, "max": 100, "step": 10, "style": WHOLE}
     n = ipw.IntSlider(50, description="N, % disjoint", **options)
     m = ipw.IntSlider(10, description="M, % blurred", **options)
     sizes = ipw.Checkbox(True, description="stages of random size")
@@ -48,7 +51,7 @@ def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], dr
     """Walk through what was made: a list of the first parts of the keys, a slider over the second parts of the one
     chosen. `draw(groups[key])` is shown. names: what the two parts are called."""
     first = ipw.Dropdown(options=list(dict.fromkeys(one for one, _ in groups)), description=names[0])
-    second = ipw.SelectionSlider(options=[0], description=names[1], continuous_update=False)
+    second = ipw.SelectionSlider(options=[0], description=names[1], continuous_update=False, style=WHOLE)
     shown = ipw.Output()
 
     def fill(_=None) -> None:
