@@ -12,7 +12,6 @@ from . import plots
 from .clip import Clip
 from .streams import si_blurry
 
-
 WHOLE = {"description_width": "initial"}  # else long words before a slider are cut
 
 
