@@ -50,10 +50,8 @@ VOCABULARIES = {  # what is distilled on
     "captions": ("captions", "#009E73", ""),
     "pairs": ("captions and images (ZSCL)", "#E69F00", (1, 1)),
     "subspace": ("no texts: subspaces (GeoDL)", "#000000", (1, 1)),
-    "replay": ("replayed pairs (A-GEM)", "#595959", (4, 1.5)),
     "path": ("between CLIP and fine-tuned (WiSE-FT)", "#000000", ""),
     "path lora": ("the same, LoRA", "#000000", (4, 1.5)),
-    "between": ("between two fine-tuned models", "#D55E00", (1, 1)),
 }
 MEASURES = {
     "UT-Acc": ("UT-Acc (updated classes)", "#D55E00", ""),

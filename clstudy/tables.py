@@ -114,11 +114,15 @@ def changes(groups: Mapping[tuple, Sequence[Run]], sets: Sequence[str]) -> pd.Da
     for (*panel, method), runs in groups.items():
         found = pd.DataFrame([scores(run) for run in runs])
         for name in sets:
-            change = metrics.interval((found[name] - found[f"{name} before"]).tolist())
-            half = 0.0 if np.isnan(change.half_width) else change.half_width
-            rows.append({"panel": ", ".join(panel), "set": name, "method": method, "mean": change.mean,
-                         "half_width": half})
+            change = _point((found[name] - found[f"{name} before"]).tolist())
+            rows.append({"panel": ", ".join(panel), "set": name, "method": method, **change})
     return pd.DataFrame(rows)
+
+
+def _point(values: Sequence[float]) -> dict[str, float]:
+    """Mean and half width of the 95 % interval, as plots take them: with one value there is no bar."""
+    found = metrics.interval(values)
+    return {"mean": found.mean, "half_width": 0.0 if np.isnan(found.half_width) else found.half_width}
 
 
 def moved(runs: Sequence[Run], metric: str) -> str:
@@ -133,9 +137,7 @@ def settings(groups: Mapping[tuple[str, float], Sequence[Run]], names: Sequence[
     rows = []
     for (panel, x), runs in groups.items():
         for name in names:
-            found = metrics.interval([scores(run)[name] for run in runs])
-            rows.append({"panel": panel, "method": name, "x": x, "mean": found.mean,
-                         "half_width": 0.0 if np.isnan(found.half_width) else found.half_width})
+            rows.append({"panel": panel, "method": name, "x": x, **_point([scores(run)[name] for run in runs])})
     return pd.DataFrame(rows)
 
 
@@ -174,10 +176,9 @@ def crosses(groups: Mapping[tuple[str, str | float], Sequence[Run]], x: str, y: 
     """Two metrics per group with the half widths of their 95 % intervals, for `plots.trade`. Keys: (panel, label)."""
     rows = []
     for (panel, label), runs in groups.items():
-        found = {name: metrics.interval([scores(run)[name] for run in runs]) for name in (x, y)}
-        half = {name: 0.0 if np.isnan(value.half_width) else value.half_width for name, value in found.items()}
-        rows.append({"panel": panel, "label": label, "x": found[x].mean, "x_half": half[x], "y": found[y].mean,
-                     "y_half": half[y]})
+        at, over = (_point([scores(run)[name] for run in runs]) for name in (x, y))
+        rows.append({"panel": panel, "label": label, "x": at["mean"], "x_half": at["half_width"], "y": over["mean"],
+                     "y_half": over["half_width"]})
     return pd.DataFrame(rows)
 
 
@@ -196,10 +197,9 @@ def road(tables: Mapping[str, Sequence[pd.DataFrame]], x: str, y: str) -> pd.Dat
     for label, seeds in tables.items():
         wide = [{key: 100 * _at(table, key) for key in (x, y)} for table in seeds]
         for share in wide[0][x].index:
-            found = {key: metrics.interval([one[key][share] for one in wide]) for key in (x, y)}
-            half = {key: 0.0 if np.isnan(value.half_width) else value.half_width for key, value in found.items()}
-            rows.append({"label": label, "weight": share, "x": found[x].mean, "x_half": half[x], "y": found[y].mean,
-                         "y_half": half[y]})
+            at, over = (_point([one[key][share] for one in wide]) for key in (x, y))
+            rows.append({"label": label, "weight": share, "x": at["mean"], "x_half": at["half_width"],
+                         "y": over["mean"], "y_half": over["half_width"]})
     return pd.DataFrame(rows)
 
 
@@ -212,9 +212,7 @@ def profile(lines: Mapping[str, Sequence[pd.DataFrame]], sets: Mapping[str, str]
         for name, key in sets.items():
             values = pd.concat([100 * _at(table, key) for table in seeds], axis=1)
             for share, one in values.iterrows():
-                found = metrics.interval(one.tolist())
-                rows.append({"panel": panel, "method": name, "x": share, "mean": found.mean,
-                             "half_width": 0.0 if np.isnan(found.half_width) else found.half_width})
+                rows.append({"panel": panel, "method": name, "x": share, **_point(one.tolist())})
     return pd.DataFrame(rows)
 
 
@@ -249,9 +247,7 @@ def against(groups: Mapping[tuple[str, float], Sequence[Run]], names: Mapping[st
     rows = []
     for (method, x), runs in groups.items():
         for name, panel in names.items():
-            found = metrics.interval([scores(run)[name] for run in runs])
-            rows.append({"panel": panel, "method": method, "x": x, "mean": found.mean,
-                         "half_width": 0.0 if np.isnan(found.half_width) else found.half_width})
+            rows.append({"panel": panel, "method": method, "x": x, **_point([scores(run)[name] for run in runs])})
     return pd.DataFrame(rows)
 
 
@@ -262,9 +258,7 @@ def readings(groups: Mapping[tuple[str, float], Sequence[Run]], stage: int) -> p
     for (method, x), runs in groups.items():
         for candidates in ("own", "seen", "all"):
             values = [100 * float(np.nanmean(run.matrix(candidates)[stage, :stage])) for run in runs]
-            found = metrics.interval(values)
-            rows.append({"panel": candidates, "method": method, "x": x, "mean": found.mean,
-                         "half_width": 0.0 if np.isnan(found.half_width) else found.half_width})
+            rows.append({"panel": candidates, "method": method, "x": x, **_point(values)})
     return pd.DataFrame(rows)
 
 
