@@ -23,7 +23,7 @@ study: .venv/.ready ## run every notebook and draw every figure (PROFILE=quick)
 	$(BIN)/clstudy study --profile $(PROFILE)
 
 test: .venv/.ready ## run the tests (ARGS="-k batch")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 # The kernels' sockets lie in a short temporary folder: their paths may have 107 characters, and a home folder can be long.
 lab: .venv/.ready ## open the notebooks in JupyterLab

@@ -15,6 +15,7 @@ _HOME = {
     "load_clip": "clstudy.clip",
     "load_or_train": "clstudy.record",
     "load_runs": "clstudy.record",
+    "many": "clstudy.workers",
 }
 
 

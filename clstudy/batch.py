@@ -7,9 +7,9 @@ of the wrong type; here both are errors, before a kernel starts. A parameter is 
 
 import ast
 import difflib
-import html
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -25,27 +25,20 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
+from . import pages
+from .progress import report
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTEBOOKS = REPOSITORY / "notebooks"
 
 KERNEL_ENV = {
     "CLSTUDY_HEADLESS": "1",  # progress bars as text, no widgets waiting for a click
-    "PLOTLY_RENDERER": "plotly_mimetype",  # the figure as data; `_page` adds the library, once
+    "PLOTLY_RENDERER": "plotly_mimetype",  # the figure as data; `pages` adds the library, once
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a user's `agg` would hide every figure
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger writes a warning into the first cell
 }
-PLOTLY = "application/vnd.plotly.v1+json"
-WIDGET = "application/vnd.jupyter.widget-view+json"
 TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict, "Literal": Literal}
 WORDS = {"none": None, "true": True, "false": False}
-
-# nbconvert's page without what needs a network: require.js (which also hides an inlined plotly.js), mermaid,
-# widgets. MathJax stays: without a network a formula is shown as its TeX source, with one it is typeset.
-OFFLINE = """{%- extends 'lab/index.html.j2' -%}
-{%- block html_head_js_requirejs -%}{%- endblock -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block jupyter_widgets -%}{%- endblock -%}
-"""
 
 
 class ParameterError(ValueError):
@@ -130,7 +123,12 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
 
 def profiles(notebook: Path) -> dict[str, dict[str, Any]]:
     """The named sets of parameters in the metadata of `notebook`: {"clstudy": {"profiles": {name: {…}}}}."""
-    return _document(Path(notebook)).get("metadata", {}).get("clstudy", {}).get("profiles", {})
+    return metadata(notebook).get("profiles", {})
+
+
+def metadata(notebook: Path) -> dict[str, Any]:
+    """What a notebook says of itself: its profiles; "last": true where it reads what all others have made."""
+    return _document(Path(notebook)).get("metadata", {}).get("clstudy", {})
 
 
 def profile_parameters(notebook: Path, name: str) -> dict[str, Any]:
@@ -147,6 +145,20 @@ def choose_parameters(notebook: Path, given: Mapping[str, Any], profile: str | N
     """What `notebook` is run with: the profile's values, beaten by the explicitly given ones."""
     base = profile_parameters(notebook, profile) if profile is not None else {}
     return base | check_parameters(notebook, given)
+
+
+def check_data(tasks: Iterable[tuple[Path, dict[str, Any]]]) -> None:
+    """Raise where a notebook asks for a benchmark whose data are missing, before any is executed."""
+    from .config import check_arguments, choose, with_path
+
+    for path, given in tasks:
+        values = {p.name: p.value for p in parameters(path)} | given
+        name, options = with_path(str(values.get("benchmark", "emoji")), values.get("benchmark_args", {}))
+        if name not in ("emoji", "emoji_concepts"):  # these come with the repository; the import takes seconds
+            from .benchmarks import BENCHMARKS, check
+
+            check_arguments("benchmark_args", BENCHMARKS[choose("benchmark", name, BENCHMARKS)], options)
+            check(name, options)
 
 
 def table(rows: Iterable[Parameter]) -> str:
@@ -270,12 +282,14 @@ def run_notebook(
     out_dir: Path,
     *,
     timeout: float | None = None,
+    cell_timeout: float | None = None,
     progress: bool = True,
 ) -> Executed:
     """Run `notebook` in a kernel of this interpreter, in the repository's folder; write NAME.ipynb and .html.
 
-    `timeout` is for the whole notebook, in seconds. A failure in a cell is reported, not raised; an earlier
-    finished NAME.ipynb stays beside NAME.failed.ipynb, and the next success removes the latter.
+    `timeout` is for the whole notebook, `cell_timeout` for each of its cells, in seconds. A failure in a cell is
+    reported, not raised; an earlier finished NAME.ipynb stays beside NAME.failed.ipynb, and the next success removes
+    the latter.
     """
     notebook, out_dir = Path(notebook).resolve(), Path(out_dir).resolve()
     values = check_parameters(notebook, parameters)
@@ -286,13 +300,13 @@ def run_notebook(
     failed = out_dir / f"{notebook.stem}.failed.ipynb"
     started = time.monotonic()
     try:
-        error = _execute(notebook, values, draft, timeout, progress)
+        error = _execute(notebook, values, draft, (timeout, cell_timeout), progress)
     except BaseException:  # Ctrl-C: keep what was reached
         draft.replace(failed)
         raise
     path = out_dir / notebook.name if error is None else failed
     draft.replace(path)
-    page = _page(path)
+    page = pages.write(path)
     if error is None:
         failed.unlink(missing_ok=True)
         failed.with_suffix(".html").unlink(missing_ok=True)
@@ -311,6 +325,7 @@ class _Watch:
         if cell.cell_type != "code" or not cell.source.strip():
             return
         self.cell += 1
+        report((self.cell - 1) / max(self.total, 1))
         if self.show:
             lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")]
             head = (lines or [""])[0][:70]
@@ -321,7 +336,7 @@ class _Watch:
 
 
 def _execute(
-    notebook: Path, values: dict[str, Any], draft: Path, timeout: float | None, progress: bool
+    notebook: Path, values: dict[str, Any], draft: Path, limits: tuple[float | None, float | None], progress: bool
 ) -> str | None:
     """Run by papermill into `draft`; None, or what went wrong and where."""
     import papermill  # 2 s, so only when a notebook runs
@@ -329,7 +344,14 @@ def _execute(
     from traitlets.config import Config
 
     watch = _Watch(notebook, bool(values), progress)
-    end = None if timeout is None else time.monotonic() + timeout
+    timeout, cell_timeout = limits
+    end = time.monotonic() + (math.inf if timeout is None else timeout)
+
+    def limit(cell: Any) -> float | None:
+        """nbclient's limit is per cell: each gets what is left of the notebook's. 0 would be no limit."""
+        least = min(end - time.monotonic(), math.inf if cell_timeout is None else cell_timeout)
+        return None if least == math.inf else max(least, 0.01)
+
     # A short folder of its own: a socket's path may have 107 characters, and Jupyter's own folder is long.
     with tempfile.TemporaryDirectory(prefix="clstudy-") as sockets:
         kernel = {"connection_file": f"{sockets}/k.json", "transport": "ipc" if os.name == "posix" else "tcp"}
@@ -343,14 +365,15 @@ def _execute(
                 progress_bar=False,
                 kernel_manager_class=_own_kernel(),
                 config=Config({"OwnKernel": kernel}),
-                # nbclient's limit is per cell: each gets what is left of the notebook's. 0 would be no limit.
-                timeout_func=None if end is None else lambda cell: max(end - time.monotonic(), 0.01),
+                timeout_func=limit,
                 on_cell_start=watch,
             )
         except papermill.PapermillExecutionError as error:
             return f"{watch.where()}: {error.ename}: {error.evalue}"
         except CellTimeoutError:
-            return f"{watch.where()}: stopped, the notebook took longer than timeout = {timeout:g} s"
+            if time.monotonic() >= end:
+                return f"{watch.where()}: stopped, the notebook took longer than timeout = {timeout:g} s"
+            return f"{watch.where()}: stopped, the cell took longer than cell_timeout = {cell_timeout:g} s"
         except Exception as error:
             return f"{watch.where()}: {type(error).__name__}: {error}"
     return None
@@ -369,37 +392,13 @@ def _own_kernel() -> type:
 
         def start_kernel(self, **kw: Any) -> Any:
             # Not by os.chdir or os.environ: those would hit every other thread of this process.
-            return super().start_kernel(**kw, cwd=str(REPOSITORY), env={**os.environ, **KERNEL_ENV})
+            return super().start_kernel(**kw, cwd=str(REPOSITORY), env=_kernel_env())
 
     return OwnKernel
 
 
-def _page(path: Path) -> Path:
-    """The executed notebook as one HTML file beside it, figures included."""
-    import nbformat
-    from jinja2 import DictLoader
-    from nbconvert import HTMLExporter
-
-    copy = nbformat.read(path, as_version=4)
-    _make_portable([output for cell in copy.cells for output in cell.get("outputs", []) if "data" in output])
-    exporter = HTMLExporter(template_file="offline.j2", extra_loaders=[DictLoader({"offline.j2": OFFLINE})])
-    body, _ = exporter.from_notebook_node(copy, resources={"metadata": {"name": path.stem}})
-    draft = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.html.tmp")
-    draft.write_text(body, encoding="utf-8")
-    return draft.replace(path.with_suffix(".html"))
-
-
-def _make_portable(outputs: list[Any]) -> None:
-    """Plotly's data becomes HTML, the library once; a widget, dead without its kernel, becomes a remark."""
-    from plotly.io import to_html
-
-    library = True
-    for output in outputs:
-        if PLOTLY in output.data:
-            figure = {key: output.data[PLOTLY].get(key, {}) for key in ("data", "layout", "frames", "config")}
-            config = figure.pop("config")
-            markup = to_html(figure, config, include_plotlyjs=library, full_html=False, validate=False)
-            output.data, library = {"text/html": markup}, False
-        elif WIDGET in output.data:
-            what = html.escape(output.data.get("text/plain", "widget").split("(")[0])
-            output.data = {"text/html": f"<p><em>{what}: an interactive view, in the notebook only.</em></p>"}
+def _kernel_env() -> dict[str, str]:
+    """What a kernel starts with. Beside other notebooks it has a share of the cores, in threads and in workers."""
+    mine = {name: value for name, value in os.environ.items() if name != "CLSTUDY_QUIET"}  # of a worker, not of this
+    share = os.environ.get("CLSTUDY_CORES")
+    return {**mine, **KERNEL_ENV, **({"OMP_NUM_THREADS": share} if share else {})}

@@ -4,7 +4,7 @@
 
 `source` is a hash of the files behind it, so the array of files that have changed is never read; and the folder comes
 into being by a rename, so it is whole or not there. All of it may be deleted at any time. CLSTUDY_CACHE names another
-place."""
+place. Sets that are larger than memory go to many files instead: `shards.py`."""
 import hashlib
 import json
 import os
@@ -102,17 +102,14 @@ def _read(place: Path, width: int):
 
 
 def _write(place: Path, width: int, pictures: Pictures) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
+    check_room(place.name, pictures.count * 3 * width ** 2)
     clear_dead(place.parent)
-    needed, free = pictures.count * 3 * width ** 2, shutil.disk_usage(place.parent).free
-    if needed > free:
-        raise OSError(f"{place.name} needs {needed / 1e9:.1f} GB in {place.parent}, where {free / 1e9:.1f} GB are free;"
-                      " CLSTUDY_CACHE names another place")
     draft = place.with_name(f"{place.name}.draft-{platform.node()}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        np.save(draft / "labels.npy", _decode(draft / "images.npy", width, pictures, place.name))
+        with counted(place.name, pictures.count) as shown:
+            np.save(draft / "labels.npy", decode(draft / "images.npy", width, pictures, range(pictures.count), shown))
         about = {"name": place.name, "images": pictures.count, "width": width, "pillow": Image.__version__}
         (draft / "about.json").write_text(json.dumps(about))
         if _read(place, width) is None:
@@ -126,27 +123,42 @@ def _write(place: Path, width: int, pictures: Pictures) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _decode(path: Path, width: int, pictures: Pictures, name: str) -> np.ndarray:
-    """Write all pictures to `path`; their labels. As many threads as torch uses: Pillow decodes beside Python."""
-    images = np.lib.format.open_memmap(path, "w+", np.uint8, (pictures.count, 3, width, width))
-    labels = np.zeros(pictures.count, np.int64)
+def decode(path: Path, width: int, pictures: Pictures, chosen: range, shown) -> np.ndarray:
+    """Write the pictures `chosen` to `path`; their labels. As many threads as torch uses: Pillow decodes beside Python.
+
+    shown: a bar. DamagedError: one cannot be read."""
+    images = np.lib.format.open_memmap(path, "w+", np.uint8, (len(chosen), 3, width, width))
+    labels = np.zeros(len(chosen), np.int64)
 
     def block(start: int) -> int:
-        for i in range(start, min(start + BLOCK, pictures.count)):
+        for row in range(start, min(start + BLOCK, len(chosen))):
             try:
-                picture, labels[i] = pictures.read(i)
-                images[i] = fit(picture, width)
+                picture, labels[row] = pictures.read(chosen[row])
+                images[row] = fit(picture, width)
             except Exception as error:
-                why = f"{type(error).__name__}: {error}"
-                raise DamagedError(f"{pictures.where(i)} cannot be read ({why}). {pictures.cure}".strip()) from error
-        return min(BLOCK, pictures.count - start)
+                why, where = f"{type(error).__name__}: {error}", pictures.where(chosen[row])
+                raise DamagedError(f"{where} cannot be read ({why}). {pictures.cure}".strip()) from error
+        return min(BLOCK, len(chosen) - start)
 
-    with bar(total=pictures.count, unit="img", desc=f"decoding {name.rpartition('-')[0]}", leave=False) as shown, \
-            ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for done in pool.map(block, range(0, pictures.count, BLOCK)):
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for done in pool.map(block, range(0, len(chosen), BLOCK)):
             shown.update(done)
     images.flush()
     return labels
+
+
+def counted(name: str, count: int, done: int = 0):
+    """A bar for the decoding of `count` pictures of a split."""
+    return bar(total=count, initial=done, unit="img", desc=f"decoding {name.rpartition('-')[0]}", leave=False)
+
+
+def check_room(name: str, needed: int) -> None:
+    """OSError: the disk has not so many bytes left."""
+    folder().mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder()).free
+    if needed > free:
+        raise OSError(f"{name} needs {needed / 1e9:.1f} GB in {folder()}, where {free / 1e9:.1f} GB are free;"
+                      " CLSTUDY_CACHE names another place")
 
 
 def fit(picture: Image.Image, width: int) -> UInt8[np.ndarray, "3 width width"]:

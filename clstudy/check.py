@@ -128,6 +128,8 @@ GENERATORS: dict[str, Callable] = {
 }
 EXCEPTIONS = {  # a name that means something else in one function
     ("worst_class", "class_accuracy"): accuracies,
+    ("worst_fifth", "class_accuracy"): accuracies,
+    ("worst_domain", "domain_accuracy"): accuracies,
     ("between", "start"): lambda axes, *names: weights_of(axes),
     ("between", "end"): lambda axes, *names: weights_of(axes),
     ("between", "share"): lambda axes, *names: float(axes.rng.uniform(-0.5, 1.5)),

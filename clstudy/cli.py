@@ -3,6 +3,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -33,25 +34,10 @@ def run(notebooks: Annotated[list[str], typer.Argument(help="Names (03_candidate
         given = dict(_pair(text) for text in parameter or [])
         found = batch.find_notebooks(notebooks)
         tasks = [(path, batch.choose_parameters(path, given, profile)) for path in found]
-        _check_data(tasks)
+        batch.check_data(tasks)
     except (ValueError, OSError) as error:
         fail(error)
     raise typer.Exit(0 if _execute(tasks, out or _out(), timeout) else 1)
-
-
-def _check_data(tasks: list) -> None:
-    """Raise where a notebook asks for a benchmark whose data are missing, before any is executed."""
-    from . import batch
-    from .config import check_arguments, choose, with_path
-
-    for path, given in tasks:
-        values = {p.name: p.value for p in batch.parameters(path)} | given
-        name, options = with_path(str(values.get("benchmark", "emoji")), values.get("benchmark_args", {}))
-        if name not in ("emoji", "emoji_concepts"):  # these come with the repository; the import takes seconds
-            from .benchmarks import BENCHMARKS, check
-
-            check_arguments("benchmark_args", BENCHMARKS[choose("benchmark", name, BENCHMARKS)], options)
-            check(name, options)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -67,19 +53,41 @@ def _out() -> Path:
     return RUNS / "notebooks"
 
 
-def _execute(tasks: list, out: Path, timeout: float | None = None) -> bool:
-    from . import batch
+def _execute(tasks: list, out: Path, timeout: float | None = None, beside: int = 1) -> bool:
+    """Run notebooks, `beside` at a time; those that read what the others have made come last. Whether all went well."""
+    from . import batch, pages, workers
 
-    rows = []
     for path, given in tasks:
         typer.echo(f"── {path.stem} " + " ".join(f"{name}={value}" for name, value in given.items()))
-        rows.append((path.stem, batch.run_notebook(path, given, out, timeout=timeout)))
-        if not rows[-1][1].ok:
-            typer.secho(f"   failed: {rows[-1][1].error}", fg="red", err=True)
+    work, rows = _Notebook(out, timeout), {}
+    for part in (False, True):
+        group = [task for task in tasks if batch.metadata(task[0]).get("last", False) == part]
+        done = workers.local(work, group, beside) if beside > 1 else ((task, work(task)) for task in group)
+        for (path, _), outcome in done:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            rows[path.stem] = outcome
+            pages.index(out)
+            if not outcome.ok:
+                typer.secho(f"   {path.stem} failed: {outcome.error}", fg="red", err=True)
     typer.echo("")
-    for name, done in rows:
+    for name, done in sorted(rows.items()):
         typer.echo(f"{'ok    ' if done.ok else 'FAILED'} {name:20} {done.seconds:6.0f} s  {done.html}")
-    return all(done.ok for _, done in rows)
+    typer.echo(f"index: {out / 'index.html'}")
+    return all(done.ok for done in rows.values())
+
+
+@dataclass(frozen=True)
+class _Notebook:
+    """What is done with a notebook, here or in a worker process."""
+
+    out: Path
+    timeout: float | None
+
+    def __call__(self, task: tuple[Path, dict]):
+        from . import batch
+
+        return batch.run_notebook(*task, self.out, timeout=self.timeout)
 
 
 @app.command()
@@ -95,18 +103,151 @@ def study(profile: Profile = "quick") -> None:
         if len(without) == len(found):
             batch.choose_parameters(found[0], {}, profile)  # raises, with the choices
         tasks = [(path, batch.choose_parameters(path, {}, profile)) for path in found if path.stem not in without]
-        _check_data(tasks)
+        batch.check_data(tasks)
     except (ValueError, OSError) as error:
         fail(error)
     if without:
         typer.echo(f"without a profile {profile!r}, left out: {', '.join(without)}")
-    ok = _execute(tasks, _out())
+    ok = _execute(tasks, _out(), beside=_beside())
     for table in sorted((ROOT / "figures").glob("*.md")):
         if table.stem != "README":
             typer.echo(f"\n{table.read_text()}")
+    _gallery()
     typer.echo(f"figures: {ROOT / 'figures'}   runs: {RUNS}   executed notebooks: {_out()}   "
                f"time: {(time.perf_counter() - started) / 60:.1f} min")
     raise typer.Exit(0 if ok else 1)
+
+
+def _beside() -> int:
+    """How many notebooks at a time: while one draws, another computes. On a GPU they would share its memory."""
+    import torch
+
+    from .workers import cores
+
+    return 1 if torch.cuda.is_available() else min(cores(), 4)
+
+
+def _gallery() -> Path:
+    from . import gallery
+    from .plots import FIGURES
+
+    return gallery.write(FIGURES)
+
+
+@app.command()
+def gallery() -> None:
+    """Write figures/README.md: every figure with its question, its notebook, its command and its runs."""
+    typer.echo(f"written: {_gallery()}")
+
+
+@app.command()
+def sweep(words: Annotated[list[str], typer.Argument(metavar="NAME=VALUES … | FILE.toml | NOTEBOOK …", help=(
+              "method=sit,er seed=0..4 method_args.size=100,500: every combination. A TOML file with the same. Names "
+              "of notebooks: their parameters, instead of a run's."))],
+          plan: Annotated[bool, typer.Option("--plan", help="Only show what would be done.")] = False,
+          workers: Annotated[int | None, typer.Option(help="Default: one per core, or one where a GPU computes; for "
+                                                           "notebooks one.", min=1)] = None,
+          name: Annotated[str | None, typer.Option(help="Default: the file's, or made from the grid.")] = None,
+          profile: Annotated[str | None, typer.Option(help="Of notebooks. Default: quick")] = None,
+          probes: Annotated[list[str] | None, typer.Option("--probe", help="Store this probe's table; several.")
+                            ] = None,
+          keep_model: Annotated[bool | None, typer.Option("--keep-model", help="Store tuned weights. Default: not.")
+                                ] = None,
+          timeout: Annotated[float | None, typer.Option(help="Seconds for one notebook.")] = None,
+          scheduler: Annotated[str | None, typer.Option(help="dask: an address, or `local` for one started here.")
+                               ] = None,
+          slurm: Annotated[Path | None, typer.Option(help="dask: TOML file with options of SLURMCluster.")] = None
+          ) -> None:
+    """Make all runs (or notebooks) of a grid; what exists is not made again.
+
+    Exit codes: 0 all is there, 1 something failed, 2 impossible or missing, nothing was started, 130 interrupted."""
+    given = {"workers": workers, "name": name, "profile": profile, "probes": probes, "keep_model": keep_model,
+             "timeout": timeout, "scheduler": scheduler, "slurm": slurm}
+    try:
+        planned, options = _plan(words, {key: value for key, value in given.items() if value is not None})
+    except (ValueError, OSError) as error:
+        fail(error)
+    typer.echo(planned)
+    if not plan:
+        raise typer.Exit(_carry_out(planned, options))
+
+
+def _plan(words: list[str], given: dict):
+    """The plan that some words mean, and all options; those given beat those of a file."""
+    from . import batch, grid
+    from . import sweep as sweeps
+    from .record import _check_probes
+
+    files = [Path(word) for word in words if word.endswith(".toml")]
+    names = [word for word in words if "=" not in word and not word.endswith(".toml")]
+    if len(files) > 1:
+        raise ValueError("one file at a time; it may hold several [[grid]]")
+    grids, options = grid.read(files[0]) if files else ([{}], {})
+    options = {**({"name": files[0].stem} if files else {}), **options, **given}
+    profile = options.pop("profile", "quick")
+    names = names or options.pop("notebooks", [])
+    more = grid.words(word for word in words if "=" in word and not word.endswith(".toml"))
+    grids = [{**one, **more} for one in grids]
+    tasks = (grid.notebook_tasks(batch.find_notebooks(names), grids, profile) if names else grid.run_tasks(grids))
+    _check_probes(options.get("probes", []))
+    return sweeps.arrange(tasks, **{key: value for key, value in options.items() if key not in ("scheduler", "slurm")}
+                          ), options
+
+
+def _carry_out(planned, options: dict) -> int:
+    from contextlib import nullcontext
+
+    from . import board
+    from . import sweep as sweeps
+
+    engine = nullcontext((None, planned.workers))
+    where = {key: options.get(key) for key in ("scheduler", "slurm") if options.get(key)}
+    if where:
+        from .cluster import connect
+
+        if "slurm" in where:
+            where["slurm"] = Path(where["slurm"])
+        engine = connect(**where, workers=options.get("workers"))
+    try:
+        with engine as (engine, planned.workers):
+            made = sweeps.carry_out(planned, engine)
+    except (ValueError, ImportError, OSError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; what is finished stays. The same command goes on.", err=True)
+        return board.INTERRUPTED
+    typer.echo(made)
+    return made.code
+
+
+@app.command()
+def status(name: Annotated[str | None, typer.Argument(help="Of a sweep. Default: the latest.")] = None) -> None:
+    """How a sweep stands: done, running (and where), waiting, failed; time left."""
+    from . import board
+
+    try:
+        typer.echo(board.status(name))
+    except ValueError as error:
+        fail(error)
+
+
+@app.command()
+def clean(kinds: Annotated[list[str] | None, typer.Argument(
+              help="drafts, broken, runs, tables, notebooks, sweeps (default: all of these), weights.")] = None,
+          do: Annotated[bool, typer.Option("--do", help="Remove; otherwise only shown.")] = False,
+          figures: Annotated[Path | None, typer.Option(help="Whose runs are kept. Default: figures")] = None) -> None:
+    """Remove what no figure needs and nobody is making. Shows what would go, unless --do is given."""
+    from . import clean as module
+
+    try:
+        items = module.unneeded(None, figures, tuple(kinds or module.USUAL))
+    except ValueError as error:
+        fail(error)
+    typer.echo(module.table(items))
+    if do:
+        typer.echo(f"removed: {module.megabytes(module.remove(items))}")
+    elif items:
+        typer.echo("nothing was removed; --do removes it")
 
 
 LOOPS = {"clip", "tower", "labels", "seed", "images", "generator", "domains", "batch", "count", "length", "draws"}

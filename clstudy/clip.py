@@ -20,7 +20,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+TEXTS, PART = 512, 64  # more texts than these, the CPU encodes in such parts where a gradient is wanted
 EMBEDDED = {"icon-clip": Path(__file__).parent.parent / "data" / "icon-clip"}
 
 
@@ -130,7 +132,16 @@ class Clip(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
     def encode_text(self, tokens: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts dim"]:
-        """Token rows, of any length up to the context where the tower is causal → unit-norm features."""
+        """Token rows, of any length up to the context where the tower is causal → unit-norm features.
+
+        For a gradient on the CPU, many texts are encoded in parts whose activations are not kept but computed again in
+        the backward pass: those of a thousand class prompts would take more memory than all else."""
+        if tokens.device.type == "cpu" and len(tokens) > TEXTS and torch.is_grad_enabled():
+            parts = tokens.split(PART)
+            return torch.cat([checkpoint(self._encode_text, part, use_reentrant=False) for part in parts])
+        return self._encode_text(tokens)
+
+    def _encode_text(self, tokens: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts dim"]:
         with self._autocast():
             features = self._text_tower(tokens) if self.causal else self.model.encode_text(tokens)
         return F.normalize(features.float(), dim=-1)

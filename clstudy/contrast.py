@@ -56,7 +56,7 @@ class Average:
 
     def update(self, index: Int[Tensor, " batch"], size: int, log_g: Rows, gamma: float) -> Rows:
         """Take in the estimates and return log u of these images. size: ids lie below. First sight counts fully, and so
-        does the estimate where u is not finite."""
+        does the estimate where u is not finite; a batch without negatives, log_g = −∞, says nothing."""
         if self.log_u is None or len(self.log_u) < size:
             grown = torch.full((size,), torch.nan, device=log_g.device)
             if self.log_u is not None:
@@ -64,7 +64,7 @@ class Average:
             self.log_u = grown
         before, new = self.log_u[index], log_g.detach().float()
         mixed = torch.logaddexp(before + math.log1p(-gamma), new + math.log(gamma)) if 0 < gamma < 1 else new
-        found = torch.where(before.isfinite(), mixed, new)
+        found = torch.where(before.isfinite(), torch.where(new.isfinite(), mixed, before), new)
         self.log_u[index] = found
         return found
 
@@ -119,6 +119,11 @@ class GlobalContrast:
             found.append(tau * traced(log_g, log_u))
             self.learn(side, index, tau, d.detach(), other, log_u)
         return found[0], found[1]
+
+    def keep(self, index: list[int]) -> None:
+        """Forget the averages of all images but these: those of the memory, at the end of a stage."""
+        for average in self.averages:
+            average.drop(set(index))
 
     def rate_of_averages(self) -> float:
         """γ now."""

@@ -8,6 +8,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from .config import choose
+from .shards import Shards
 from .streams import Stage
 
 CANDIDATES = ("seen", "phase", "batch")  # which texts can compete with an image; see Batch.narrow
@@ -18,7 +19,7 @@ LARGEST = 8 * 2**30  # bytes of a set that are moved to a device
 class Labelled:
     """Images with one class each, and the names and prompt that classify them."""
 
-    images: UInt8[Tensor, "images 3 height width"]
+    images: UInt8[Tensor, "images 3 height width"] | Shards  # in many files, where they may not fit in memory
     labels: np.ndarray  # int64 (images,), positions in class_names
     class_names: tuple[str, ...]
     template: str  # `{}` stands for the class name

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .clip import Clip
 from .data import Benchmark, Captioned, Labelled
+from .shards import Shards
 
 CHUNK = 256  # images at a time
 
@@ -36,7 +37,7 @@ class Cache:
 
 
 @torch.inference_mode()
-def features(clip: Clip, images: Tensor, cache: Cache | None = None) -> Float[Tensor, "images dim"]:
+def features(clip: Clip, images: Tensor | Shards, cache: Cache | None = None) -> Float[Tensor, "images dim"]:
     """Unit-norm image features, a chunk at a time. In a cache they stand under the identity of the tensor."""
     known = {} if cache is None else cache.image
     if id(images) not in known:

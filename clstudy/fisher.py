@@ -6,11 +6,12 @@ Labels are drawn from the model's own p over the candidates, not taken from the 
 images are independent with mean zero, so the squared gradient of a batch's *sum* is, in expectation, the sum of the
 squared gradients: unbiased at one backward pass per batch and draw.
 """
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils import parameters_to_vector
 
 from .clip import Clip
 from .data import Batch
@@ -23,9 +24,14 @@ def squared_scores(clip: Clip, parameters: list, batch: Batch, draws: int) -> Fl
     total = 0
     for _ in range(draws):
         loss = F.cross_entropy(logits, draw_labels(logits.detach()), reduction="sum")
-        total = total + parameters_to_vector(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True,
-                                                                 materialize_grads=True))**2
+        total = total + in_a_row(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True,
+                                                     materialize_grads=True))**2
     return total
+
+
+def in_a_row(tensors: Iterable[Tensor]) -> Float[Tensor, " weights"]:
+    """All numbers of some tensors, one after the other, in whatever layout they lie (channels last, too)."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def draw_labels(logits: Float[Tensor, "batch texts"]) -> Int[Tensor, " batch"]:
@@ -35,5 +41,8 @@ def draw_labels(logits: Float[Tensor, "batch texts"]) -> Int[Tensor, " batch"]:
 
 
 def mean_one(fisher: Float[Tensor, " weights"]) -> Float[Tensor, " weights"]:
-    """F / mean_j F_j. A confident model's Fisher is almost zero; so it counts the same for every model and stage."""
-    return fisher / fisher.mean().clamp(min=torch.finfo(fisher.dtype).tiny)
+    """F / mean_j F_j. A confident model's Fisher is almost zero; so it counts the same for every model and stage.
+
+    The mean is over weights that any image reaches: not over the embeddings of words that no prompt has."""
+    mean = fisher.sum() / (fisher > 0).sum().clamp(min=1)
+    return fisher / mean.clamp(min=torch.finfo(fisher.dtype).tiny)

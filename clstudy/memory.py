@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .clip import Clip
@@ -17,6 +17,7 @@ from .data import Batch
 
 POLICIES = ("reservoir", "balanced", "quota")
 SELECTIONS = ("random", "herding")
+DRAWS = ("uniform", "balanced")
 
 
 class Memory:
@@ -32,13 +33,17 @@ class Memory:
     all it has; where there are more classes than images, one of each of the first (iCaRL, Rebuffi et al. 2017, arXiv
     1611.07725). selection, for "quota": "random", every image of a class so far with the same probability; or
     "herding", those whose mean feature comes nearest to that of the class, one after the other (iCaRL).
-    ValueError: size, policy, selection."""
 
-    def __init__(self, size: int, policy: str = "reservoir", selection: str = "random"):
+    drawing: what `draw` gives. "uniform": every image held has the same chance. "balanced": every class held has, as
+    far as it has images, so that a draw holds each class equally often in expectation.
+    ValueError: size, policy, selection, drawing ("draw", as methods call it)."""
+
+    def __init__(self, size: int, policy: str = "reservoir", selection: str = "random", drawing: str = "uniform"):
         if size < 0:
             raise ValueError(f"size={size!r}: must be at least 0 images (0: no memory)")
         self.size, self.policy = size, choose("policy", policy, POLICIES)
         self.selection = choose("selection", selection, SELECTIONS)
+        self.drawing = choose("draw", drawing, DRAWS)
         self.keys: list[float] = []  # for "quota": one per image kept; the smallest stay
         self.image: Tensor | None = None  # uint8 (kept, 3, height, width)
         self.labels: list[int] = []  # one per image kept
@@ -125,7 +130,8 @@ class Memory:
         """`count` different images in [0, 1], or all there are if they are fewer; their labels and their ids."""
         if not min(count, len(self)):
             return torch.empty(0, 3, 0, 0), (), ()
-        slots = torch.randperm(len(self))[:count]
+        slots = torch.randperm(len(self))
+        slots = (in_turns(slots, torch.tensor(self.labels)) if self.drawing == "balanced" else slots)[:count]
         image = self.image[slots.to(self.image.device)].float() / 255
         chosen = slots.tolist()
         return image, tuple(self.labels[i] for i in chosen), tuple(self.index[i] for i in chosen)
@@ -179,6 +185,16 @@ class Memory:
         """Slots of all classes that hold most."""
         most = max(held.values())
         return [slot for slot, label in enumerate(self.labels) if held[label] == most]
+
+
+def in_turns(slots: Int[Tensor, " kept"], labels: Int[Tensor, " kept"]) -> Int[Tensor, " kept"]:
+    """The slots in an order in which classes take turns: one of each, in a random order, then a second of each, …
+
+    The first n of them hold every class n / C times in expectation, as long as it has so many."""
+    _, label, count = labels[slots].unique(return_inverse=True, return_counts=True)
+    place = torch.empty_like(slots)  # of each among those of its class
+    place[label.argsort(stable=True)] = torch.arange(len(slots)) - (count.cumsum(0) - count).repeat_interleave(count)
+    return slots[(place * len(count) + torch.randperm(len(count))[label]).argsort()]
 
 
 @torch.no_grad()

@@ -167,6 +167,31 @@ def worst_class(class_accuracy: Numbers) -> float:
     return float(np.fmin.reduce(_curve(class_accuracy)))
 
 
+def worst_fifth(class_accuracy: Numbers) -> float:
+    """Mean accuracy of the worst fifth of the classes measured, ⌈C / 5⌉ of them: where `worst_class` is stuck at 0.
+
+    Source: conditional value at risk over classes, Rockafellar and Uryasev 2000; as an aim, Curi et al. 2020, arXiv
+    1910.12511.
+
+    >>> round(worst_fifth([.8, np.nan, .3, .1, .9, .7, .5]), 4)  # two of six: (.1 + .3) / 2
+    0.2
+    """
+    a = np.sort(_curve(class_accuracy))  # NaN last
+    a = a[~np.isnan(a)]
+    return _mean(a[:-(-len(a) // 5)])
+
+
+def worst_domain(domain_accuracy: Numbers) -> float:
+    """min_d a_d over the domains measured, a_d the accuracy on the test images of all classes in domain d.
+
+    Source: worst-group accuracy, Sagawa et al. 2020, arXiv 1911.08731, with domains as groups.
+
+    >>> worst_domain([.6, np.nan, .45])
+    0.45
+    """
+    return float(np.fmin.reduce(_curve(domain_accuracy)))
+
+
 # ---- over seeds
 
 
@@ -277,7 +302,7 @@ class Metric:
     direction: Literal["higher", "lower"]  # which is better
     source: str
     # what `function` is given
-    takes: Literal["matrix", "stage_curve", "checkpoint_curve", "class_matrix", "class_vector"]
+    takes: Literal["matrix", "stage_curve", "checkpoint_curve", "class_matrix", "class_vector", "domain_vector"]
     function: Callable[..., float]
 
 
@@ -321,4 +346,8 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
            "lower", f"code of {_SIT}", "class_matrix", f_last),
     Metric("worst_class", "A_worst", "smallest accuracy of a class; no divisor",
            "higher", "Sagawa et al. 2020, arXiv 1911.08731", "class_vector", worst_class),
+    Metric("worst_fifth", "A_fifth", "mean over the ⌈C/5⌉ classes of smallest accuracy",
+           "higher", "Curi et al. 2020, arXiv 1910.12511", "class_vector", worst_fifth),
+    Metric("worst_domain", "A_domain", "smallest accuracy of a domain, over all its classes; no divisor",
+           "higher", "Sagawa et al. 2020, arXiv 1911.08731", "domain_vector", worst_domain),
 )}

@@ -1,7 +1,9 @@
 """Figures are functions of tables. One palette, one style, one `save`; nothing here computes a result."""
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import matplotlib
@@ -10,14 +12,16 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from PIL import Image
 
 from .metrics import interval
 from .record import Run
 
 FIGURES = Path(os.environ.get("CLSTUDY_FIGURES") or Path(__file__).parent.parent / "figures")
-ONE_COLUMN, TWO_COLUMNS = 3.5, 7.2  # inches, the usual widths of a paper
+ONE_COLUMN, ONE_AND_A_HALF, TWO_COLUMNS = WIDTHS = (3.5, 5.2, 7.2)  # inches, the usual widths of a paper
 
-# Okabe and Ito's colours, told apart by colour-blind readers; a method keeps its colour, dash and name everywhere.
+# Okabe and Ito's colours and an indigo, told apart by colour-blind readers; a method keeps its colour, dash, name and
+# place in a legend everywhere. Families share a colour.
 METHODS = {
     "frozen": ("frozen CLIP", "#595959", (1, 1)),
     "finetune": ("asymmetric", "#D55E00", (4, 1.5)),
@@ -25,6 +29,11 @@ METHODS = {
     "er": ("ER", "#009E73", (4, 1.5)),
     "derpp": ("DER++", "#009E73", ""),
     "clib": ("CLIB", "#009E73", (1, 1)),
+    "er_balanced": ("ER (balanced)", "#009E73", (5, 1.5, 1, 1.5)),  # er with draw="balanced"
+    "clip_loss": ("CLIP loss (memory)", "#332288", (4, 1.5)),
+    "gcl": ("GCL", "#332288", ""),
+    "gdro": ("GDRO", "#332288", (1, 1)),
+    "compose": ("composed", "#332288", (5, 1.5, 1, 1.5)),
     "lwf": ("LwF", "#CC79A7", (4, 1.5)),
     "ewc": ("online EWC", "#CC79A7", ""),
     "agem": ("A-GEM", "#CC79A7", (1, 1)),
@@ -58,30 +67,61 @@ MEASURES = {
     "ZS-Acc": ("ZS-Acc (never updated)", "#0072B2", (4, 1.5)),
 }
 LOOKS = METHODS | TOWERS | VOCABULARIES | MEASURES  # label → name, colour, dash
-MARKERS = {"": "o", (4, 1.5): "s", (1, 1): "^"}  # two of one colour have another dash, and so another marker
+# Two of one colour have another dash, and so another marker.
+MARKERS = {"": "o", (4, 1.5): "s", (1, 1): "^", (5, 1.5, 1, 1.5): "D"}
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#595959"]
 
-STYLE = {"font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "legend.fontsize": 7.5, "xtick.labelsize": 7.5,
-         "ytick.labelsize": 7.5, "pdf.fonttype": 42, "figure.dpi": 110, "savefig.dpi": 220, "axes.spines.top": False,
-         "axes.spines.right": False, "svg.hashsalt": "clstudy", "figure.constrained_layout.use": True}
+# The font comes with matplotlib, so that a figure is the same on every machine.
+STYLE = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8, "axes.titlesize": 8.5,
+         "axes.labelsize": 8, "legend.fontsize": 7.5, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5,
+         "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
+FILES = {"pdf.fonttype": 42,  # TrueType, embedded
+         "pdf.compression": 6, "pdf.use14corefonts": False, "savefig.dpi": 220,
+         "savefig.bbox": "standard", "savefig.facecolor": "white", "savefig.transparent": False}
+HEAVY = 400_000  # bytes of a PNG
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+    """width: becomes the next of WIDTHS, so that a figure fits into the columns of a paper as it is."""
     sns.set_theme("paper", "ticks", rc=STYLE)
+    width = next((fits for fits in WIDTHS if fits >= width), TWO_COLUMNS)
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
     plt.close(figure)  # notebooks show what a cell returns, once
     return figure, axes
 
 
 def save(figure: Figure, name: str, runs: Sequence[Run] = (), caption: str = "") -> Figure:
-    """Write figures/NAME.png (to read), .pdf (for papers, fonts embedded) and .json (caption and the runs behind
-    it)."""
+    """Write figures/NAME.png (to read), .pdf (for papers, TrueType fonts embedded) and .json: the caption, the runs
+    behind it and their settings in short. The same figure gives the same bytes: no file holds a date or a version."""
     FIGURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURES / f"{name}.png", metadata={"Software": None})
-    figure.savefig(FIGURES / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    about = {"figure": name, "caption": caption, "runs": sorted({run.id for run in runs})}
+    with matplotlib.rc_context(FILES):
+        figure.savefig(FIGURES / f"{name}.png", metadata={"Software": None})
+        figure.savefig(FIGURES / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    _lighter(FIGURES / f"{name}.png")
+    about = {"figure": name, "caption": caption, "settings": settings(runs), "runs": sorted({run.id for run in runs})}
     (FIGURES / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
     return figure
+
+
+def _lighter(path: Path) -> None:
+    """A picture of more than HEAVY bytes keeps 256 colours, which makes it a third as large: it lies in the
+    repository. The PDF has them all."""
+    if path.stat().st_size > HEAVY:
+        with Image.open(path) as picture:
+            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def settings(runs: Sequence[Run]) -> dict[str, list]:
+    """What the runs of a figure are: their benchmarks, streams, tuners, methods and seeds, each once and in order."""
+    found = {name: {getattr(run.config, name) for run in runs} for name in ("benchmark", "stream", "tuner", "seed")}
+    return {name: sorted(values) for name, values in found.items()} | {
+        "method": _order(sorted({run.config.method for run in runs}))} if runs else {}
+
+
+def _order(labels: Iterable[str]) -> list[str]:
+    """Each label once, in the order of LOOKS; others stay behind, as they come."""
+    places = {label: place for place, label in enumerate(LOOKS)}
+    return sorted(dict.fromkeys(labels), key=lambda label: places.get(label, len(places)))
 
 
 def pictures(images, titles: Sequence[str] | None = None, columns: int = 8, title: str | None = None) -> Figure:
@@ -159,9 +199,12 @@ def _band(axis, runs: Sequence[Run], set_name: str, metric: str, **line) -> None
 
 
 def _legend(figure: Figure, axes: np.ndarray) -> None:
-    """One legend above all panels, each label once."""
+    """One legend above all panels, each label once, in the order of LOOKS."""
     pairs = [axis.get_legend_handles_labels() for axis in axes.flat]
-    handles = {label: handle for found in pairs for handle, label in zip(*found, strict=True)}
+    found = {label: handle for found in pairs for handle, label in zip(*found, strict=True)}
+    places = {name: place for place, (name, *_) in reversed(list(enumerate(LOOKS.values())))}
+    handles = dict(sorted(found.items(), key=lambda item: places.get(item[0], places.get(
+        item[0].split(", ")[0], len(places)))))
     columns = len(handles) if len(handles) <= 5 else -(-len(handles) // 2)
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, frameon=False)
 
@@ -226,7 +269,7 @@ def changes(table: pd.DataFrame, ylabel: str = "change against before, points") 
     figure, axes = _figure(TWO_COLUMNS, 2.9, 1, len(panels), sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         rows = table[table.panel == panel]
-        sets, methods = list(dict.fromkeys(rows["set"])), list(dict.fromkeys(rows.method))
+        sets, methods = list(dict.fromkeys(rows["set"])), _order(rows.method)
         for i, method in enumerate(methods):
             mine = rows[rows.method == method].set_index("set").loc[sets]
             place = np.arange(len(sets)) + (i - (len(methods) - 1) / 2) * 0.8 / len(methods)
@@ -270,7 +313,7 @@ def frontier(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
     single point."""
     figure, axes = _figure(TWO_COLUMNS, 3.6)
     axis = axes[0, 0]
-    for label in dict.fromkeys(table.label):
+    for label in _order(table.label):
         rows, (name, colour, dash) = table[table.label == label].sort_values("weight"), LOOKS[label]
         if label == "frozen":
             axis.axvline(rows.x.iloc[0], color=colour, ls=":", lw=0.8)
@@ -295,7 +338,7 @@ def series(table: pd.DataFrame, xlabel: str, ylabel: str, logx: bool = False) ->
     figure, axes = _figure(TWO_COLUMNS, 2.5, 1, len(panels), sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         rows = table[table.panel == panel]
-        for i, method in enumerate(dict.fromkeys(rows.method)):
+        for i, method in enumerate(_order(rows.method)):
             mine, (name, colour, dash) = rows[rows.method == method].sort_values("x"), LOOKS[method]
             shift = 0 if logx else (i - 1) * 0.01 * (rows.x.max() - rows.x.min())  # bars do not hide each other
             line = axis.errorbar(mine.x + shift, mine["mean"], mine.half_width, color=colour, label=name, lw=1.1, ms=3,
@@ -343,7 +386,7 @@ def bands(table: pd.DataFrame, ylabel: str | None = None, sharey: bool = False, 
     parts = list(dict.fromkeys(table.part)) if "part" in table else [None]
     for axis, panel in zip(axes[0], panels, strict=True):
         mine = table[table.panel == panel]
-        for method in dict.fromkeys(mine.method):
+        for method in _order(mine.method):
             for part, dash in zip(parts, ("", (4, 1.5), (1, 1)), strict=False):
                 rows = mine[(mine.method == method) & (True if part is None else mine.part == part)]
                 label = LOOKS[method][0] + (f", {part}" if part else "")
@@ -372,7 +415,7 @@ def by_block(table: pd.DataFrame, ylabel: str) -> Figure:
     for axis, panel in zip(axes[0], panels, strict=True):
         rows = table[table.panel == panel]
         order = sorted(set(rows.block), key=lambda block: (not block.isdigit(), int(block) if block.isdigit() else 0))
-        for i, method in enumerate(dict.fromkeys(rows.method)):
+        for i, method in enumerate(_order(rows.method)):
             for place, block in enumerate(order):
                 values = rows[(rows.method == method) & (rows.block == block)].value
                 x = place + (i - 0.5) * 0.3
@@ -388,7 +431,7 @@ def by_block(table: pd.DataFrame, ylabel: str) -> Figure:
 
 def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str) -> Figure:
     """A dot per row, coloured by method, a panel per method."""
-    methods = list(dict.fromkeys(table.method))
+    methods = _order(table.method)
     figure, axes = _figure(TWO_COLUMNS, 2.6, 1, len(methods), sharey=True, sharex=True)
     for axis, method in zip(axes[0], methods, strict=True):
         rows = table[table.method == method]
@@ -402,7 +445,7 @@ def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str) -> Fi
 def anatomy(table: pd.DataFrame, title: str | None = None) -> Figure:
     """One step, class by class: attraction to the left, repulsion to the right. Columns class, present, method,
     attraction, repulsion (norms); classes in the batch stand above those that are absent."""
-    methods, order = list(dict.fromkeys(table.method)), table.sort_values("present", ascending=False)
+    methods, order = _order(table.method), table.sort_values("present", ascending=False)
     names = list(dict.fromkeys(order["class"]))
     figure, axes = _figure(TWO_COLUMNS, 0.9 + 0.13 * len(names), 1, len(methods), sharey=True, sharex=True)
     for axis, method in zip(axes[0], methods, strict=True):
@@ -416,6 +459,57 @@ def anatomy(table: pd.DataFrame, title: str | None = None) -> Figure:
     axes[0, 0].set_yticks(range(len(names)), names, fontsize=5.5)
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
     figure.suptitle(title, fontsize=8.5)
+    _legend(figure, axes)
+    return figure
+
+
+def ranking(table: pd.DataFrame, titles: Mapping[str, str] | None = None) -> Figure:
+    """A dot and its 95 % interval per entry, a block of rows per board, a panel per column: columns board, column,
+    label, look, mean, half_width, first (as `leaderboard.dots` makes it). titles: column → label of its axis.
+
+    A filled dot shares the first place; a hollow one is behind; a cross has one seed, so no interval and no place. The
+    dotted line is frozen CLIP. Entries stand in the order of the table."""
+    boards, columns = list(dict.fromkeys(table.board)), list(dict.fromkeys(table.column))
+    sizes = [int((table.board == board).sum() / len(columns)) for board in boards]
+    figure, axes = _figure(TWO_COLUMNS, 0.3 + sum(0.55 + 0.155 * size for size in sizes), len(boards), len(columns),
+                           sharey="row", sharex="col", height_ratios=[size + 1.5 for size in sizes])
+    for (i, board), (j, column) in product(enumerate(boards), enumerate(columns)):
+        rows, axis = table[(table.board == board) & (table.column == column)], axes[i, j]
+        for place, row in enumerate(rows.itertuples()):
+            colour, alone = LOOKS[row.look][1], math.isnan(row.half_width)
+            axis.errorbar(row.mean, place, xerr=None if alone else row.half_width, color=colour, lw=1, ms=4,
+                          fmt="x" if alone else MARKERS[LOOKS[row.look][2]], mfc=colour if row.first else "white")
+            if row.look == "frozen":
+                axis.axvline(row.mean, color=colour, ls=":", lw=0.8, zorder=0)
+        names = [", ".join(filter(None, (LOOKS[row.look][0], row.label))) for row in rows.itertuples()]
+        axis.set_yticks(range(len(rows)), names, fontsize=6.5)
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.tick_params(labelbottom=True)
+        axis.set_xlabel((titles or {}).get(column, column))
+    for i, board in enumerate(boards):
+        axes[i, 0].set_title(board, loc="left")
+    return figure
+
+
+def clouds(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
+    """`trade` for any number of panels, two in a row, each with axes of its own. A row without x is left out;
+    "frozen" without x is the line across."""
+    panels = list(dict.fromkeys(table.panel))
+    figure, axes = _figure(TWO_COLUMNS, 0.5 + 2.5 * -(-len(panels) // 2), -(-len(panels) // 2), min(2, len(panels)))
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        for row in table[table.panel == panel].itertuples():
+            name, colour, dash = LOOKS[row.label]
+            if row.label == "frozen":
+                axis.axhline(row.y, color=colour, ls=":", lw=0.8, label=name)
+            if row.label == "frozen" and not math.isnan(row.x):
+                axis.axvline(row.x, color=colour, ls=":", lw=0.8)
+            if row.label != "frozen" and not math.isnan(row.x):
+                axis.errorbar(row.x, row.y, row.y_half or None, row.x_half or None, fmt=MARKERS[dash], ms=4, lw=0.7,
+                              color=colour, label=name)
+        axis.set_title(panel, fontsize=7.5)
+        axis.set(xlabel=xlabel, ylabel=ylabel)
+    for axis in axes.flat[len(panels):]:
+        axis.axis("off")
     _legend(figure, axes)
     return figure
 

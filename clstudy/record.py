@@ -2,31 +2,33 @@
 
     runs/<run_id>/config.json  env.json  evals.jsonl  steps.jsonl  [PROBE.parquet]  [model.safetensors]  result.json
 
-A run is written into a folder of its own beside these and renamed when `result.json` stands in it, so a run that was
-killed leaves nothing that could be read as finished, and two processes that make the same run do not disturb each
-other."""
+    runs/<run_id>.draft    a run that is being made, or was killed: saved states, from which it goes on (`resume.py`)
+    runs/<run_id>.broken   a run whose numbers are no longer finite, as it stood then; the next call starts anew
+
+A run is written into a folder in its draft and renamed when `result.json` stands in it, so a run that was killed leaves
+nothing that could be read as finished. Of two processes that want the same run one makes it and the other waits
+(`claim.py`)."""
 import json
 import os
 import platform
 import shutil
-import signal
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pandas as pd
 
+from . import claim
+from .claim import Busy as Busy
+from .claim import claimed
 from .config import RunConfig, choose
-from .progress import bar
 
 RUNS = Path(os.environ.get("CLSTUDY_RUNS") or Path(__file__).parent.parent / "runs")
+EVERY = 60.0  # seconds between two saved states, where nothing else is said
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,51 +134,119 @@ def _usable(run: Run | None, keep_model: bool, probes: Sequence[str]) -> bool:
 
 
 def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool = False, progress=None,
-                  probes: Sequence[str] = ()) -> Run:
-    """Read a finished run, or make it.
+                  probes: Sequence[str] = (), save_every: float | None = None, wait: bool = True) -> Run:
+    """Read a finished run, take up one that was killed, or make it.
 
     keep_model: also store the tuned weights. probes: also store the tables of these probes (`probes.PROBES`), which
     change no number. A finished run that lacks what is wanted is made again, with all that it had.
-    ValueError: an unknown probe."""
-    runs = runs or RUNS
+    save_every: seconds between two saved states, from which a killed run goes on; 0: at stage ends only; default 60,
+    or CLSTUDY_SAVE_EVERY. wait: for another process that makes the same run.
+    ValueError: an unknown probe, save_every. Busy: another process makes it, and wait is False."""
+    runs, every = runs or RUNS, _save_every(save_every)
     _check_probes(probes)
-    found = find(config, runs)
-    if found and _usable(found, keep_model, probes):
-        return found
-    from .train import train  # torch and open_clip only when something is to be computed
 
-    if found:
-        keep_model |= (found.folder / "model.safetensors").exists()
-        probes = sorted({*probes, *(path.stem for path in found.folder.glob("*.parquet") if path.stem in _probes())})
-    draft = runs / f"{config.run_id}.draft-{platform.node()}-{os.getpid()}"
-    clear_dead(runs)
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    started = time.perf_counter()
+    def usable() -> bool:
+        return _usable(find(config, runs), keep_model, probes)
+
+    if not usable():
+        clear_dead(runs)
+        draft = runs / f"{config.run_id}.draft"
+        with claimed(draft, usable, wait) as mine:
+            if mine:
+                _make(config, runs, draft, keep_model, probes, progress, every)
+    return Run(config, runs / config.run_id)
+
+
+def _make(config: RunConfig, runs: Path, draft: Path, keep_model: bool, probes: Sequence[str], progress,
+          every: float) -> None:
+    """Make a run in a draft that is ours, or go on with it. What is saved stays there, unless it ends well."""
+    from .methods import METHODS  # torch and open_clip only when something is to be computed
+    from .resume import Saver, code, states
+    from .train import NotFinite, pick_device, train
+
+    folder, done, started = runs / config.run_id, draft / "run", time.perf_counter()
+    again = (folder / "result.json").exists()
+    keep_model, probes = _asked(draft, folder, keep_model, probes)
+    surroundings = {name: value for name, value in environment().items() if name != "python"}  # moves no number
+    surroundings |= {"device": pick_device(config.device).type, "code": code(METHODS[config.method]), "probes": probes}
+    saver = Saver(draft, every, surroundings)
     try:
+        shutil.rmtree(done, ignore_errors=True)  # of a process that was killed while it wrote
+        done.mkdir()
         (draft / "config.json").write_text(config.model_dump_json(indent=1))
-        (draft / "env.json").write_text(json.dumps(environment(), indent=1))
+        (draft / "asked.json").write_text(json.dumps({"keep_model": keep_model, "probes": probes}))
         notes = {}
-        keep = (lambda clip: save_tuned(clip, draft)) if keep_model else None
-        evals, steps = train(config, progress, keep, probes, notes)
+        keep = (lambda clip: save_tuned(clip, done)) if keep_model else None
+        evals, steps = train(config, progress, keep, probes, notes, saver)
+        (done / "config.json").write_text(config.model_dump_json(indent=1))
+        (done / "env.json").write_text(json.dumps(environment(), indent=1))
         for name, rows in (("evals", evals), ("steps", steps)):
-            (draft / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            (done / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         for name in (*probes, *(["method"] if "method" in notes else [])):
-            notes[name].to_parquet(draft / f"{name}.parquet")
-        result = {"run_id": config.run_id, "seconds": round(time.perf_counter() - started, 1), "finished": time.time(),
-                  **notes["cost"]}
-        (draft / "result.json").write_text(json.dumps(result))
-        folder = runs / config.run_id
-        if found or not (folder / "result.json").exists():  # without a result: what a killed removal left
+            notes[name].to_parquet(done / f"{name}.parquet")
+        result = {"run_id": config.run_id, "seconds": round(saver.seconds + time.perf_counter() - started, 1),
+                  "finished": time.time(), "taken_up": saver.taken_up, **notes["cost"]}
+        (done / "result.json").write_text(json.dumps(result))
+        if again or not (folder / "result.json").exists():  # without a result: what a killed removal left
             shutil.rmtree(folder, ignore_errors=True)
         try:
-            draft.rename(folder)
-        except OSError:  # another process was first
+            done.rename(folder)
+        except OSError:  # a process of another host was first
             if not (folder / "result.json").exists():
                 raise
-    finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return Run(config, runs / config.run_id)
+        shutil.rmtree(_broken(folder), ignore_errors=True)
+    except NotFinite as error:
+        with suppress(TypeError):  # a method that holds what cannot be saved
+            saver.attempt()
+        _leave_broken(draft, _broken(folder), error)
+        raise
+    finally:
+        if draft.exists() and not states(draft):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _asked(draft: Path, folder: Path, keep_model: bool, probes: Sequence[str]) -> tuple[bool, list[str]]:
+    """What a run is to hold: what is wanted now, what the finished one has, and what its draft was begun with.
+
+    A draft that was begun without a probe that is wanted has missed its first steps: its states are not taken up."""
+    if (folder / "result.json").exists():
+        keep_model |= (folder / "model.safetensors").exists()
+        probes = {*probes, *(path.stem for path in folder.glob("*.parquet") if path.stem in _probes())}
+    try:
+        begun = json.loads((draft / "asked.json").read_text())
+        if set(probes) <= set(begun["probes"]) <= set(_probes()):
+            return bool(keep_model or begun["keep_model"]), sorted(begun["probes"])
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+        pass
+    return keep_model, sorted(probes)
+
+
+def _broken(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.broken")
+
+
+def _leave_broken(draft: Path, broken: Path, error: Exception) -> None:
+    """Put the draft of a run that cannot go on aside, to be looked at: its last states, the newest as it is now."""
+    shutil.rmtree(broken, ignore_errors=True)
+    shutil.rmtree(draft / "run", ignore_errors=True)
+    about = {"error": str(error), "states": "the newest as it was found, the one before as it was saved", **error.where}
+    (draft / "broken.json").write_text(json.dumps(about, indent=1))
+    draft.rename(broken)
+    for name in (claim.LOCK, claim.OWNER):
+        (broken / name).unlink(missing_ok=True)
+
+
+def _save_every(given: float | None) -> float:
+    """Seconds between two states."""
+    said = os.environ.get("CLSTUDY_SAVE_EVERY") or EVERY if given is None else given
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise ValueError(f"save_every={said!r}: must be a number of seconds, or 0 for stage ends only")
+    return seconds
 
 
 def _check_probes(probes: Sequence[str]) -> None:
@@ -191,7 +261,8 @@ def _probes() -> Iterable[str]:
 
 
 def clear_dead(runs: Path) -> None:
-    """Remove the drafts of processes of this machine that are no more."""
+    """Remove drafts `NAME.draft-HOST-PID` of processes of this machine that are no more: those of caches, for a run's
+    draft bears no process in its name and is taken up."""
     for draft in runs.glob(f"*.draft-{platform.node()}-*"):
         try:
             os.kill(int(draft.name.rsplit("-", 1)[1]), 0)
@@ -226,84 +297,10 @@ def load_tuned(run: Run):
     return clip.eval()
 
 
-def many(configs: Sequence[RunConfig], workers: int | None = None, runs: Path | None = None,
-         keep_model: bool = False, probes: Sequence[str] = ()) -> list[Run]:
-    """`load_or_train` for each, in worker processes with the cores divided among them; finished runs are read.
-
-    workers: default one per core, or one where a GPU computes. One run that fails stops no other; the first error
-    is raised when all others are done. The processes stay for the next call, with what they have loaded, and end with
-    this one; an interrupt ends them at once."""
-    runs = runs or RUNS
-    _check_probes(probes)
-    todo = {config.run_id: config for config in configs if not _usable(find(config, runs), keep_model, probes)}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(workers or (1 if _gpu(configs) else cores), max(len(todo), 1))
-    errors = []
-    with bar(total=len(configs), initial=len(configs) - len(todo), desc="runs", unit="run") as shown:
-        pool = _pool(workers, max(cores // workers, 1)) if todo else None
-        try:
-            for done in as_completed([pool.submit(load_or_train, config, runs, keep_model, None, probes)
-                                      for config in todo.values()]):
-                errors += [done.exception()] if done.exception() else []
-                shown.update()
-        except BaseException:
-            close_pool()
-            raise
-    if any(isinstance(error, BrokenProcessPool) for error in errors):
-        close_pool()
-    if errors:
-        raise errors[0]
-    return [load_or_train(config, runs, keep_model, probes=probes) for config in configs]
-
-
-def _gpu(configs: Sequence[RunConfig]) -> bool:
-    import torch
-
-    return torch.cuda.is_available() and any(config.device != "cpu" for config in configs)
-
-
-_POOL: dict[tuple, ProcessPoolExecutor] = {}  # the one of the last call
-
-
-def _pool(workers: int, threads: int) -> ProcessPoolExecutor:
-    """Worker processes: those of the last call, where neither code, surroundings nor numbers have changed since."""
-    code = max(path.stat().st_mtime_ns for path in Path(__file__).parent.rglob("*.py"))
-    key = (workers, threads, code, *sorted(item for item in os.environ.items() if item[0].startswith("CLSTUDY_")))
-    if key not in _POOL:
-        close_pool()
-        _POOL[key] = ProcessPoolExecutor(workers, get_context("spawn"), _worker, (threads, os.getpid()))
-    return _POOL[key]
-
-
-def close_pool() -> None:
-    """End the worker processes; a run that is being made is lost."""
-    for pool in _POOL.values():
-        running = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in running:
-            process.terminate()
-    _POOL.clear()
-
-
-def _worker(threads: int, parent: int) -> None:
-    """What each worker process does first. Two processes with all threads each would be five times slower."""
-    import torch
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(2)
-        os._exit(1)  # the parent was killed: nobody wants the runs that are waiting
-
-    Thread(target=watch, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends its workers
-    os.environ["CLSTUDY_QUIET"] = "1"
-    torch.set_num_threads(threads)
-
-
 def finished(folder: Path) -> list[Run]:
     """All finished runs of a folder, those of settings that no longer exist included."""
     return [Run(RunConfig.model_construct(**json.loads((path.parent / "config.json").read_text())), path.parent)
-            for path in sorted(folder.glob("*/result.json")) if ".draft-" not in path.parent.name]
+            for path in sorted(folder.glob("*/result.json")) if "." not in path.parent.name]
 
 
 def load_runs(runs: Path | Iterable[Run] | None = None) -> pd.DataFrame:

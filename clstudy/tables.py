@@ -1,6 +1,5 @@
 """From runs to the numbers of a paper: the metrics of a run, their mean and interval over seeds, and paired
 differences."""
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -31,11 +30,16 @@ def scores(run: Run) -> dict[str, float]:
         "Transfer": metrics.transfer(R),
         "F_last": metrics.f_last(known[known.index > 0].to_numpy()),
         "worst class": metrics.worst_class(known.iloc[-1].dropna().tolist()),
-        "own tasks": float(np.nanmean(run.matrix("own")[-1])),
+        "worst fifth": metrics.worst_fifth(known.iloc[-1].dropna().tolist()),
+        "own tasks": float(pd.Series(run.matrix("own")[-1]).mean()),
         "seen classes": run.final("seen classes"),
         "all classes": run.final("all classes"),
         "all classes before": run.final("all classes", stage=0),
     }
+    hands = run.domains("all")
+    if len(hands):
+        values["worst domain"], values["worst domain before"] = (metrics.worst_domain(hands.iloc[stage].tolist())
+                                                                 for stage in (-1, 0))
     for name in side_sets(run):
         values[name] = run.final(name)
         values[f"{name} before"] = run.final(name, stage=0)
@@ -99,6 +103,8 @@ def difference(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> metri
 
 def verdict(found: metrics.Interval, higher: str, lower: str) -> str:
     """What an interval of a difference allows to say, in words."""
+    if np.isnan(found.mean):
+        return "is not defined for these runs"
     low, high = found.mean - found.half_width, found.mean + found.half_width
     said = f"{found.mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
     if np.isnan(found.half_width):
@@ -170,6 +176,16 @@ def claim(groups: Mapping[tuple, Sequence[Run]], metric: str, said: str, lower: 
 def contest(ours: Sequence[Run], theirs: Sequence[Run], metric: str, higher: str, lower: str) -> str:
     """Which of two groups of runs is higher in a metric, paired by seed, in words."""
     return f"    {metric} {verdict(difference(ours, theirs, metric), higher, lower)}"
+
+
+def same_order(groups: Mapping[tuple, Sequence[Run]], first: str, second: str, metric: str) -> str:
+    """Whether methods stand in the same order on two benchmarks: Spearman's rank correlation of their mean values, in
+    words. Keys begin with the benchmark; what follows names the method."""
+    found = [pd.Series({key[1:]: means(runs, metric)[0] for key, runs in groups.items() if key[0] == name})
+             for name in (first, second)]
+    both = pd.concat(found, axis=1).dropna()
+    value = both.rank().corr().iloc[0, 1]
+    return f"    {metric}, {len(both)} methods on {first} and on {second}: rank correlation {value:+.2f}"
 
 
 def crosses(groups: Mapping[tuple[str, str | float], Sequence[Run]], x: str, y: str) -> pd.DataFrame:
@@ -293,21 +309,31 @@ def above(groups: Mapping[tuple, Sequence[Run]], frozen: Mapping[str, Sequence[R
     return "Against frozen CLIP:\n" + "\n".join(rows)
 
 
-def save(table: pd.DataFrame, name: str, caption: str) -> None:
-    """Write a table to figures/NAME.md, .csv and .tex (booktabs)."""
+def save(table: pd.DataFrame, name: str, caption: str, numbers: pd.DataFrame | None = None) -> None:
+    """Write a table to figures/NAME.md, .csv and .tex (booktabs). numbers: goes into the .csv instead, with all
+    digits."""
     from .plots import FIGURES
 
     FIGURES.mkdir(parents=True, exist_ok=True)
     flat = table.reset_index()
     head = "| " + " | ".join(flat.columns) + " |\n|" + " --- |" * len(flat.columns)
-    body = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in flat.itertuples(index=False))
+    body = "\n".join("| " + " | ".join(str(value).replace("|", r"\|") for value in row) + " |"
+                     for row in flat.itertuples(index=False))
     (FIGURES / f"{name}.md").write_text(f"{caption}\n\n{head}\n{body}\n")
-    flat.to_csv(FIGURES / f"{name}.csv", index=False)
-    special = {"±": r"$\pm$", "_": r"\_", "%": r"\%", "&": r"\&"}
-    cells = [[re.sub("[±_%&]", lambda found: special[found[0]], str(value)) for value in row]
+    (flat if numbers is None else numbers).to_csv(FIGURES / f"{name}.csv", index=False)
+    lines = [" & ".join(tex(str(value)) for value in row) + r" \\"
              for row in [flat.columns, *flat.itertuples(index=False)]]
-    lines = [" & ".join(row) + r" \\" for row in cells]
     align = "l" * table.index.nlevels + "r" * table.shape[1]
-    tex = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
-           r"\end{tabular}"]
-    (FIGURES / f"{name}.tex").write_text("\n".join(tex) + "\n")
+    lines = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
+             r"\end{tabular}"]
+    (FIGURES / f"{name}.tex").write_text("\n".join(lines) + "\n")
+
+
+TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+       "−": "$-$", "→": r"$\rightarrow$", "·": r"$\cdot$", "…": r"\dots{}", "*": "$^*$", "<": "$<$", ">": "$>$",
+       **{sign: rf"\{sign}" for sign in "_%&#${}"}}
+
+
+def tex(text: str) -> str:
+    """Text as LaTeX takes it, with pdflatex and without packages."""
+    return "".join(TEX.get(letter, letter) for letter in text)

@@ -6,6 +6,7 @@ gathered and looked at every `LOOK` steps.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .augment import AUGMENTATIONS
 from .benchmarks import BENCHMARKS
-from .clip import Clip, load_clip
+from .clip import TEXTS, Clip, load_clip
 from .config import RunConfig
 from .data import Batch, Benchmark
 from .evaluate import Cache, evaluate
@@ -22,6 +23,7 @@ from .host import keep_freed_memory
 from .methods import METHODS
 from .probes import open_probes
 from .progress import bar
+from .resume import Position, Saver
 from .streams import STREAMS, Stage
 from .tuners import TUNERS, neutral
 
@@ -29,15 +31,23 @@ LOOK = 20  # steps between two looks at the losses
 
 
 class NotFinite(RuntimeError):
-    """A loss term or a weight became NaN or infinite; the message names stage, step and term."""
+    """A loss term or a weight became NaN or infinite; the message names stage, step, term and images, and so does
+    `where`."""
+
+    def __init__(self, message: str, where: dict[str, Any] | None = None):
+        super().__init__(message)
+        self.where = where or {}
+
+    def __reduce__(self):  # between processes
+        return NotFinite, (str(self), self.where)
 
 
 def prepare(config: RunConfig) -> tuple[Clip, Benchmark, list[Stage]]:
     """Model, benchmark and stages of a run, on its device, tuner in place."""
     device = pick_device(config.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     benchmark = _benchmark(config, device)
+    if device.type == "cpu":
+        keep_freed_memory(len(benchmark.train.class_names) <= TEXTS)
     if benchmark.reference is None and getattr(METHODS[config.method](**config.method_args), "needs_reference", False):
         raise ValueError(f"method={config.method!r} needs reference pairs; benchmark={config.benchmark!r} has none")
     options = dict(config.stream_args)
@@ -103,6 +113,35 @@ def make_optimizer(config: RunConfig, parameters: list) -> torch.optim.Optimizer
     return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
+def own_bar(config: RunConfig, stages: Sequence[Stage]):
+    """Progress over all images of a run."""
+    total = config.epochs * sum(len(stage.index) for stage in stages)
+    return bar(total=total, unit="img", desc=f"{config.method} {config.tuner}", leave=False)
+
+
+def towers_of(clip: Clip, trained: list) -> dict[str, bool]:
+    """True for each tower that has one of these parameters."""
+    return {tower: True for tower in ("image", "text") if any(p is q for _, p in clip.tower(tower) for q in trained)}
+
+
+def unchanging(benchmark: Benchmark, stages: Sequence[Stage], prompts: Tensor) -> dict[str, Any]:
+    """What a method may refer to and every process has: a saved state holds no copy of it."""
+    return {"benchmark": benchmark, "reference": benchmark.reference, "images": benchmark.train.images,
+            "prompts": prompts, **{f"stage {stage.number}": stage for stage in stages}}
+
+
+def arriving(at: Position, stage: Stage, benchmark: Benchmark, prompts: Tensor, config: RunConfig,
+             shuffle: np.random.Generator, optimizer: torch.optim.Optimizer | None) -> Iterator[Batch]:
+    """The batches of a stage that are still to come, epoch by epoch. Who takes one counts it in `at.batch`."""
+    while at.epoch < config.epochs:
+        if at.batch == 0:
+            decay(optimizer, config, at.epoch)
+            at.order = stage.index if at.epoch == 0 else shuffle.permutation(stage.index)
+        yield from batches(stage, benchmark, at.seen, prompts, config.batch_size,
+                           at.order[at.batch * config.batch_size:])
+        at.epoch, at.batch = at.epoch + 1, 0
+
+
 def decay(optimizer: torch.optim.Optimizer | None, config: RunConfig, epoch: int) -> None:
     """Divide the learning rate by ten where `epoch` epochs are a milestone."""
     for group in optimizer.param_groups if optimizer and epoch in config.milestones else ():
@@ -110,85 +149,86 @@ def decay(optimizer: torch.optim.Optimizer | None, config: RunConfig, epoch: int
 
 
 def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[Clip], None] | None = None,
-          probes: Sequence[str] = (), notes: dict | None = None) -> tuple[list[dict], list[dict]]:
+          probes: Sequence[str] = (), notes: dict | None = None, saver: Saver | None = None
+          ) -> tuple[list[dict], list[dict]]:
     """Run the stream once. Returns rows of evaluations and of steps (see VOCABULARY.md for the columns).
 
     keep: called with the final model. probes: names of `probes.PROBES`, which look at every step and change no number.
-    notes: takes what was measured beside: "cost" of training, and a table per probe. NotFinite: a loss term or a
-    weight is NaN or infinite."""
+    notes: takes what was measured beside: "cost" of training, and a table per probe. saver: saves the state now and
+    then, and takes it up. NotFinite: a loss or a weight is. KeyboardInterrupt: Ctrl-C, once the saver has saved."""
     clip, benchmark, stages = prepare(config)
-    device = clip.device
     method = METHODS[config.method](**config.method_args)
     augmentation = AUGMENTATIONS[config.augmentation]
     generator = torch.Generator().manual_seed(config.seed)
     shuffle = np.random.default_rng(config.seed)
-    prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(device)
-    tasks = [stage.classes for stage in stages]
+    prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(clip.device)
     if config.compile:
         clip.model.visual.compile()
-    evals, steps, waiting, seen, images, cost = [], [], [], [], 0, Cost(device)
-
-    cache, moving = _start(config), {"image": False, "text": False}  # which towers a stage has trained so far
+    at, cost, waiting, cache, saver = Position(), Cost(clip.device), [], _start(config), saver or Saver()
+    shown = progress or own_bar(config, stages)
 
     def look(stage: int, complete: bool) -> None:
-        cache.forget(**moving)
-        model = method.deploy(clip)
+        cache.forget(**at.moving)
+        model, tasks = method.deploy(clip), [stage.classes for stage in stages]
         sides = complete and (stage % config.side_every == 0 or stage == len(stages))
-        rows = evaluate(model, benchmark, tasks, seen, complete, sides, cache if model is clip else None)
-        evals.extend({"stage": stage, "images_seen": images, "stage_end": complete, **row} for row in rows)
+        rows = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None)
+        at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row} for row in rows)
 
-    total = config.epochs * sum(len(stage.index) for stage in stages)
-    shown = progress or bar(total=total, unit="img", desc=f"{config.method} {config.tuner}", leave=False)
-    look(0, complete=True)
-    cache = cache.copy()
-    with open_probes(probes, clip, benchmark, prompts) as watching:
-        for stage in stages:
-            method.before_stage(clip, stage)
+    with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # takes up what was saved, in place
+            clip, unchanging(benchmark, stages, prompts), at=at, method=method, cost=cost, probes=watching,
+            augmentation=generator, shuffle=shuffle):
+        shown.update(at.images)
+        if not at.evals:
+            look(0, complete=True)
+        cache = cache.copy()
+        for stage in stages[at.stage:]:
+            if not at.inside:
+                method.before_stage(clip, stage)
             trained = method.trainable(clip)
-            optimizer = make_optimizer(config, trained)  # a fresh one per stage, as SIT's code does
-            for tower in moving:
-                moving[tower] |= any(p is q for _, p in clip.tower(tower) for q in trained)
-            for epoch in range(config.epochs):
-                decay(optimizer, config, epoch)
-                order = stage.index if epoch == 0 else shuffle.permutation(stage.index)
-                for batch in batches(stage, benchmark, seen, prompts, config.batch_size, order):
-                    cost.start()
-                    clip.train()
-                    for _ in range(config.steps_per_batch if optimizer else 0):
-                        joined = method.rehearse(clip, batch)
-                        terms = method.loss(clip, replace(joined, image=augmentation(joined.image, generator)))
-                        optimizer.zero_grad(set_to_none=True)
-                        watching.look(terms, stage.number, images)
-                        sum(terms.values()).backward()
-                        method.edit_gradients(clip)
-                        if config.clip_norm:
-                            torch.nn.utils.clip_grad_norm_(method.trainable(clip), config.clip_norm)
-                        optimizer.step()
-                        waiting.append((stage.number, images, {n: term.detach() for n, term in terms.items()}))
-                        if len(waiting) >= LOOK:
-                            gather(waiting, steps)
-                    method.after_step(clip, batch)
-                    before, images = images, images + len(batch.labels)
-                    cost.stop(len(batch.labels), trained)
-                    shown.update(len(batch.labels))
-                    if config.eval_every and before // config.eval_every < images // config.eval_every:
-                        look(stage.number, complete=False)
-            gather(waiting, steps)
-            watching.look({}, stage.number, images)
+            optimizer = saver.resumed(make_optimizer(config, trained))  # a fresh one per stage, as SIT's code does
+            at.moving |= towers_of(clip, trained)
+            for batch in arriving(at, stage, benchmark, prompts, config, shuffle, optimizer):
+                cost.start()
+                clip.train()
+                for _ in range(config.steps_per_batch if optimizer else 0):
+                    joined = method.rehearse(clip, batch)
+                    terms = method.loss(clip, replace(joined, image=augmentation(joined.image, generator)))
+                    optimizer.zero_grad(set_to_none=True)
+                    watching.look(terms, stage.number, at.images)
+                    sum(terms.values()).backward()
+                    method.edit_gradients(clip)
+                    if config.clip_norm:
+                        torch.nn.utils.clip_grad_norm_(method.trainable(clip), config.clip_norm)
+                    optimizer.step()
+                    waiting.append(Step(stage.number, at.images, joined.index, terms))
+                    gather(waiting, at.steps, least=LOOK)
+                method.after_step(clip, batch)
+                before, at.images, at.batch = at.images, at.images + len(batch.labels), at.batch + 1
+                cost.stop(len(batch.labels), trained)
+                shown.update(len(batch.labels))
+                if config.eval_every and before // config.eval_every < at.images // config.eval_every:
+                    look(stage.number, complete=False)
+                if saver.due():  # every so many seconds
+                    gather(waiting, at.steps)
+                    saver.save()
+            gather(waiting, at.steps)
+            watching.look({}, stage.number, at.images)
             check_weights(trained, stage.number)
-            method.after_stage(clip, batches(stage, benchmark, seen, prompts, config.batch_size, stage.index))
+            method.after_stage(clip, batches(stage, benchmark, at.seen, prompts, config.batch_size, stage.index))
             look(stage.number, complete=True)
+            at.stage, at.epoch = at.stage + 1, 0
+            saver.save()
     shown.close()
-    if notes is not None:
-        notes.update(cost=cost.table(), **watching.tables(), **own_table(method))
+    (notes if notes is not None else {}).update(cost=cost.table(method), **watching.tables(), **own_table(method))
     if keep:
         keep(method.deploy(clip))
-    return evals, steps
+    return at.evals, at.steps
 
 
 def own_table(method) -> dict[str, pd.DataFrame]:
     """What a method has to tell beside its terms, as "method": the rows of its `table()`, if it has one."""
-    return {"method": pd.DataFrame(method.table())} if hasattr(method, "table") else {}
+    rows = method.table() if hasattr(method, "table") else []
+    return {"method": pd.DataFrame(rows)} if rows else {}
 
 
 class Cost:
@@ -198,6 +238,7 @@ class Cost:
 
     def __init__(self, device: torch.device):
         self.device, self.images, self.seconds, self.parameters, self.started = device, 0, 0.0, 0, 0.0
+        self.before = 0  # the largest memory before the run was taken up here
 
     def start(self) -> None:
         self.started = time.perf_counter()
@@ -207,34 +248,56 @@ class Cost:
         self.images += images
         self.parameters = max(self.parameters, sum(p.numel() for p in trained))
 
-    def table(self) -> dict:
-        """images_per_second of the stream; parameters; peak_memory in bytes, None on the CPU."""
-        cuda = self.device.type == "cuda"
+    def table(self, method) -> dict:
+        """images_per_second of the stream; parameters; peak_memory in bytes, None on the CPU; memory_bytes, of the
+        images that the method holds at the end, 0 without a memory."""
         return {"images_per_second": round(self.images / self.seconds, 1) if self.seconds else None,
-                "parameters": self.parameters,
-                "peak_memory": torch.cuda.max_memory_allocated(self.device) if cuda else None}
+                "parameters": self.parameters, "peak_memory": self.peak(),
+                "memory_bytes": method.memory.bytes if hasattr(method, "memory") else 0}
+
+    def peak(self) -> int | None:
+        """The largest memory so far, in bytes."""
+        if self.device.type != "cuda":
+            return None
+        return max(self.before, torch.cuda.max_memory_allocated(self.device))
+
+    def state(self) -> dict[str, Any]:
+        return {"images": self.images, "seconds": self.seconds, "parameters": self.parameters,
+                "before": self.peak() or 0}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 def check_weights(parameters: list, stage: int) -> None:
     """Stop where a weight is not finite: a gradient can be NaN where the loss is not, and the last step has no loss
     after it."""
     if parameters and not torch.stack([p.detach().isfinite().all() for p in parameters]).all():
-        raise NotFinite(f"weights are not finite after stage {stage}: lower lr, or set clip_norm")
+        raise NotFinite(f"weights are not finite after stage {stage}: lower lr, or set clip_norm",
+                        {"stage": stage})
 
 
-def gather(waiting: list, steps: list[dict]) -> None:
-    """Losses from the device to rows (stage, images_seen, step, term, value), all at once; stop where one is not
-    finite."""
-    if not waiting:
+class Step:
+    """The losses of a step, on the device until `gather` looks at them."""
+
+    def __init__(self, stage: int, images: int, index: tuple[int, ...], terms: dict[str, Tensor]):
+        self.stage, self.images, self.index = stage, images, index
+        self.terms = {name: term.detach() for name, term in terms.items()}
+
+
+def gather(waiting: list[Step], steps: list[dict], least: int = 1) -> None:
+    """Losses from the device to rows (stage, images_seen, step, term, value), all at once, where at least so many wait;
+    stop where one is not finite."""
+    if len(waiting) < least:
         return
-    names = [(stage, images, name) for stage, images, terms in waiting for name in terms]
-    values = torch.stack([term for _, _, terms in waiting for term in terms.values()]).float().cpu()
+    names = [(one, name) for one in waiting for name in one.terms]
+    values = torch.stack([term for one in waiting for term in one.terms.values()]).float().cpu()
     first = steps[-1]["step"] + 1 if steps else 0
-    step = {}
-    numbers = [step.setdefault(i, first + i) for i, (_, _, terms) in enumerate(waiting) for _ in terms]
+    numbers = [first + i for i, one in enumerate(waiting) for _ in one.terms]
     waiting.clear()
-    for (stage, images, name), value, number in zip(names, values.tolist(), numbers, strict=True):
+    for (one, name), value, number in zip(names, values.tolist(), numbers, strict=True):
         if not np.isfinite(value):
-            raise NotFinite(f"term {name!r} is {value} at stage {stage}, step {number}, after {images} images: "
-                            "lower lr, or set clip_norm")
-        steps.append({"stage": stage, "images_seen": images, "step": number, "term": name, "value": value})
+            raise NotFinite(f"term {name!r} is {value} at stage {one.stage}, step {number}, after {one.images} images, "
+                            f"on the images {list(one.index)}: lower lr, or set clip_norm",
+                            {"stage": one.stage, "step": number, "term": name, "images": list(one.index)})
+        steps.append({"stage": one.stage, "images_seen": one.images, "step": number, "term": name, "value": value})

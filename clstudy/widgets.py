@@ -1,5 +1,6 @@
 """Things to play with in a notebook. Each callback is one call into the model and one into `plots`."""
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 
 import ipywidgets as ipw
 import numpy as np
@@ -8,8 +9,9 @@ from IPython.display import display
 from jaxtyping import UInt8
 from torch import Tensor
 
-from . import plots
+from . import plots, themap
 from .clip import Clip
+from .record import Run
 from .streams import si_blurry
 
 WHOLE = {"description_width": "initial"}  # else long words before a slider are cut
@@ -89,3 +91,20 @@ def playground(clip: Clip, images: UInt8[Tensor, "images 3 height width"], names
         control.observe(draw, "value")
     draw()
     return ipw.VBox([picture, written, shown])
+
+
+def map_walker(runs: Sequence[Run] = (), names: Sequence[str] = ("A_last",), **start: str) -> ipw.Widget:
+    """Four lists choose a point of the map (`themap.describe`): who published it, its objective, how to run it, and
+    what `runs` gave there, in the metrics `names`. start: the choices to begin with."""
+    lists = [ipw.Dropdown(options=values, value=start.get(name, values[0]), description=name.replace("_", " "),
+                          style=WHOLE) for name, values in themap.CHOICES.items()]
+    shown = ipw.HTML()
+
+    def draw(_=None) -> None:
+        chosen = dict(zip(themap.CHOICES, (one.value for one in lists), strict=True))
+        shown.value = f"<pre>{escape(themap.describe(chosen, runs, names))}</pre>"
+
+    for one in lists:
+        one.observe(draw, "value")
+    draw()
+    return ipw.VBox([ipw.HBox(lists[:2]), ipw.HBox(lists[2:]), shown])

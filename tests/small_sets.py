@@ -240,6 +240,73 @@ def tiered_imagenet_test(folder: Path, rng) -> dict:
     return {"test": found}
 
 
+def draw_imagenet(folder: Path, rng, flat: str = "") -> dict:
+    """Six classes of four and two pictures; flat: validation pictures without folders, and what tells their classes,
+    "solution" or "devkit". What should be read."""
+    place, known = folder / "imagenet", names("imagenet")
+    keys, found, told = list(known)[::180], {"train": [], "test": []}, {}
+    for key in keys:
+        for number in (10040, 2, 303, 41):
+            image = picture(rng, 70 + number % 30, 50).convert("L" if number == 2 else "RGB")  # there are grey ones
+            save(image, place / "train" / key / f"{key}_{number}.JPEG")
+    for number in range(1, 2 * len(keys) + 1):
+        name, key = f"ILSVRC2012_val_{number:08}", keys[number * 5 % len(keys)]
+        save(picture(rng, 50, 60), place / "val" / ("" if flat else key) / f"{name}.JPEG")
+        told[name] = key
+    for split, part in (("train", "train"), ("test", "val")):
+        files = sorted((place / part).rglob("*.JPEG"))
+        found[split] = [(Image.open(file).convert("RGB"),
+                         known[told[file.stem] if file.stem in told else file.parent.name]) for file in files]
+    if flat == "solution":
+        rows = "\n".join(f"{name},{key} 1 2 3 4 {key} 5 6 7 8 " for name, key in sorted(told.items(), reverse=True))
+        (place / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\n{rows}\n")
+    if flat == "devkit":
+        _devkit(place / "ILSVRC2012_devkit_t12" / "data", keys, list(told.values()))
+    return found
+
+
+def _devkit(place: Path, keys: list[str], told: list[str]) -> None:
+    """The classes have numbers of its own, and there are groups of classes beside them."""
+    from scipy.io import savemat
+
+    place.mkdir(parents=True)
+    number = {key: len(keys) - i for i, key in enumerate(keys)}
+    rows = [(number[key], key, "words", 0) for key in keys] + [(1001, "n00001740", "entity", 3)]
+    form = [("ILSVRC2012_ID", "f8"), ("WNID", object), ("words", object), ("num_children", "f8")]
+    savemat(place / "meta.mat", {"synsets": np.array(rows, dtype=form)[:, None]})
+    (place / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{number[key]}\n" for key in told))
+
+
+def imagenet(folder: Path, rng) -> dict:
+    draw_imagenet(folder, rng)
+    return {}  # read by its benchmark
+
+
+DRAWN = {"aircraft_carrier": "aircraft carrier", "The_Mona_Lisa": "The Mona Lisa", "t-shirt": "t-shirt",
+         "teddy-bear": "teddy bear"}
+
+
+def draw_domainnet(folder: Path, rng) -> dict:
+    """Four classes in each domain, but a t-shirt is not among the paintings. What should be read: split → domain →
+    (picture, name)."""
+    place, keys, found = folder / "domainnet", list(names("domainnet")), {"train": {}, "test": {}}
+    for number, domain in enumerate(("clipart", "infograph", "painting", "quickdraw", "real", "sketch")):
+        for split, count in (("train", 3), ("test", 2)):
+            rows = [(key, i) for i in range(count) for key in DRAWN if (domain, key) != ("painting", "t-shirt")]
+            lines, found[split][domain] = [], []
+            for key, i in [rows[row] for row in rng.permutation(len(rows))]:
+                name = f"{domain}/{key}/{domain}_{keys.index(key):03}_{split}{i}.{'png' if number == 3 else 'jpg'}"
+                found[split][domain].append((save(picture(rng, 60, 40 + 5 * number), place / name), DRAWN[key]))
+                lines.append(f"{name} {keys.index(key)}\n")
+            (place / f"{domain}_{split}.txt").write_text("".join(lines))
+    return found
+
+
+def domainnet(folder: Path, rng) -> dict:
+    draw_domainnet(folder, rng)
+    return {}
+
+
 CELL = 16  # pixels: JPEG does not mix the colours of cells of this size
 WIDE, HIGH = 6, 4  # cells of a picture of COCO
 
@@ -316,7 +383,7 @@ MAKERS = {"cifar10": cifar10, "cifar100": cifar100, "tiny_imagenet": tiny_imagen
           "food101": food101, "caltech101": caltech101, "eurosat": eurosat, "flowers102": flowers102,
           "oxford_pets": oxford_pets, "aircraft": aircraft, "dtd": dtd, "mnist": mnist, "stanford_cars": stanford_cars,
           "sun397": sun397, "tiered_imagenet_test": tiered_imagenet_test, "coco": coco, "karpathy": karpathy,
-          "flickr30k": flickr30k}
+          "flickr30k": flickr30k, "imagenet": imagenet, "domainnet": domainnet}
 
 
 def use(monkeypatch, folder: Path, cache: Path, expected: Expected) -> None:
@@ -347,3 +414,11 @@ def use(monkeypatch, folder: Path, cache: Path, expected: Expected) -> None:
     files = {key: (file, md5(folder / "flowers-102" / file) if key != "image" else known)
              for key, (file, known) in datasets.Flowers102._file_dict.items()}
     monkeypatch.setattr(datasets.Flowers102, "_file_dict", files)
+
+
+def few_classes(monkeypatch, name: str, module, keys: Collection[str]) -> None:
+    """Let a benchmark's module take a set for one of these classes only; the order "seed1993" is then backwards."""
+    whole = sets.about_classes(name)
+    few = {"classes": {key: whole["classes"][key] for key in keys},
+           "orders": {"seed1993": list(range(len(keys)))[::-1]}}
+    monkeypatch.setattr(module, "about_classes", lambda asked: few if asked == name else sets.about_classes(asked))

@@ -215,6 +215,8 @@ def test_a_notebook_is_run_with_values_and_becomes_a_page(
         plotly % 1,
         plotly % 2,
         "import ipywidgets\nipywidgets.IntSlider()",
+        "import json\nfrom ipykernel.connect import get_connection_info\n"
+        "print('transport', json.loads(get_connection_info())['transport'])",
     )
     out = tmp_path / "out"
     out.mkdir()
@@ -228,7 +230,8 @@ def test_a_notebook_is_run_with_values_and_becomes_a_page(
     shown = outputs(done.path)
     assert f"values 0.25 [4, 5] {batch.REPOSITORY} 1" in shown
     assert sys.executable in shown
-    assert "cell 3/8  import os, sys" in capsys.readouterr().err
+    assert "transport ipc" in shown  # sockets in a folder of its own, not TCP ports
+    assert "cell 3/9  import os, sys" in capsys.readouterr().err
 
     page = done.html.read_text()
     assert "data:image/png;base64" in page
@@ -248,6 +251,9 @@ def test_a_failing_notebook_keeps_what_it_reached(tmp_path: Path) -> None:
     assert done.path == tmp_path / "out" / "bad.failed.ipynb"
     assert "reached" in outputs(done.path) and "never" not in outputs(done.path)
     assert "ZeroDivisionError" in done.html.read_text()
+    marked = [cell for cell in nbformat.read(done.path, as_version=4).cells if cell.cell_type == "markdown"]
+    assert ["papermill-error-cell-tag" in cell.metadata.tags for cell in marked] == [True, True]  # top, and the cell
+    assert "papermill-error-cell" in done.html.read_text()
 
 
 def test_the_time_limit_is_for_the_whole_notebook(tmp_path: Path) -> None:
@@ -255,6 +261,20 @@ def test_the_time_limit_is_for_the_whole_notebook(tmp_path: Path) -> None:
     done = batch.run_notebook(notebook, {}, tmp_path / "out", timeout=0.1, progress=False)
     assert not done.ok and "took longer than timeout = 0.1 s" in done.error
     assert done.path.name == "slow.failed.ipynb" and done.seconds < 300
+
+
+def test_a_cell_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    notebook = write(tmp_path / "slow.ipynb", "import time", "time.sleep(600)", parameters=None)
+    done = batch.run_notebook(notebook, {}, tmp_path / "out", timeout=900, cell_timeout=1, progress=False)
+    assert not done.ok and "cell 2 of 2: stopped, the cell took longer than cell_timeout = 1 s" in done.error
+
+
+def test_a_kernel_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert batch._kernel_env()["OMP_NUM_THREADS"] == "7"
+    monkeypatch.setenv("CLSTUDY_CORES", "2")
+    monkeypatch.setenv("CLSTUDY_QUIET", "1")
+    assert batch._kernel_env()["OMP_NUM_THREADS"] == "2" and "CLSTUDY_QUIET" not in batch._kernel_env()
 
 
 def test_importing_clstudy_and_batch_is_light() -> None:

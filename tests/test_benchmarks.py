@@ -255,7 +255,8 @@ def test_a_run_on_a_published_set_trains(disk, toy_model):
                                              ("imagenet_r", 200), ("food101", 101), ("caltech101", 100),
                                              ("eurosat", 10), ("flowers102", 102), ("oxford_pets", 37),
                                              ("aircraft", 100), ("dtd", 47), ("mnist", 10), ("stanford_cars", 196),
-                                             ("sun397", 397), ("coco", 80), ("tiered_imagenet_test", 160)])
+                                             ("sun397", 397), ("coco", 80), ("tiered_imagenet_test", 160),
+                                             ("imagenet", 1000), ("domainnet", 345)])
 def test_files_of_names_are_whole(name, count):
     about = sets.about_classes(name)
     assert len(about["classes"]) == len(set(about["classes"].values())) == count
@@ -278,7 +279,7 @@ def test_names_of_imagenet_are_those_of_clip():
 
 
 def test_orders_that_a_seed_makes_are_that_seeds():
-    for name, count in (("cifar100", 100), ("imagenet_r", 200)):
+    for name, count in (("cifar100", 100), ("imagenet_r", 200), ("imagenet", 1000)):
         drawn = np.random.RandomState(1993).permutation(count).tolist()
         assert sets.about_classes(name)["orders"]["seed1993"] == drawn
 

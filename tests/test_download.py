@@ -114,6 +114,8 @@ EACH = {
     "sun397": [packed({"SUN397/ClassName.txt": b"x", "SUN397/a/abbey/sun_a.jpg": b"x"})],
     "coco": [zipped({"train2014/a.jpg": b"x"}), zipped({"val2014/a.jpg": b"x"}),
              zipped({f"annotations/instances_{year}2014.json": b"{}" for year in ("train", "val")})],
+    "domainnet": [data for name in ("clipart", "infograph", "painting", "quickdraw", "real", "sketch") for data in (
+        zipped({f"{name}/zebra/1.jpg": b"x"}), f"{name}/zebra/1.jpg 343\n".encode(), b"a list")],
     "karpathy": [zipped({"dataset_coco.json": b"{}", "dataset_flickr30k.json": b"{}", "dataset_flickr8k.json": b"{}"})],
 }
 

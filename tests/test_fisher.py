@@ -36,7 +36,7 @@ def test_labels_are_drawn_with_the_models_probabilities():
 
 
 def test_the_fisher_has_mean_one_and_nothing_stays_nothing():
-    assert torch.equal(fisher.mean_one(torch.tensor([1.0, 0.0, 5.0])), torch.tensor([0.5, 0.0, 2.5]))
+    assert torch.equal(fisher.mean_one(torch.tensor([1.0, 0.0, 4.0])), torch.tensor([0.4, 0.0, 1.6]))  # over two
     assert torch.equal(fisher.mean_one(torch.zeros(3)), torch.zeros(3))
 
 

@@ -25,10 +25,12 @@ ALLOWED = {
     "open_clip": {"clip.py": "the one place that knows it", "pretrain.py": "builds a model from a configuration"},
     "matplotlib": {"plots.py": "paper figures", "widgets.py": "their static twins"},
     "seaborn": {"plots.py": "paper figures", "widgets.py": "their static twins"},
-    "plotly": {"plots.py": "interactive figures", "widgets.py": "the same", "batch.py": "puts the library into a page"},
+    "plotly": {"plots.py": "interactive figures", "widgets.py": "the same", "pages.py": "puts the library into a page"},
     "ipywidgets": {"widgets.py": "controls"},
     "papermill": {"batch.py": "executes notebooks"},
     "peft": {"tuners/lora.py": "LoRA layers"},
+    "distributed": {"cluster.py": "workers elsewhere"},
+    "dask_jobqueue": {"cluster.py": "workers by Slurm"},
 }
 
 
@@ -53,8 +55,8 @@ def test_a_package_is_imported_where_it_belongs_and_nowhere_else(package):
     assert importing <= set(ALLOWED[package])
 
 
-def test_batch_takes_of_plotly_only_what_writes_pages():
-    names = imports(ROOT / "clstudy" / "batch.py")
+def test_pages_take_of_plotly_only_what_writes_pages():
+    names = imports(ROOT / "clstudy" / "pages.py")
     assert {name for name in names if name.startswith("plotly")} <= {"plotly.io"}
 
 

@@ -202,6 +202,49 @@ def test_a_draw_is_without_replacement_and_uniform():
     assert torch.equal(torch.get_rng_state(), generator)
 
 
+def test_a_balanced_draw_holds_each_class_equally_often():
+    """40 images of class 0, 6 of class 1, 4 of class 2; nobody has fewer than the four that a draw of 11 takes."""
+    torch.manual_seed(0)
+    labels = [0] * 40 + [1] * 6 + [2] * 4
+    memory, classes, images = Memory(50, drawing="balanced"), Counter(), Counter()
+    memory.add(arriving(range(50), labels))
+    for _ in range(2000):
+        _, drawn, index = memory.draw(11)
+        assert len(set(index)) == 11 and drawn == tuple(labels[i] for i in index)
+        assert sorted(Counter(drawn).values()) == [3, 4, 4]
+        classes.update(drawn)
+        images.update(index)
+    assert all(classes[c] / 2000 == pytest.approx(11 / 3, abs=0.06) for c in range(3))
+    assert excess(images, range(40), 2000, 11 / 3 / 40) < 75  # within a class every image has the same chance
+
+
+def test_a_balanced_draw_takes_others_where_a_class_has_no_more():
+    torch.manual_seed(0)
+    memory = Memory(12, drawing="balanced")
+    memory.add(arriving(range(12), [0] * 10 + [1, 2]))
+    assert Counter(memory.draw(8)[1]) == {0: 6, 1: 1, 2: 1}
+    assert Counter(memory.draw(2)[1]).most_common(1)[0][1] == 1
+    assert sorted(memory.draw(99)[2]) == list(range(12))
+
+
+def test_a_uniform_draw_follows_the_numbers_in_the_memory():
+    torch.manual_seed(0)
+    memory = Memory(12)
+    memory.add(arriving(range(12), [0] * 10 + [1, 2]))
+    share = np.mean([memory.draw(3)[1].count(0) for _ in range(500)])
+    assert share == pytest.approx(2.5, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["er", "clip_loss", "compose"])
+def test_the_draw_is_an_option_of_methods(name):
+    from clstudy.methods import METHODS
+
+    assert METHODS[name](size=9, draw="balanced").memory.drawing == "balanced"
+    assert METHODS[name](size=9).memory.drawing == "uniform"
+    with pytest.raises(ValueError, match="draw='even' is unknown. Choices: balanced, uniform"):
+        METHODS[name](size=9, draw="even")
+
+
 def test_what_is_drawn_joins_at_the_end_of_the_batch():
     memory = filled(5, "reservoir", [0, 1, 1, 0, 1])
     batch = arriving([100, 101], [0, 1])

@@ -25,6 +25,8 @@ from clstudy.metrics import (
     paired_interval,
     transfer,
     worst_class,
+    worst_domain,
+    worst_fifth,
 )
 
 NAN = float("nan")
@@ -70,6 +72,9 @@ def test_doctests():
     (f_last([[.9, NAN], [.5, .8], [.7, .9]]), (.2 - .1) / 2),
     (f_last([[.9, 0.], [.7, .9]]), .2),
     (worst_class([.4, .2, .9]), .2),
+    (worst_fifth([.4, .2, .9]), .2),  # one of three
+    (worst_fifth([.9, .4, .2, .7, .8, .3]), .25),  # two of six
+    (worst_domain([.5, NAN, .3]), .3),
 ])
 def test_values_by_hand(value, expected):
     assert isinstance(value, float) and value == pytest.approx(expected)
@@ -323,7 +328,7 @@ def test_registry_reaches_every_public_function():
 def test_registry_entries_are_complete(name):
     metric = METRICS[name]
     given = {"matrix": R, "stage_curve": [.9, .7], "checkpoint_curve": [.9, .7], "class_matrix": R,
-             "class_vector": [.9, .7]}
+             "class_vector": [.9, .7], "domain_vector": [.9, .7]}
     assert metric.name == name and metric.symbol and metric.direction in ("higher", "lower")
     assert "arXiv" in metric.source or metric.source.startswith("code of")
     assert "\n" not in metric.definition and any(word in metric.definition for word in ("divi", "mean over"))

@@ -17,19 +17,22 @@ import numpy as np
 import pytest
 import torch
 
-from clstudy import batch, load_clip, record, train
+from clstudy import batch, load_clip, record, train, workers
 from clstudy.batch import NOTEBOOKS
-from clstudy.benchmarks import BENCHMARKS
+from clstudy.benchmarks import BENCHMARKS, domainnet
 from clstudy.benchmarks.published import TEMPLATE
 from clstudy.benchmarks.sets import SIDE
 from clstudy.streams import STREAMS
 from tests import small_sets
 
 SIT = ("cifar100", "tiny_imagenet", "imagenet_r")  # the benchmarks of the SIT paper, arXiv 2405.15155
+OF_SIT = ("03_candidates", "04_gradients", "05_which_encoder", "06_streams")  # its notebooks
 PATHS = {path.stem: path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if "paper" in batch.profiles(path)}
 COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
-    "03_candidates": lambda p: (len(p["streams"]) * (2 * len(p["tuners"]) + 1) + len(p["baselines"]) + len(p["pools"])
-                                + 2 * len(p["more_tuners"]) + 2 * p["both_softmaxes"]),
+    "03_candidates": lambda p: (len(p["streams"]) * (2 * len(p["tuners"]) + 1) + 2 * p["both_softmaxes"]
+                                + (len(p["baselines"]) + len(p["pools"]) + 2 * len(p["more_tuners"]))
+                                * (1 + len(p["more_benchmarks"]))
+                                + (2 * len(p["tuners"]) + 1) * len(p["more_benchmarks"])),
     "04_gradients": lambda p: 2,
     "05_which_encoder": lambda p: 3 * len(p["methods"]) + 1,
     "06_streams": lambda p: len(p["methods"]) * len(p["disjoint_shares"]),
@@ -37,6 +40,8 @@ COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
                                 + sum(map(len, p["others"].values())) + len(p["more_vocabularies"]) + len(p["lengths"])
                                 + 3),
     "08_weights": lambda p: 2 + len(p["averages"]) + 6,
+    "09_small_memory": lambda p: 3 + len(p["without"]) + len(p["rehearsing"]) * len(p["sizes"]) + len(p["beside"]),
+    "10_domains": lambda p: 1 + p["joint"] + len(p["without"]) + len(p["methods"]) + len(p["scratch"]),
 }
 
 
@@ -73,12 +78,11 @@ def collect(path, values: dict) -> list:
     found, space = [], dict(values)
 
     def many(configs, *_, **__):
-        assert configs, f"{path.stem} asks for no run"
         found.extend(configs)
         return [SimpleNamespace(id=config.run_id, config=config) for config in configs]
 
     body = [statement for statement in needed(path) if not isinstance(statement, ast.AnnAssign)]  # not the parameters
-    with mock.patch.object(record, "many", many), \
+    with mock.patch.object(workers, "many", many), \
             mock.patch.object(record, "load_or_train", lambda config, *_, **__: many([config])[0]):
         exec(compile(ast.Module(body, []), path.stem, "exec"), space)
     return found
@@ -90,13 +94,14 @@ def profile(stem: str, benchmark: str | None = None) -> dict:
     values = {p.name: p.value for p in batch.parameters(path)} | batch.profile_parameters(path, "paper")
     if benchmark not in (None, values["benchmark"]):
         other = {"benchmark": benchmark, "augmentation": "autoaugment_imagenet"}
+        other |= {"more_benchmarks": {}} if "more_benchmarks" in values else {}
         values |= batch.check_parameters(path, other)
     return values
 
 
 def benchmarks(stem: str) -> tuple[str, ...]:
     own = profile(stem)["benchmark"]
-    return SIT if own in SIT else (own,)
+    return SIT if stem in OF_SIT else (own,)
 
 
 EACH = [(stem, name) for stem in PATHS for name in benchmarks(stem)]
@@ -127,12 +132,12 @@ def test_every_run_that_the_parameters_say_is_collected(stem, benchmark):
         assert len(found) == len(values["seeds"]) * COUNTS[stem](values)
         assert len({config.run_id for config in found}) == len(found)  # no run twice
     assert {config.seed for config in found} == set(values["seeds"])
-    assert {config.benchmark for config in found} == {benchmark}
+    assert {config.benchmark for config in found} == {benchmark, *values.get("more_benchmarks", {})}
 
 
 def test_statements_that_only_look_at_runs_are_left_out():
     said = "\n".join(ast.unparse(statement) for statement in needed(PATHS["03_candidates"]))
-    assert said.count(" many(") == 4 and "def configs" in said and "held = " in said
+    assert said.count(" many(") == 5 and "def configs" in said and "held = " in said
     assert not re.search(r"\b(plots|tables)\.|check\(", said)
 
 
@@ -150,7 +155,7 @@ def softmaxes(config) -> int:
     return 1 + config.method_args.get("double_softmax", False)
 
 
-@pytest.mark.parametrize(("stem", "benchmark"), [pair for pair in EACH if pair[1] in SIT])
+@pytest.mark.parametrize(("stem", "benchmark"), [pair for pair in EACH if pair[0] in OF_SIT])
 def test_runs_have_the_settings_of_the_paper(stem, benchmark):
     assert TEMPLATE == "a bad photo of a {}."
     for config in RUNS[stem, benchmark]:
@@ -160,7 +165,7 @@ def test_runs_have_the_settings_of_the_paper(stem, benchmark):
         assert config.stream_args.get("disjoint_share", 50) == 50 or stem == "06_streams"
         assert (config.batch_size, config.steps_per_batch, config.epochs, config.eval_every) == (64, 3, 1, 1000)
         assert config.precision == "fp32" and config.clip_norm is None and 1 <= config.seed <= 5
-        assert config.augmentation == f"autoaugment_{'cifar' if benchmark == 'cifar100' else 'imagenet'}"
+        assert config.augmentation == f"autoaugment_{'cifar' if config.benchmark == 'cifar100' else 'imagenet'}"
         if config.tuner != "none":
             assert (config.optimizer, config.lr, config.weight_decay) == OPTIMISERS[config.tuner]
         assert config.tuner_args == TUNERS.get(config.tuner, {})
@@ -169,7 +174,7 @@ def test_runs_have_the_settings_of_the_paper(stem, benchmark):
         assert config.side_every >= 5  # side sets before and after the stream
 
 
-@pytest.mark.parametrize("stem", [stem for stem in PATHS if profile(stem)["benchmark"] in SIT])
+@pytest.mark.parametrize("stem", OF_SIT)
 def test_the_second_softmax_of_the_released_code_is_there_for_the_asking(stem):
     """And 03 measures its effect: beside each loss with LoRA it runs the other one."""
     seeds, beside = len(profile(stem)["seeds"]), 2 * (stem == "03_candidates")
@@ -196,7 +201,7 @@ def test_runs_have_the_settings_of_vr_lwf(stem):
             assert config.lr == 1e-6 and config.tuner_args == {"temperature": True}
         if several:
             assert config.method_args["candidates"] == "phase"
-        assert config.method_args.get("weight", 0.5) in (0.5, 0.0, 10)  # 0: averages alone; 10: EWC, which is ours
+        assert config.method_args.get("weight", 0.5) in (0.5, 0.0, 30)  # 0: averages alone; 30: EWC, which is ours
 
 
 # ---- two steps of each
@@ -226,12 +231,22 @@ def model():
     torch.set_float32_matmul_precision(before)
 
 
+def few_files(monkeypatch, data) -> None:
+    """Let the package take the small copies for the real sets."""
+    small_sets.use(monkeypatch, data[0], data[2], data[1])
+    place = data[0] / "domainnet"
+    count = {name: sum(len((place / f"{name}_{split}.txt").read_text().split("\n")) - 1 for split in ("train", "test"))
+             for name in domainnet.DOMAINS}
+    monkeypatch.setitem(domainnet.TOTALS, "cleaned", count)
+
+
 def cut(benchmark):
-    """The first ten classes that have training images, and no side set."""
-    train, keep = benchmark.train, np.unique(benchmark.train.labels)[:10]
+    """The first twenty classes that have training images, two for each of ten stages; and no side set."""
+    train, keep = benchmark.train, np.unique(benchmark.train.labels)[:20]
     rows = np.flatnonzero(np.isin(train.labels, keep))
     named = replace(train, class_names=tuple(train.class_names[label] for label in keep),
-                    images=train.images[torch.from_numpy(rows)], labels=np.searchsorted(keep, train.labels[rows]))
+                    images=train.images[torch.from_numpy(rows)], labels=np.searchsorted(keep, train.labels[rows]),
+                    domains=None if train.domains is None else train.domains[rows])
     return replace(benchmark, train=named, test=named, side={})
 
 
@@ -244,14 +259,15 @@ def handful(benchmark, stages: list):
         if len(first) >= 2 and len(kept) < 2:
             kept.append(replace(stage, number=len(kept) + 1, index=stage.index[first[:4 if len(stages) == 1 else 2]]))
     at_home = np.flatnonzero(np.isin(labels, sum((stage.classes for stage in kept), ())))[:1]
-    test = replace(benchmark.test, images=benchmark.test.images[torch.from_numpy(at_home)], labels=labels[at_home])
+    test = replace(benchmark.test, images=benchmark.test.images[torch.from_numpy(at_home)], labels=labels[at_home],
+                   domains=None if benchmark.test.domains is None else benchmark.test.domains[at_home])
     return replace(benchmark, test=test), kept
 
 
 @pytest.fixture
 def small(data, model, monkeypatch):
     """Small data and the shared model under the loop; tells the tuned weights at the start."""
-    small_sets.use(monkeypatch, data[0], data[2], data[1])
+    few_files(monkeypatch, data)
     prepare, start = train.prepare, {}
 
     def fewer(function):
@@ -305,10 +321,13 @@ def test_two_steps_move_what_is_tuned_and_nothing_else(name, small, model):
 
 @pytest.mark.parametrize("benchmark", sorted({name for _, name in EACH}))
 def test_the_stream_of_every_run_can_be_made(benchmark, data, monkeypatch):
-    small_sets.use(monkeypatch, data[0], data[2], data[1])
+    few_files(monkeypatch, data)
     streams = {(c.stream, str(c.stream_args), c.seed): c for (_, name), found in RUNS.items() for c in found
                if name == benchmark}
-    labels = BENCHMARKS[benchmark]().train.labels
+    labels, domains = (getattr(BENCHMARKS[benchmark]().train, name) for name in ("labels", "domains"))
     for config in streams.values():
-        stages = STREAMS[config.stream](labels, config.seed, **config.stream_args)
-        assert len(stages) == config.stream_args.get("tasks", 1) and sum(len(stage.index) for stage in stages) > 2
+        options, count = config.stream_args, config.stream_args.get("tasks", 1)
+        if config.stream == "domains":
+            options, count = options | {"domains": domains}, len(np.unique(domains))
+        stages = STREAMS[config.stream](labels, config.seed, **options)
+        assert len(stages) == count and sum(len(stage.index) for stage in stages) > 2

@@ -1,14 +1,20 @@
 """Figures hold the numbers of their tables: lines, bars, labels and legends are read back; no pixel is compared."""
 import json
 import math
+import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import combinations
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
+from PIL import Image
 from small_runs import make, row
 
 from clstudy import plots, record
@@ -62,10 +68,20 @@ def test_a_figure_is_saved_to_read_to_print_and_with_its_runs(figures, tmp_path)
     assert sorted(path.name for path in figures.iterdir()) == ["07_bars.json", "07_bars.pdf", "07_bars.png"]
     assert (figures / "07_bars.png").read_bytes().startswith(b"\x89PNG")
     assert (figures / "07_bars.pdf").read_bytes().startswith(b"%PDF")
-    assert json.loads((figures / "07_bars.json").read_text()) == {"figure": "07_bars", "caption": "Two runs.",
-                                                                  "runs": ["aaa", "bbb"]}
+    about = json.loads((figures / "07_bars.json").read_text())
+    assert about == {"figure": "07_bars", "caption": "Two runs.", "runs": ["aaa", "bbb"], "settings": {
+        "benchmark": ["emoji"], "stream": ["disjoint"], "tuner": ["lora"], "seed": [0], "method": ["sit"]}}
     plots.save(figure, "07_plain")
-    assert json.loads((figures / "07_plain.json").read_text())["runs"] == []
+    plain = json.loads((figures / "07_plain.json").read_text())
+    assert plain["runs"] == [] and plain["settings"] == {}
+
+
+def test_the_settings_of_a_figure_are_in_order(tmp_path):
+    runs = [curve(tmp_path / name, {20: .5}, seed) for name, seed in (("a", 2), ("b", 0), ("c", 0))]
+    methods = ("sit", "mine", "frozen")
+    runs = [replace(run, config=run.config.model_copy(update={"method": method}))
+            for run, method in zip(runs, methods, strict=True)]
+    assert plots.settings(runs)["seed"] == [0, 2] and plots.settings(runs)["method"] == ["frozen", "sit", "mine"]
 
 
 def test_a_figure_drawn_and_saved_twice_is_the_same_file(figures, monkeypatch, tmp_path):
@@ -78,6 +94,53 @@ def test_a_figure_drawn_and_saved_twice_is_the_same_file(figures, monkeypatch, t
     assert saved[0] == saved[1] and len(saved[0]) == 3
     plots.save(plots.curves({"finetune": runs}), "07_curves", runs, "A curve.")
     assert (figures / "07_curves.png").read_bytes() != saved[0]["07_curves.png"]
+
+
+def test_a_figure_is_the_same_file_in_another_process(figures):
+    """No order of a set and no hash of a word goes into a file."""
+    code = "from clstudy import plots; plots.save(plots.series(plots.pd.DataFrame({'panel': 'p', 'method': ['sit', " \
+           "'gcl'], 'x': 1, 'mean': 2., 'half_width': 1.}), 'x, %', 'y'), '07_series')"
+    found = []
+    for seed in ("1", "2"):
+        folder = figures / seed
+        subprocess.run([sys.executable, "-c", code], check=True,
+                       env=os.environ | {"PYTHONHASHSEED": seed, "CLSTUDY_FIGURES": str(folder)})
+        found.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert found[0] == found[1] and len(found[0]) == 3
+
+
+def test_fonts_are_truetype_and_embedded_whatever_the_reader_has_set(figures):
+    import matplotlib
+
+    figure = plots.bars({"one": 1.5}, "β → 1", "points")
+    with matplotlib.rc_context({"pdf.fonttype": 3, "pdf.compression": 0, "savefig.dpi": 10, "savefig.bbox": "tight"}), \
+            mock.patch.dict(plots.FILES, {"pdf.compression": 0}):
+        plots.save(figure, "07_bars")
+    pdf = (figures / "07_bars.pdf").read_bytes()
+    assert b"/FontFile2" in pdf and b"/Subtype /TrueType" in pdf or b"/CIDFontType2" in pdf
+    assert b"/Type3" not in pdf and b"DejaVuSans" in pdf
+    assert not re.search(rb"/CreationDate|/Producer|/Creator", pdf)
+    width = int.from_bytes((figures / "07_bars.png").read_bytes()[16:20], "big")
+    assert width == round(220 * figure.get_figwidth())  # as wide as it was drawn, in the resolution of the house
+
+
+def test_a_heavy_picture_is_stored_with_fewer_colours(figures, monkeypatch):
+    grey = np.linspace(0, 255, 64)[:, None] * np.linspace(.2, 1, 64)  # more than 256 colours
+    figure = plots.pictures(np.stack([grey, grey.T, 255 - grey])[None].astype(np.uint8), columns=1)
+    plots.save(figure, "07_light")
+    monkeypatch.setattr(plots, "HEAVY", 1000)
+    plots.save(figure, "07_heavy")
+    light, heavy = (figures / f"07_{name}.png" for name in ("light", "heavy"))
+    with Image.open(light) as full, Image.open(heavy) as fewer:
+        assert (full.mode, fewer.mode) == ("RGBA", "P") and full.size == fewer.size
+        apart = np.abs(np.asarray(full.convert("RGB")).astype(int) - np.asarray(fewer.convert("RGB")))
+    assert 0 < apart.mean() < 2 and heavy.stat().st_size < light.stat().st_size
+
+
+@pytest.mark.parametrize(("wanted", "width"), [(1.0, 3.5), (3.5, 3.5), (4.4, 5.2), (5.3, 7.2), (9.0, 7.2)])
+def test_a_figure_fits_into_the_columns_of_a_paper(wanted, width):
+    assert (plots.ONE_COLUMN, plots.ONE_AND_A_HALF, plots.TWO_COLUMNS) == (3.5, 5.2, 7.2)
+    assert plots._figure(wanted, 2.0)[0].get_figwidth() == width
 
 
 def test_no_figure_is_left_open():
@@ -159,14 +222,14 @@ def test_changes_are_bars_with_their_intervals():
     left, right = figure.axes
     assert titles(figure) == ["disjoint", "joint"] and left.get_ylabel() == "points"
     assert ticks(left, "x") == ["pets", "cars"] and ticks(right, "x") == ["pets"]
-    assert [bar.get_height() for bar in left.patches] == [-1, 2, -3, -4]  # of each method in the order of the sets
+    assert [bar.get_height() for bar in left.patches] == [-3, -4, -1, 2]  # of each method in the order of the sets
     assert [bar.get_height() for bar in right.patches] == [7]
     centres = [bar.get_x() + bar.get_width() / 2 for bar in left.patches]
     assert centres == pytest.approx([-.2, .8, .2, 1.2])
     ends = [segment[:, 1].tolist() for lines in left.collections for segment in lines.get_segments()]
-    assert ends == [[-1.5, -.5], [2, 2], [-5, -1], [-5, -3]]
-    assert [to_hex(bar.get_facecolor()).upper() for bar in left.patches] == [SIT[1]] * 2 + [FINETUNE[1]] * 2
-    assert legend(figure) == [SIT[0], FINETUNE[0]]  # each once, though there are two panels
+    assert ends == [[-5, -1], [-5, -3], [-1.5, -.5], [2, 2]]
+    assert [to_hex(bar.get_facecolor()).upper() for bar in left.patches] == [FINETUNE[1]] * 2 + [SIT[1]] * 2
+    assert legend(figure) == [FINETUNE[0], SIT[0]]  # each once, though there are two panels
 
 
 def test_one_step_class_by_class_attraction_left_repulsion_right():
@@ -234,7 +297,7 @@ def test_a_grid_of_curves_has_a_panel_per_stream_and_tuner(tmp_path):
     assert titles(figure) == ["disjoint stream, lora", "disjoint stream, full", "joint stream, lora",
                               "joint stream, full"]
     assert [axis.lines[0].get_ydata()[0] for axis in figure.axes] == pytest.approx([10, 20, 30, 40])
-    assert legend(figure) == [SIT[0], FINETUNE[0], plots.TOWERS["text"][0]]
+    assert legend(figure) == [FINETUNE[0], SIT[0], plots.TOWERS["text"][0]]
     assert [axis.get_ylabel() for axis in figure.axes] == ["accuracy on seen classes, %", ""] * 2
 
 
@@ -318,6 +381,44 @@ def test_methods_of_one_colour_can_be_told_apart():
         assert len({(colour, dash) for _, colour, dash in looks.values()}) == len(looks)
         assert {dash for _, _, dash in looks.values()} <= set(plots.MARKERS)
         assert len({name for name, _, _ in looks.values()}) == len(looks)
+    assert len(set(plots.MARKERS.values())) == len(plots.MARKERS)
+
+
+def test_every_method_has_its_name_and_colour():
+    from clstudy.methods import METHODS
+
+    assert set(METHODS) | {"er_balanced", "compose"} <= set(plots.METHODS)
+
+
+SIGHT = {  # linear RGB as a dichromat sees it: Machado et al. 2009, doi 10.1109/TVCG.2009.113, severity 1
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protan": [[.152286, 1.052583, -.204868], [.114503, .786281, .099216], [-.003882, -.048116, 1.051998]],
+    "deutan": [[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.011820, .042940, .968881]],
+    "tritan": [[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .303900]]}
+
+
+def lab(colour: str, sight: list) -> np.ndarray:
+    """CIE L*a*b* of a colour as seen; D65."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= .04045, rgb / 12.92, ((rgb + .055) / 1.055) ** 2.4)
+    to_xyz = np.array([[.4124, .3576, .1805], [.2126, .7152, .0722], [.0193, .1192, .9505]])
+    xyz = to_xyz @ np.clip(np.array(sight) @ linear, 0, 1) / [.9505, 1, 1.089]
+    f = np.where(xyz > .008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_can_be_told_apart_by_colour_blind_readers(sight):
+    """A difference of 10 is plain to see; of 2.3, just noticeable."""
+    assert np.linalg.norm(lab("#000000", SIGHT[sight]) - lab("#ffffff", SIGHT[sight])) == pytest.approx(100, abs=.1)
+    colours = {colour for _, colour, _ in plots.LOOKS.values()}
+    seen = {colour: lab(colour, SIGHT[sight]) for colour in colours}
+    assert min(np.linalg.norm(seen[a] - seen[b]) for a, b in combinations(seen, 2)) > 15
+
+
+def test_methods_stand_in_the_same_order_everywhere():
+    assert plots._order(["mine", "sit", "gdro", "frozen", "sit", "er_balanced"]) == [
+        "frozen", "sit", "er_balanced", "gdro", "mine"]
 
 
 def test_a_series_has_a_line_per_method_over_a_setting():
@@ -325,17 +426,17 @@ def test_a_series_has_a_line_per_method_over_a_setting():
             ("end", "finetune", 50., 5., 1.), ("start", "sit", 0., 9., 0.), ("start", "sit", 50., 8., 0.)]
     figure = plots.series(pd.DataFrame(rows, columns=["panel", "method", "x", "mean", "half_width"]), "N, %", "%")
     left, right = figure.axes
-    assert [points(c.lines[0]) for c in left.containers] == [[[-.5, 1], [49.5, 3]], [[0, 4], [50, 5]]]  # side by side
+    assert [points(c.lines[0]) for c in left.containers] == [[[-.5, 4], [49.5, 5]], [[0, 1], [50, 3]]]  # side by side
     bars = [[segment[:, 1].tolist() for segment in c.lines[2][0].get_segments()] for c in left.containers]
-    assert bars == [[[.75, 1.25], [2.5, 3.5]], [[4, 4], [4, 6]]]
-    assert [look(c.lines[0]) for c in left.containers] == [(SIT[1], False), (FINETUNE[1], True)]
+    assert bars == [[[4, 4], [4, 6]], [[.75, 1.25], [2.5, 3.5]]]
+    assert [look(c.lines[0]) for c in left.containers] == [(FINETUNE[1], True), (SIT[1], False)]
     assert right.containers[0].lines[0].get_ydata().tolist() == [9, 8]
-    assert legend(figure) == [SIT[0], FINETUNE[0]] and titles(figure) == ["end", "start"]
+    assert legend(figure) == [FINETUNE[0], SIT[0]] and titles(figure) == ["end", "start"]
     assert (left.get_xlabel(), left.get_ylabel()) == ("N, %", "%")
 
 
 def test_blocks_have_a_dot_per_run_and_a_bar_at_the_mean():
-    rows = [("image tower", block, method, seed, base + value + seed) for method, base in (("sit", 0), ("finetune", 10))
+    rows = [("image tower", block, method, seed, base + value + seed) for method, base in (("sit", 10), ("finetune", 0))
             for block, value in (("10", 3), ("2", 1), ("outside", 5)) for seed in (0, 1)]
     figure = plots.by_block(pd.DataFrame(rows, columns=["panel", "block", "method", "seed", "value"]), "norm")
     axis = figure.axes[0]
@@ -343,14 +444,14 @@ def test_blocks_have_a_dot_per_run_and_a_bar_at_the_mean():
     dots, bars = axis.lines[::2], axis.lines[1::2]
     assert [points(line) for line in dots[:3]] == [[[-.15, 1], [-.15, 2]], [[.85, 3], [.85, 4]], [[1.85, 5], [1.85, 6]]]
     assert [set(line.get_ydata()) for line in bars] == [{1.5}, {3.5}, {5.5}, {11.5}, {13.5}, {15.5}]
-    assert legend(figure) == [SIT[0], FINETUNE[0]] and axis.get_ylabel() == "norm"
+    assert legend(figure) == [FINETUNE[0], SIT[0]] and axis.get_ylabel() == "norm"
 
 
 def test_a_scatter_has_a_panel_per_method():
     table = pd.DataFrame({"method": ["sit", "finetune", "sit"], "parted": [.1, .2, .3], "change": [-1., -2., -3.]})
     figure = plots.scatter(table, "parted", "change", "parted, cos", "points")
-    assert titles(figure) == [SIT[0], FINETUNE[0]]
-    assert [points(axis.lines[0]) for axis in figure.axes] == [[[.1, -1], [.3, -3]], [[.2, -2]]]
+    assert titles(figure) == [FINETUNE[0], SIT[0]]
+    assert [points(axis.lines[0]) for axis in figure.axes] == [[[.2, -2]], [[.1, -1], [.3, -3]]]
     assert figure.axes[0].get_xlabel() == "parted, cos" and figure.axes[0].get_ylabel() == "points"
 
 
@@ -385,13 +486,49 @@ def test_looking_at_finished_runs_needs_neither_torch_nor_open_clip():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_ranking_has_a_block_per_board_and_a_panel_per_column():
+    rows = [("b1", "A", "lora", "sit", 60., 2., True), ("b1", "A", "", "frozen", 55., 1., False),
+            ("b1", "A", "weight 2", "er", 70., math.nan, False), ("b2", "A", "full", "sit", 40., 3., True)]
+    rows += [(board, "Z", *rest[:2], 10., 1., False) for board, _, *rest in rows]
+    table = pd.DataFrame(rows, columns=["board", "column", "label", "look", "mean", "half_width", "first"])
+    figure = plots.ranking(table, {"A": "A, %"})
+    one, two, below, _ = figure.axes
+    assert (one.get_title(loc="left"), below.get_title(loc="left"), two.get_title(loc="left")) == ("b1", "b2", "")
+    assert (one.get_xlabel(), two.get_xlabel()) == ("A, %", "Z")
+    assert ticks(one, "y") == [f"{SIT[0]}, lora", plots.METHODS["frozen"][0], "ER, weight 2"] and one.yaxis_inverted()
+    dots = [container.lines[0] for container in one.containers]
+    assert [points(dot) for dot in dots] == [[[60, 0]], [[55, 1]], [[70, 2]]]
+    assert [dot.get_marker() for dot in dots] == ["o", "^", "x"]  # one seed: no interval and no place
+    assert [to_hex(dot.get_markerfacecolor()).upper() for dot in dots[:2]] == [SIT[1], "#FFFFFF"]
+    bars = [[segment[:, 0].tolist() for lines in container.lines[2] for segment in lines.get_segments()]
+            for container in one.containers]
+    assert bars == [[[58, 62]], [[54, 56]], []]
+    assert [line.get_xdata()[0] for line in one.lines if line.get_linestyle() == ":"] == [55]
+
+
+def test_clouds_have_two_panels_in_a_row_with_axes_of_their_own():
+    rows = [(panel, "sit", 1. + i, .5, 60., 2.) for i, panel in enumerate(("p", "q", "r"))]
+    rows += [("p", "frozen", math.nan, 0., 55., 1.), ("q", "frozen", 9., 0., 50., 0.),
+             ("r", "er", math.nan, 0., 1., 0.)]
+    figure = plots.clouds(pd.DataFrame(rows, columns=["panel", "label", "x", "x_half", "y", "y_half"]), "x", "y")
+    assert titles(figure) == ["p", "q", "r", ""] and not figure.axes[3].axison
+    p, q, r = figure.axes[:3]
+    assert [points(axis.containers[0].lines[0]) for axis in (p, q, r)] == [[[1, 60]], [[2, 60]], [[3, 60]]]
+    assert len(r.containers) == 1 and not r.get_shared_x_axes().joined(p, r)
+    assert [line.get_ydata()[0] for line in p.lines if line.get_linestyle() == ":"] == [55]
+    assert [line.get_xdata()[0] for line in q.lines if line.get_linestyle() == ":"] == [0, 9]  # across, and upright
+    assert legend(figure) == [plots.METHODS["frozen"][0], SIT[0]]
+    assert len(plots.clouds(pd.DataFrame(rows[:1], columns=["panel", "label", "x", "x_half", "y", "y_half"]), "x",
+                            "y").axes) == 1
+
+
 def test_a_frontier_is_a_line_per_method_in_order_of_its_weights():
     rows = [("random", 8., 50., 1., 60., 2.), ("random", .5, 70., 0., 40., 0.), ("finetune", 0., 75., 0., 30., 0.),
             ("frozen", 0., 45., 0., 62., 0.)]
     table = pd.DataFrame(rows, columns=["label", "weight", "x", "x_half", "y", "y_half"])
     figure = plots.frontier(table, "UT", "ZS")
     (axis,) = figure.axes
-    assert [points(c.lines[0]) for c in axis.containers] == [[[70, 40], [50, 60]], [[75, 30]]]
+    assert [points(c.lines[0]) for c in axis.containers] == [[[75, 30]], [[70, 40], [50, 60]]]
     assert [note.get_text() for note in axis.texts] == ["0.5", "8"]  # a single point has none
     dotted = [found for found in axis.lines if found.get_linestyle() == ":"]
     assert [set(dotted[0].get_xdata()), set(dotted[1].get_ydata())] == [{45}, {62}]

@@ -37,6 +37,24 @@ def test_the_limits_of_kl_are_the_mean_and_the_worst_class(strength, expected):
     assert p.tolist() == pytest.approx(expected, abs=1e-5)
 
 
+def test_balanced_weights_are_equal_over_the_classes_seen():
+    weights = ClassWeights("balanced")
+    assert weights.update(LOSS, LABEL, 6).tolist() == pytest.approx([1 / 3, 0, 1 / 3, 0, 1 / 3, 0])
+    assert weights.update(torch.tensor([9.0]), torch.tensor([5]), 6).tolist() == pytest.approx(
+        [1 / 4, 0, 1 / 4, 0, 1 / 4, 1 / 4])
+
+
+def test_the_weight_of_an_image_is_corrected_cut_and_logged(batch):
+    labels = (2, 5, 5, 5, 5, 5, 5, 5)
+    losses, drawn = torch.rand(8, requires_grad=True), replace(batch, labels=labels)
+    tame = ClassWeights("balanced", cap=3.0)
+    assert tame.of_images(losses, drawn).tolist() == pytest.approx([3.0] + [8 / 14] * 7)  # 1/2 of 1/8 is 4: cut
+    plain = ClassWeights("balanced", correct=False).of_images(losses, drawn)
+    assert plain.tolist() == pytest.approx([3.0] * 8) and not plain.requires_grad  # p = 1/2, r = 1/6 candidates
+    assert [row["weight"] for row in tame.table()] == pytest.approx([0, 0, 3, 0, 0, 3])
+    assert [row["class"] for row in tame.table()] == list(batch.classes)
+
+
 def test_the_identity_of_kl_regularised_dro():
     """max_p Σ p F − λ Σ p log(C p) = λ log mean exp(F / λ), at p."""
     F, strength = torch.tensor([0.3, 1.2, 0.9], dtype=torch.float64), 0.4
@@ -64,7 +82,7 @@ def test_exponentiated_gradient_multiplies_the_weights_of_the_classes_drawn():
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    ({"form": "max"}, "robust='max' is unknown. Choices: cvar, eg, kl"),
+    ({"form": "max"}, "robust='max' is unknown. Choices: balanced, cvar, eg, kl"),
     ({"strength": 0}, "strength=0: must be above 0"),
     ({"share": 1.5}, "share=1.5: must be above 0 and at most 1"), ({"beta": 0}, "beta=0")])
 def test_impossible_settings_are_refused(options, said):

@@ -32,7 +32,7 @@ def test_every_score_of_a_run(tmp_path):
         "A_auc": 64,  # (90 + 80 + 50 + 60 + 40) / 5: the checkpoint at a stage end counts once
         "A_avg": 60, "A_last": 40,
         "forgetting": 25, "backward transfer": -20, "Transfer": 45,  # the worked examples of `metrics`
-        "F_last": 10, "worst class": 50, "own tasks": 80, "seen classes": 40, "all classes": 65,
+        "F_last": 10, "worst class": 50, "worst fifth": 50, "own tasks": 80, "seen classes": 40, "all classes": 65,
         "all classes before": 40, "concepts": 70, "concepts before": 90, "pets": 50, "pets before": 20,
         "R@1 image to text": 35, "R@1 image to text before": 50, "R@1 text to image": 63,
         "R@1 text to image before": 60, "ACC": 1, "BWT": 0, "BWT p+1": 0}  # of the one balanced task
@@ -222,6 +222,25 @@ def test_a_table_is_saved_to_read_to_compute_with_and_to_print(seeds, tmp_path, 
         r"si\_blurry & sit & 60.0 $\pm$ 24.8 \\", r"joint & er & 25.0 \\", r"\bottomrule", r"\end{tabular}"]
 
 
+def test_a_table_may_give_numbers_to_compute_with(seeds, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "FIGURES", tmp_path)
+    table = tables.summary({("sit",): seeds((.5, .6, .7))}, ["A_last"], ["method"])
+    tables.save(table, "07_table", "One group.", pd.DataFrame({"method": ["sit"], "A_last": [1 / 3]}))
+    assert pd.read_csv(tmp_path / "07_table.csv").A_last[0] == pytest.approx(1 / 3, abs=1e-15)
+    assert "60.0 ± 24.8" in (tmp_path / "07_table.md").read_text()
+
+
+def test_what_stands_in_a_cell_breaks_neither_markdown_nor_latex(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "FIGURES", tmp_path)
+    table = pd.DataFrame({"a_b": [r"{x: 1} | #2 $ 5 % & ~ ^ \ < > *", "1 ± 2 → −3"]}, index=pd.Index([1, 2], name="n"))
+    tables.save(table, "07_table", "Signs.")
+    assert (tmp_path / "07_table.md").read_text().splitlines()[4].count("|") - 1 == 3  # one of them escaped
+    first, second = (tmp_path / "07_table.tex").read_text().splitlines()[4:6]
+    assert first == (r"1 & \{x: 1\} | \#2 \$ 5 \% \& \textasciitilde{} \textasciicircum{} \textbackslash{} "
+                     r"$<$ $>$ $^*$ \\")
+    assert second == r"2 & 1 $\pm$ 2 $\rightarrow$ $-$3 \\"
+
+
 # ---- updated and never updated
 
 
@@ -252,6 +271,14 @@ def test_what_moved_is_said_with_its_interval(tmp_path):
     runs = [updated(tmp_path / str(seed), .7 + .01 * seed, .3, seed) for seed in range(3)]
     assert tables.moved(runs, "UT-Acc") == "    UT-Acc +31.0 points, 95 % interval +28.5 to +33.5: raised"
     assert tables.moved(runs, "ZS-Acc").endswith("-20.0 to -20.0: lowered")
+
+
+def test_the_order_of_methods_on_two_benchmarks(seeds):
+    here = {("a", "lora", "sit"): UP, ("a", "lora", "er"): BASE, ("a", "none", "frozen"): DOWN, ("a", "", "lwf"): UP}
+    there = {("b", "lora", "er"): UP, ("b", "lora", "sit"): BASE, ("b", "none", "frozen"): DOWN}
+    groups = {key: seeds(lasts) for key, lasts in (here | there).items()}
+    assert tables.same_order(groups, "a", "b", "A_last") == (
+        "    A_last, 3 methods on a and on b: rank correlation +0.50")  # 1 − 6·(1 + 1 + 0) / (3·(9 − 1))
 
 
 def test_a_frontier_is_a_point_per_weight_and_the_start(tmp_path):

@@ -29,3 +29,17 @@ def test_the_slider_of_a_chooser_has_the_values_of_what_is_chosen(drawn):
     assert made[-1] == "e"
     first.value = "texts"
     assert made[-1] == {10: "a", 100: "b"}[second.value]
+
+
+def test_the_map_is_walked_by_its_four_lists():
+    box = widgets.map_walker(candidates="seen", class_weights="kl", denominator="moving")
+    lists = [one for row in box.children[:2] for one in row.children]
+    shown = box.children[2]
+    assert [one.description for one in lists] == ["candidates", "denominator", "class weights", "vocabulary"]
+    assert "`gdro`" in shown.value and "no finished run" in shown.value
+    lists[2].value = "uniform"
+    assert "`gcl`" in shown.value and "`gdro`" not in shown.value
+    lists[1].value = "pairs"
+    assert "Nothing stands here" in shown.value and "&#x27;pairs&#x27;" in shown.value
+    lists[0].value = "batch"
+    assert "`clip_loss`" in shown.value

@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import cache
-from . import coco, emoji, folder, mtil, published, sets
+from . import coco, domainnet, emoji, folder, imagenet, mtil, published, sets
 
 BENCHMARKS = {"emoji": emoji.emoji, "emoji_concepts": emoji.emoji_concepts,
               "emoji_styles": emoji.emoji_styles, "cifar10": published.cifar10,
               "cifar100": published.cifar100, "tiny_imagenet": published.tiny_imagenet,
               "imagenet_r": published.imagenet_r, "coco_crops": coco.coco_crops,
-              "eurosat": coco.eurosat, "mtil": mtil.mtil, "folder": folder.folder}
-CHECKS = {"coco_crops": coco.check_crops, "eurosat": coco.check_eurosat, "mtil": mtil.check, "folder": folder.check}
+              "eurosat": coco.eurosat, "mtil": mtil.mtil, "folder": folder.folder,
+              "imagenet": imagenet.imagenet, "domainnet": domainnet.domainnet}
+CHECKS = {"coco_crops": coco.check_crops, "eurosat": coco.check_eurosat, "mtil": mtil.check, "folder": folder.check,
+          "imagenet": imagenet.check, "domainnet": domainnet.check}
 
 
 def check(name: str, options: dict[str, Any]) -> None:

@@ -319,6 +319,27 @@ _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 _PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 _FLOWERS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
+_VISDA = "http://csr.bu.edu/ftp/visda/2019/multi-source"
+_DOMAINNET = {  # pictures, and the cleaned lists of training and testing; md5 of each
+    "clipart": {"groundtruth/{}.zip": "cd0d8f2d77a4e181449b78ed62bccf1e",
+                "domainnet/txt/{}_train.txt": "b4349693a7f9c05c53955725c47ed6cb",
+                "domainnet/txt/{}_test.txt": "f5ddbcfd657a3acf9d0f7da10db22565"},
+    "infograph": {"{}.zip": "720380b86f9e6ab4805bb38b6bd135f8",
+                  "domainnet/txt/{}_train.txt": "379b50054f4ac2018dca4f89421b92d9",
+                  "domainnet/txt/{}_test.txt": "779626b50869edffe8ea6941c3755c71"},
+    "painting": {"groundtruth/{}.zip": "1ae32cdb4f98fe7ab5eb0a351768abfd",
+                 "domainnet/txt/{}_train.txt": "7db0e7ca73ad9982f6e1f7f3ef372c0a",
+                 "domainnet/txt/{}_test.txt": "232b35dc53f26d414686ae579e38d9b5"},
+    "quickdraw": {"{}.zip": "bdc1b6f09f277da1a263389efe0c7a66",
+                  "domainnet/txt/{}_train.txt": "b732ced3939ac8efdd8c0a889dca56cc",
+                  "domainnet/txt/{}_test.txt": "c1a828fdfe216fb109f1c0083a252c6f"},
+    "real": {"{}.zip": "dcc47055e8935767784b7162e7c7cca6",
+             "domainnet/txt/{}_train.txt": "8ebf02c2075fadd564705f0dc7cd6291",
+             "domainnet/txt/{}_test.txt": "6098816791c3ebed543c71ffa11b9054"},
+    "sketch": {"{}.zip": "658d8009644040ff7ce30bb2e820850f",
+               "domainnet/txt/{}_train.txt": "1233bd18aa9a8a200bf4cecf1c34ef3e",
+               "domainnet/txt/{}_test.txt": "d8a222e4672cfd585298aa14d02ea441"},
+}
 SETS = {
     "cifar10": Set("cifar-10-batches-py", ("batches.meta", "data_batch_1", "test_batch"), _cifar10,
                    {"train": 50_000, "test": 10_000}, 32,
@@ -380,6 +401,14 @@ SETS = {
     "tiered_imagenet_test": Set("tiered-imagenet", ("test",), _tiered_imagenet, {"test": 160 * EACH}, None, (), 0,
                                 "ImageNet needs an account at image-net.org; put its training pictures (ILSVRC2012) "
                                 "of the test classes of tieredImageNet into tiered-imagenet/test/<WordNet id>"),
+    "imagenet": Set("imagenet", ("train", "val"), None, {}, None, (), 0,
+                    "ImageNet needs an account at image-net.org; put the pictures of ILSVRC2012 into imagenet/train/"
+                    "<WordNet id> and imagenet/val/<WordNet id>, or the latter flat into imagenet/val beside "
+                    "LOC_val_solution.csv or ILSVRC2012_devkit_t12"),
+    "domainnet": Set("domainnet", tuple(path for name in _DOMAINNET for path in (
+                         name, f"{name}_train.txt", f"{name}_test.txt")), None, {}, None,
+                     tuple(Archive(f"{_VISDA}/{file.format(name)}", md5, "domainnet")
+                           for name, sums in _DOMAINNET.items() for file, md5 in sums.items()), 17_560),
     "coco": Set("coco", ("annotations/instances_train2014.json", "annotations/instances_val2014.json", "train2014",
                          "val2014"), None, {}, None,
                 (Archive(f"{_COCO}/zips/train2014.zip", "0da8c0bd3d6becc4dcb32757491aca88", "coco"),

@@ -2,6 +2,7 @@
 from .agem import AGEM
 from .clib import CLIB
 from .clip_loss import ClipLoss
+from .compose import Compose
 from .derpp import DERpp
 from .dualprompt import DualPrompt
 from .er import ER
@@ -34,6 +35,7 @@ METHODS = {
     "clip_loss": ClipLoss,
     "gcl": GCL,
     "gdro": GDRO,
+    "compose": Compose,
     "imm": IMM,
     "wise_ft": WiSEFT,
     "zscl": ZSCL,

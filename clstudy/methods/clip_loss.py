@@ -10,10 +10,12 @@
     –        size        of the memory, with the same number of images for each class seen        images
     –        selection   which images of a class: "random" or "herding"                           –
     –        replay      images of the memory that join each step                                 images
+    –        draw        "uniform", or "balanced": each class of the memory equally often         –
 
 Estimator: the sums are over the batch alone, so the loss depends on its size, and a class that is neither in the batch
-nor drawn from the memory has no part in the step. Departures: CLIP counts every other pair as a negative; here labels
-repeat, so pairs of one class are positives of each other.
+nor drawn from the memory has no part in the step. With the balanced draw every class of the memory is, in expectation,
+equally often among the images replayed (`memory.py`), hence among the negatives too. Departures: CLIP counts every
+other pair as a negative; here labels repeat, so pairs of one class are positives of each other.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -33,12 +35,13 @@ class ClipLoss(Method):
     size: int = 500  # of the memory, in images; 0: none
     replay: int = 32  # images of the memory that join each step
     selection: str = "random"  # or "herding"
+    draw: str = "uniform"  # or "balanced": each class of the memory equally often
     memory: Memory = field(init=False, repr=False)
 
     def __post_init__(self):
         if self.replay < 0:
             raise ValueError(f"replay={self.replay!r}: must be at least 0 images")
-        self.memory = Memory(self.size, "quota", self.selection)
+        self.memory = Memory(self.size, "quota", self.selection, self.draw)
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         batch = batch.present()

@@ -4,16 +4,20 @@ Chaudhry et al. 2019, ER with a tiny memory, arXiv 1902.10486, algorithm 1.
     L = −(1/(B+M)) Σ_{i ∈ batch ∪ draw} log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m)
         └─────────────────── task ───────────────────┘
 
-    symbol   field    meaning                                              unit
-    s        –        inverse temperature, frozen                          –
-    K        –        candidates: classes seen so far                      classes
-    M        replay   images drawn from the memory, anew at each step      images
-    –        size     of the memory                                        images
-    –        policy   which images stay: "reservoir", "balanced", "quota"  –
+    symbol   field    meaning                                                                    unit
+    s        –        inverse temperature, frozen                                                –
+    K        –        candidates: classes seen so far                                            classes
+    M        replay   images drawn from the memory, anew at each step                            images
+    –        size     of the memory                                                              images
+    –        policy   which images stay: "reservoir", "balanced", "quota"                        –
+    –        draw     "uniform": images have the same chance; "balanced": classes have, as far   –
+                      as they have images
 
-Estimator: one mean over stream and memory together, so a replayed image weighs as much as a new one. The paper offers
-several ways to write the memory and finds the reservoir best unless it is tiny; that is the default. Departures: the
-memory takes a batch after its last step (several steps may be made on a batch), so that an image is not replayed
+Estimator: one mean over stream and memory together, so a replayed image weighs as much as a new one. With the uniform
+draw the memory's part is the mean over its images; with the balanced one it is, in expectation, the mean over its
+classes of their means, as long as a class has M / C images or more; the stream's part is as the stream comes. The paper
+offers several ways to write the memory and finds the reservoir best unless it is tiny; that is the default. Departures:
+the memory takes a batch after its last step (several steps may be made on a batch), so that an image is not replayed
 beside itself.
 """
 from collections.abc import Iterable
@@ -33,12 +37,13 @@ class ER(Method):
     size: int = 500  # of the memory, in images; 0: none
     replay: int = 32  # images of the memory that join each step
     policy: str = "reservoir"
+    draw: str = "uniform"  # or "balanced": each class of the memory equally often
     memory: Memory = field(init=False, repr=False)
 
     def __post_init__(self):
         if self.replay < 0:
             raise ValueError(f"replay={self.replay!r}: must be at least 0 images")
-        self.memory = Memory(self.size, self.policy)
+        self.memory = Memory(self.size, self.policy, drawing=self.draw)
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         encoded = clip.encode(batch)

@@ -16,22 +16,21 @@ Estimator: labels are drawn from the model's own p over the classes seen so far,
 `fisher.py`. One more pass over the stage, without augmentation and in evaluation mode. There is no penalty in the
 first stage (as in the paper), although a pretrained model has something to lose there; `anchor_start` takes the start
 for a stage with F = 1.
-Departures: F° is divided by its mean over the weights. The Fisher of a confident model is almost zero, so that without
-this λ would have to be found anew for each model; with it λ is a weight per squared step of an average parameter.
-EWC++ averages squared gradients of the training steps at the true labels, the empirical Fisher; here it is the Fisher
-itself, at the end of the stage.
+Departures: F° is divided by its mean over the weights that it reaches. The Fisher of a confident model is almost zero,
+so that without this λ would have to be found anew for each model; with it λ is a weight per squared step of an average
+parameter. EWC++ averages squared gradients of the training steps at the true labels, the empirical Fisher; here it is
+the Fisher itself, at the end of the stage.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
 
 from ..clip import Clip
 from ..config import choose
 from ..data import CANDIDATES, Batch
-from ..fisher import mean_one, squared_scores
+from ..fisher import in_a_row, mean_one, squared_scores
 from ..losses import match
 from ..streams import Stage
 from .base import Method
@@ -61,13 +60,13 @@ class EWC(Method):
         encoded = clip.encode(batch)
         terms = {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
         if self.anchor is not None:
-            moved = parameters_to_vector(self.trainable(clip)) - self.anchor
+            moved = in_a_row(self.trainable(clip)) - self.anchor
             terms["penalty"] = self.weight / 2 * (self.fisher * moved**2).sum()
         return terms
 
     def before_stage(self, clip: Clip, stage: Stage) -> None:
         if self.anchor_start and self.anchor is None:
-            self.anchor = parameters_to_vector(self.trainable(clip)).detach().clone()
+            self.anchor = in_a_row(self.trainable(clip)).detach().clone()
             self.fisher = torch.ones_like(self.anchor)
 
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
@@ -76,4 +75,4 @@ class EWC(Method):
         if torch.is_tensor(fisher):  # the stage had images
             fisher = mean_one(fisher)
             self.fisher = fisher if self.fisher is None else self.gamma * self.fisher + fisher
-            self.anchor = parameters_to_vector(parameters).detach().clone()
+            self.anchor = in_a_row(parameters).detach().clone()

@@ -64,5 +64,4 @@ class GCL(Method):
 
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
         self.memory.refill(batches, clip)
-        for average in self.contrast.averages:
-            average.drop(set(self.memory.index))
+        self.contrast.keep(self.memory.index)

@@ -11,7 +11,7 @@ objective is not public; the identity behind the first form is standard (KL-regu
     ℓ_i      –           the loss of `gcl`, with its fields: size, replay, selection, gamma, decay,      –
                          exact, temperature, candidates
     F_c      beta        moving average of the class's ℓ; β is the weight of a new value                 –
-    p        robust      "kl", "cvar" or "eg" (`robust.py`); constants to the gradient                   –
+    p        robust      "kl", "cvar", "eg" or "balanced" (`robust.py`); constants to the gradient       –
     λ        strength    of "kl": → ∞ is the mean over classes, → 0 the worst class                      –
     α        share       of "cvar": the worst α of the classes                                           –
     η        rate        of "eg"                                                                         –
@@ -24,7 +24,6 @@ mean 1, since a class may be drawn once in a stage. r is counted from the stage'
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ..clip import Clip
@@ -47,7 +46,7 @@ class GDRO(Method):
     exact: int = 2000  # classes up to which the text negatives are summed exactly
     temperature: str = "fixed"  # or "individual", "global"
     candidates: str = "seen"  # classes whose texts are negatives: "seen", "phase" or "batch"
-    robust: str = "kl"  # or "cvar", "eg"
+    robust: str = "kl"  # or "cvar", "eg", "balanced"
     strength: float = 0.1  # λ of "kl"
     share: float = 0.3  # α of "cvar"
     rate: float = 0.1  # η of "eg"
@@ -57,27 +56,21 @@ class GDRO(Method):
     memory: Memory = field(init=False, repr=False)
     contrast: GlobalContrast = field(init=False, repr=False)
     weights: ClassWeights = field(init=False, repr=False)
-    log: list[tuple[int, tuple[int, ...], Tensor]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self):
         choose("candidates", self.candidates, CANDIDATES)
         if self.replay < 0:
             raise ValueError(f"replay={self.replay!r}: must be at least 0 images")
-        if self.cap <= 0:
-            raise ValueError(f"cap={self.cap!r}: must be above 0")
         self.memory = Memory(self.size, "quota", self.selection)
         self.contrast = GlobalContrast(self.gamma, self.decay, self.exact, self.temperature)
-        self.weights = ClassWeights(self.robust, self.strength, self.share, self.rate, self.beta)
+        self.weights = ClassWeights(self.robust, self.strength, self.share, self.rate, self.beta, self.correct,
+                                    self.cap)
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         offered = batch.narrow(self.candidates)
         encoded = clip.encode(offered)
         each = sum(self.contrast.losses(encoded, offered))
-        label = torch.tensor(batch.labels, device=each.device)
-        p = self.weights.update(each, label, len(batch.prompts))
-        r = self.weights.rates() if self.correct else torch.full_like(p, 1 / len(batch.classes))
-        self.log.append((batch.stage.number, batch.classes, p))
-        return {"robust": ((p / r)[label].clamp(max=self.cap) * each).mean()}
+        return {"robust": (self.weights.of_images(each, batch) * each).mean()}
 
     def before_stage(self, clip: Clip, stage: Stage) -> None:
         self.weights.stage()
@@ -87,11 +80,8 @@ class GDRO(Method):
 
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
         self.memory.refill(batches, clip)
-        for average in self.contrast.averages:
-            average.drop(set(self.memory.index))
+        self.contrast.keep(self.memory.index)
 
     def table(self) -> list[dict]:
         """The weight of every class seen, step by step: rows of stage, step, class, weight (mean 1)."""
-        return [{"stage": stage, "step": step, "class": label, "weight": len(classes) * value}
-                for step, (stage, classes, p) in enumerate(self.log)
-                for label, value in zip(classes, p[list(classes)].tolist(), strict=True)]
+        return self.weights.table()

@@ -25,12 +25,15 @@ from torch.nn import functional as F
 
 from ..config import choose
 from ..data import Benchmark
+from ..pack import Rows
 from .classes import Classes, Seen, pulls, reachable
+from .common import settled
 from .drift import Drift
 from .gradients import Gradients, where
 
 __all__ = ["PROBES", "Classes", "Drift", "Gradients", "Seen", "open_probes", "pulls", "reachable", "where"]
 
+MEMORY = ("looks", "before", "weights", "moved", "measured", "last")  # of a probe, from one look to the next
 IMAGES_PER_CLASS = 10  # test images of each class whose features `Drift` follows in `train`
 
 
@@ -77,6 +80,17 @@ class Watching:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {name: probe.table() for name, probe in self.probes.items()}
+
+    def state(self) -> dict[str, dict]:
+        """What the probes have seen; what they compare with is measured anew, before training."""
+        return {name: {"rows": Rows(settled(probe.rows))} | {key: getattr(probe, key) for key in MEMORY
+                                                             if hasattr(probe, key)}
+                for name, probe in self.probes.items()}
+
+    def restore(self, state: dict[str, dict]) -> None:
+        """See again what `state()` tells."""
+        for name, seen in state.items():
+            vars(self.probes[name]).update({**seen, "rows": list(seen["rows"])})
 
 
 @contextmanager

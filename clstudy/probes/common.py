@@ -23,9 +23,14 @@ def cosine(a: Tensor, b: Tensor | None) -> Tensor | float:
 
 def to_table(rows: list[dict]) -> pd.DataFrame:
     """Rows with numbers that may still be on the device, as a table."""
+    return pd.DataFrame(settled(rows))
+
+
+def settled(rows: list[dict]) -> list[dict]:
+    """The same rows with all numbers on the host, in place."""
     keys = [(i, key) for i, row in enumerate(rows) for key, value in row.items() if isinstance(value, Tensor)]
     if keys:
         values = torch.stack([rows[i][key].detach().float() for i, key in keys]).cpu().tolist()
         for (i, key), value in zip(keys, values, strict=True):
             rows[i][key] = value
-    return pd.DataFrame(rows)
+    return rows
