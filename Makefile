@@ -2,6 +2,7 @@
 
 PROFILE ?= quick
 ARGS ?=
+MINUTES ?= 5
 # The version that constraints.txt was recorded on comes first. Override: make test PYTHON=/path/to/python
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -13,7 +14,7 @@ BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 STRIP := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill"
 
-.PHONY: help study test lab lint clean-env
+.PHONY: help study test soak lab docs lint clean-env
 .DEFAULT_GOAL := help
 
 help: ## print the targets
@@ -25,9 +26,16 @@ study: .venv/.ready ## run every notebook and draw every figure (PROFILE=quick)
 test: .venv/.ready ## run the tests (ARGS="-k batch")
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
+soak: .venv/.ready ## kills, full disks and damaged files, MINUTES=5
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py --minutes $(MINUTES) $(ARGS)
+
 # The kernels' sockets lie in a short temporary folder: their paths may have 107 characters, and a home folder can be long.
 lab: .venv/.ready ## open the notebooks in JupyterLab
 	JUPYTER_RUNTIME_DIR=$$(mktemp -d) $(BIN)/jupyter lab notebooks/ --KernelManager.transport=ipc
+
+docs: .venv/.ready ## build the documentation into build/site (needs no network to read)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	$(BIN)/python scripts/build_site.py
 
 lint: .venv/.ready ## check the code, and that no notebook holds outputs
 	$(BIN)/ruff check .

@@ -98,7 +98,7 @@ def parameters(notebook: Path) -> list[Parameter]:
     source = _parameter_cell(Path(notebook))
     try:
         statements = ast.parse(source).body
-    except SyntaxError as error:
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise ParameterError(f"{notebook}: the parameters cell is not plain Python: {error}") from None
     comments = _comments(source)
     lines = [s for s in statements if not isinstance(s, ast.Import | ast.ImportFrom)]
@@ -174,9 +174,22 @@ def table(rows: Iterable[Parameter]) -> str:
 def _document(notebook: Path) -> dict[str, Any]:
     # A notebook is JSON; nbformat would cost 1.5 s of imports before a wrong name is reported.
     try:
-        return json.loads(notebook.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise NotebookNameError(f"{notebook} is not a notebook: {error}") from None
+        found = json.loads(notebook.read_text(encoding="utf-8"))
+        _check_form(found)
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise NotebookNameError(f"{notebook} is not a notebook: {type(error).__name__}: {error}") from None
+
+
+def _check_form(document: Any) -> None:
+    """An error of some kind where a part that is read here is of another form."""
+    for cell in document.get("cells", []):
+        "".join(cell["source"])
+        if not isinstance(cell["cell_type"], str) or not isinstance(cell.get("metadata", {}).get("tags", []), list):
+            raise ValueError("a cell is of another form")
+    given = document.get("metadata", {}).get("clstudy", {}).get("profiles", {})
+    if not all(isinstance(one, dict) for one in (given, *given.values())):
+        raise ValueError("a profile is no object of parameters")
 
 
 def _parameter_cell(notebook: Path) -> str:
@@ -204,7 +217,7 @@ def _parameter(line: ast.stmt, source: str, comments: dict[int, str], notebook: 
         parameter.convert(parameter.value)
     except ParameterError as error:
         raise ParameterError(f"{notebook.name}: default of {error}") from None
-    except ValueError:
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise ParameterError(f"{notebook.name}: {text!r}: a default must be a plain value") from None
     return parameter
 
@@ -226,7 +239,7 @@ def _readings(given: Any) -> Iterator[Any]:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return WORDS.get(text.strip().lower(), text)
 
 

@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, RLock, Thread
 
@@ -17,6 +18,8 @@ from .progress import clock, write_json
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 BEAT = 5  # seconds between two signs of life of whoever drives a sweep
+STATE = {"name", "host", "pid", "started", "finished", "code", "workers", "beat", "tasks"}  # what a state has
+NOW = {"host", "pid", "share", "left"}
 SILENT = 60  # seconds without one, after which its driver counts as dead
 
 
@@ -78,8 +81,10 @@ class Board:
                     self.screen.show([_headline(self.state), *_running(self.state, running)])
 
     def _save(self) -> None:
+        """Where the disk is full, the sweep goes on and its state stays as it was."""
         self.state["beat"] = time.time()
-        write_json(self.folder / "state.json", self.state)
+        with suppress(OSError):
+            write_json(self.folder / "state.json", self.state)
 
 
 class _Screen:
@@ -251,8 +256,10 @@ def _when(seconds: float) -> str:
 
 def read(path: Path) -> dict | None:
     """A state file; None where there is none, or one that is damaged."""
+    needs = STATE if path.name == "state.json" else NOW
     try:
         content = json.loads(path.read_text())
-        return content if isinstance(content, dict) else None
+        whole = isinstance(content, dict) and needs <= content.keys()
+        return content if whole and isinstance(content.get("tasks", {}), dict) else None
     except (OSError, ValueError):
         return None

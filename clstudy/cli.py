@@ -91,7 +91,9 @@ class _Notebook:
 
 
 @app.command()
-def study(profile: Profile = "quick") -> None:
+def study(profile: Profile = "quick",
+          beside: Annotated[int, typer.Option(min=1, help="Notebooks at a time; each then has a share of the "
+                                                          "cores.")] = 1) -> None:
     """Run every notebook and draw every figure: the main study on the embedded data."""
     from . import batch
     from .record import RUNS
@@ -108,7 +110,7 @@ def study(profile: Profile = "quick") -> None:
         fail(error)
     if without:
         typer.echo(f"without a profile {profile!r}, left out: {', '.join(without)}")
-    ok = _execute(tasks, _out(), beside=_beside())
+    ok = _execute(tasks, _out(), beside=beside)
     for table in sorted((ROOT / "figures").glob("*.md")):
         if table.stem != "README":
             typer.echo(f"\n{table.read_text()}")
@@ -116,15 +118,6 @@ def study(profile: Profile = "quick") -> None:
     typer.echo(f"figures: {ROOT / 'figures'}   runs: {RUNS}   executed notebooks: {_out()}   "
                f"time: {(time.perf_counter() - started) / 60:.1f} min")
     raise typer.Exit(0 if ok else 1)
-
-
-def _beside() -> int:
-    """How many notebooks at a time: while one draws, another computes. On a GPU they would share its memory."""
-    import torch
-
-    from .workers import cores
-
-    return 1 if torch.cuda.is_available() else min(cores(), 4)
 
 
 def _gallery() -> Path:
@@ -138,6 +131,47 @@ def _gallery() -> Path:
 def gallery() -> None:
     """Write figures/README.md: every figure with its question, its notebook, its command and its runs."""
     typer.echo(f"written: {_gallery()}")
+
+
+@app.command()
+def student(notebooks: Annotated[list[str] | None, typer.Argument(help="Names, as for run. Default: all.")] = None,
+            out: Annotated[Path | None, typer.Option(help="Default: runs/student")] = None,
+            overwrite: Annotated[bool, typer.Option("--overwrite", help="Also what was changed there.")] = False
+            ) -> None:
+    """Write the student's version of notebooks: claims taken out, guesses to fill in; stubs and hints stay."""
+    from . import batch
+    from . import student as module
+    from .record import RUNS
+
+    try:
+        for path in batch.find_notebooks(notebooks or []):
+            typer.echo(f"written: {module.write(path, out or RUNS / 'student', overwrite)}")
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+@app.command()
+def train(file: Annotated[Path, typer.Argument(metavar="CONFIG.json", help="Settings, as in a run's config.json.")],
+          probes: Annotated[list[str] | None, typer.Option("--probe", help="Store this probe's table; several.")
+                            ] = None,
+          keep_model: Annotated[bool, typer.Option("--keep-model", help="Store tuned weights.")] = False) -> None:
+    """Make one run. On several GPUs or processes: torchrun --nproc-per-node 2 -m clstudy.cli train CONFIG.json"""
+    import json
+
+    from . import distributed
+    from .config import RunConfig
+    from .record import Busy
+
+    try:
+        config = RunConfig(**json.loads(file.read_text()))
+        with distributed.joined():
+            made = distributed.load_or_train(config, keep_model=keep_model, probes=probes or [])
+            if distributed.first():
+                typer.echo(made.folder)
+    except (ValueError, TypeError, OSError, Busy) as error:
+        fail(error)
+    except KeyboardInterrupt:  # what is saved has been said
+        raise typer.Exit(130) from None
 
 
 @app.command()

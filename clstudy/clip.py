@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from . import distributed
+
 TEXTS, PART = 512, 64  # more texts than these, the CPU encodes in such parts where a gradient is wanted
 EMBEDDED = {"icon-clip": Path(__file__).parent.parent / "data" / "icon-clip"}
 
@@ -127,6 +129,9 @@ class Clip(nn.Module):
 
     def encode_image(self, images: Tensor) -> Float[Tensor, "batch dim"]:
         """Images (uint8, or float in [0, 1]) → unit-norm features."""
+        return distributed.encode(self._encode_image, images, self.model.visual.modules)
+
+    def _encode_image(self, images: Tensor) -> Float[Tensor, "batch dim"]:
         with self._autocast():
             features = self.model.encode_image(self.pixels(images))
         return F.normalize(features.float(), dim=-1)
@@ -136,6 +141,9 @@ class Clip(nn.Module):
 
         For a gradient on the CPU, many texts are encoded in parts whose activations are not kept but computed again in
         the backward pass: those of a thousand class prompts would take more memory than all else."""
+        return distributed.encode(self._encode_texts, tokens, self._text_modules)
+
+    def _encode_texts(self, tokens: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts dim"]:
         if tokens.device.type == "cpu" and len(tokens) > TEXTS and torch.is_grad_enabled():
             parts = tokens.split(PART)
             return torch.cat([checkpoint(self._encode_text, part, use_reentrant=False) for part in parts])
@@ -145,6 +153,9 @@ class Clip(nn.Module):
         with self._autocast():
             features = self._text_tower(tokens) if self.causal else self.model.encode_text(tokens)
         return F.normalize(features.float(), dim=-1)
+
+    def _text_modules(self) -> Iterator[nn.Module]:
+        return (module for name, module in self.model.named_modules() if not name.startswith("visual"))
 
     def _text_tower(self, tokens: Tensor) -> Tensor:
         """open_clip's `encode_text`, for tokens that were cut."""

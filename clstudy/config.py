@@ -5,6 +5,8 @@ import difflib
 import hashlib
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +52,10 @@ def with_path(benchmark: str, options: dict[str, Any]) -> tuple[str, dict[str, A
     if benchmark.startswith("folder:"):
         benchmark, options = "folder", {**options, "path": benchmark.removeprefix("folder:")}
     if benchmark == "folder" and isinstance(options.get("path"), str | Path):
-        options = {**options, "path": str(Path(options["path"]).expanduser().absolute())}
+        try:
+            options = {**options, "path": str(Path(options["path"]).expanduser().absolute())}
+        except RuntimeError as error:  # of ~somebody
+            raise ValueError(f"benchmark_args: path={str(options['path'])!r}: {error}") from None
     return benchmark, options
 
 
@@ -99,7 +104,8 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _path(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(given.get("benchmark"), str):
+        if not isinstance(given, dict) or not isinstance(given.get("benchmark"), str) \
+                or not isinstance(given.get("benchmark_args", {}), dict):
             return given
         return given | dict(zip(("benchmark", "benchmark_args"), with_path(given["benchmark"],
                                 given.get("benchmark_args", {})), strict=True))
@@ -123,10 +129,12 @@ class RunConfig(BaseModel):
         choose("tuner", self.tuner, tuners)
         check_arguments("tuner_args", tuners[self.tuner], self.tuner_args, ("clip", "tower"))
         if self.tuner in checks:
-            checks[self.tuner](self.tower, **_filled(tuners[self.tuner], self.tuner_args, ("clip", "tower")))
+            with _in_words("tuner_args", self.tuner_args):
+                checks[self.tuner](self.tower, **_filled(tuners[self.tuner], self.tuner_args, ("clip", "tower")))
         choose("method", self.method, methods)
         check_arguments("method_args", methods[self.method], self.method_args)
-        methods[self.method](**self.method_args)  # refuses impossible values itself
+        with _in_words("method_args", self.method_args):
+            methods[self.method](**self.method_args)  # refuses impossible values itself
         towers, reason = ONLY.get(self.tuner, (TOWERS, ""))
         if self.tower not in towers:
             raise ValueError(f"tower={self.tower!r} does not go with tuner={self.tuner!r}: {reason}. Choices: "
@@ -159,6 +167,15 @@ class RunConfig(BaseModel):
     def but(self, **changes) -> "RunConfig":
         """The same run with other settings, checked again."""
         return RunConfig(**{**self.model_dump(), **changes})
+
+
+@contextmanager
+def _in_words(field: str, given: dict[str, Any]) -> Iterator[None]:
+    """A value of another type than an option has fails in a comparison: say which field it was."""
+    try:
+        yield
+    except (TypeError, ArithmeticError, AttributeError) as error:
+        raise ValueError(f"{field}={given!r}: {error}") from None
 
 
 def _methods_and_tuners():

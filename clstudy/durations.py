@@ -33,7 +33,7 @@ def past(runs: Path) -> list[dict[str, Any]]:
             environment = json.loads((result.parent / "env.json").read_text())
             about |= {"seconds": float(json.loads(result.read_text())["seconds"]),
                       "threads": environment.get("threads"), "cuda": environment.get("cuda")}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # another thing, or damaged
             continue
         found.append(about)
     return found

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from .config import RunConfig, choose, fingerprint
 
 WORDS = {"true": True, "false": False}
 OPTIONS = {"name", "notebooks", "profile", "workers", "probes", "keep_model", "timeout", "scheduler", "slurm"}
+LARGEST = 100_000  # points of a grid; more are a slip
 SHOWN = 5  # impossible settings listed in one error
 
 
@@ -43,10 +45,10 @@ def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The grids of a TOML file, and the options of its table [sweep]."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
     options, own = content.pop("sweep", {}), content.pop("grid", [{}])
-    if not isinstance(options, dict) or not isinstance(own, list):
+    if not isinstance(options, dict) or not isinstance(own, list) or not all(isinstance(one, dict) for one in own):
         raise ValueError(f"{path}: write [sweep] for options and [[grid]] for each grid")
     for name in options:
         choose(f"{path}: [sweep]", name, OPTIONS)
@@ -70,6 +72,8 @@ def points(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name, choices in flat.items():
         if not choices:
             raise ValueError(f"{name}: no value to choose from")
+    if math.prod(map(len, flat.values())) > LARGEST:
+        raise ValueError(f"a grid has at most {LARGEST:,} points; {', '.join(flat)} give more")
     return [_nested(dict(zip(flat, values, strict=True))) for values in itertools.product(*flat.values())]
 
 
@@ -107,7 +111,8 @@ def _meant(point: Mapping[str, Any]) -> dict[str, Any]:
         known = RunConfig.model_fields.get(name)
         meant[name] = _or_none(value, known and known.annotation)
     for axis, choices in (("benchmark", BENCHMARKS), ("stream", STREAMS), ("tuner", TUNERS), ("method", METHODS)):
-        function = choices.get(meant.get(axis, RunConfig.model_fields[axis].default))
+        name = meant.get(axis, RunConfig.model_fields[axis].default)
+        function = choices.get(name) if isinstance(name, str) else None
         options = meant.get(f"{axis}_args")
         if function and isinstance(options, Mapping):
             known = inspect.signature(function).parameters
@@ -188,9 +193,13 @@ def _range(text: Any) -> list:
     ends = re.fullmatch(r"\s*(-?\d+)\.\.(-?\d+)\s*", text) if isinstance(text, str) else None
     if not ends:
         return [text]
+    if max(map(len, ends.groups())) > 18:
+        raise ValueError(f"{text.strip()[:50]}: numbers of so many digits are no range")
     first, last = map(int, ends.groups())
     if last < first:
         raise ValueError(f"{text.strip()}: a range goes upwards")
+    if last - first >= LARGEST:
+        raise ValueError(f"{text.strip()}: a range has at most {LARGEST:,} numbers")
     return list(range(first, last + 1))
 
 
@@ -214,5 +223,5 @@ def _value(text: str) -> Any:
         return WORDS[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text

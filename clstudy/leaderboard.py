@@ -130,7 +130,7 @@ def _cost(runs: Sequence[Run]) -> pd.DataFrame:
 def machine(run: Run) -> str:
     """Where a run was made, as far as its speed goes: its GPU, or its kind of CPU and the threads."""
     path = run.folder / "env.json"
-    env = json.loads(path.read_text()) if path.exists() else {}
+    env = record._object(path) if path.exists() else {}
     return env.get("cuda") or f"{env.get('machine', 'unknown')}, {env.get('threads', '?')} threads"
 
 

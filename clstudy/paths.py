@@ -7,6 +7,7 @@ LoRA and RKR are folded into the weights first, so that the line is straight in 
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pandas as pd
@@ -30,7 +31,7 @@ def along(start: Run | None, end: Run, shares: Sequence[float], side: Sequence[s
     FileNotFoundError: a run without its weights (`load_or_train(config, keep_model=True)`)."""
     asked = json.dumps([start and start.id, list(map(float, shares)), list(side)])
     kept = end.folder / f"path-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.parquet"
-    if kept.exists():
+    with suppress(OSError, ValueError):  # not there, or damaged: it is made again
         return pd.read_parquet(kept)
     first = None if start is None else merge(load_tuned(start))
     last = merge(load_tuned(end))

@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm.auto import tqdm as automatic
@@ -42,7 +42,8 @@ def report(share: float | None = None, left: float | None = None) -> None:
     """Say how far this process is: the share done, and the seconds left. Nothing where nobody asked."""
     if _FILE:
         about = {"host": platform.node(), "pid": os.getpid(), "share": share, "left": left, "time": time.time()}
-        write_json(_FILE[-1], about)
+        with suppress(OSError):  # a full disk: the run goes on, nobody sees how far it is
+            write_json(_FILE[-1], about)
 
 
 class _Reported(plain):
@@ -61,8 +62,12 @@ def write_json(path: Path, content: dict) -> None:
     """Whole or not at all: written beside and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-    draft.write_text(json.dumps(content, indent=1))
-    draft.replace(path)
+    try:
+        draft.write_text(json.dumps(content, indent=1))
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def clock(seconds: float | None) -> str:

@@ -6,18 +6,22 @@
     runs/<run_id>.broken   a run whose numbers are no longer finite, as it stood then; the next call starts anew
 
 A run is written into a folder in its draft and renamed when `result.json` stands in it, so a run that was killed leaves
-nothing that could be read as finished. Of two processes that want the same run one makes it and the other waits
-(`claim.py`)."""
+nothing that could be read as finished. `result.json` holds the checksums of the other files: a finished run that was
+damaged since is an error where it is read, and made again by `load_or_train`. Of two processes that want the same run
+one makes it and the other waits (`claim.py`)."""
+import hashlib
 import json
 import os
 import platform
 import shutil
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +33,11 @@ from .config import RunConfig, choose
 
 RUNS = Path(os.environ.get("CLSTUDY_RUNS") or Path(__file__).parent.parent / "runs")
 EVERY = 60.0  # seconds between two saved states, where nothing else is said
+TABLES = ("config.json", "evals.jsonl", "steps.jsonl")  # what every finished run has, besides its result
+
+
+class Damaged(ValueError):
+    """A file of a finished run is not as it was written; the message names it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +54,12 @@ class Run:
 
     @cached_property
     def evals(self) -> pd.DataFrame:
-        return pd.read_json(self.folder / "evals.jsonl", lines=True, precise_float=True)
+        return _rows(self.folder, "evals.jsonl")
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        path = self.folder / "steps.jsonl"
-        columns = ["stage", "images_seen", "step", "term", "value"]
-        if not path.stat().st_size:
-            return pd.DataFrame(columns=columns)
-        return pd.read_json(path, lines=True, precise_float=True)  # otherwise the last digits are lost
+        rows = _rows(self.folder, "steps.jsonl")
+        return rows if len(rows) else pd.DataFrame(columns=["stage", "images_seen", "step", "term", "value"])
 
     def probe(self, name: str) -> pd.DataFrame:
         """The table of a probe (see `clstudy.probes` for its columns), or "method": what a method has to tell of its
@@ -62,11 +68,11 @@ class Run:
         if not path.exists():
             raise FileNotFoundError(f"run {self.id} has no {path.name}; make it with load_or_train(config, "
                                     f"probes=[{name!r}])")
-        return pd.read_parquet(path)
+        return pd.read_parquet(_whole(self.folder, path.name))
 
     @cached_property
     def result(self) -> dict:
-        return json.loads((self.folder / "result.json").read_text())
+        return _object(self.folder / "result.json")
 
     def matrix(self, candidates: str = "all", metric: str = "accuracy") -> np.ndarray:
         """R[s, t]: accuracy on task t + 1 after stage s; row 0 is the model before training. NaN where there is none.
@@ -109,6 +115,51 @@ class Run:
         return rows.assign(name=rows["set"].str[len(kind):]).pivot(index="stage", columns="name", values="value")
 
 
+def _rows(folder: Path, name: str) -> pd.DataFrame:
+    """A table of a finished run. Damaged: it is not as it was written."""
+    path = _whole(folder, name)
+    try:
+        return pd.read_json(path, lines=True, precise_float=True)  # otherwise the last digits are lost
+    except Exception as error:  # pandas' own, of many kinds
+        raise Damaged(_said(path, error)) from None
+
+
+def _object(path: Path) -> dict:
+    """A JSON file that holds an object. Damaged: it does not."""
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise Damaged(_said(path, error)) from None
+    if not isinstance(found, dict):
+        raise Damaged(_said(path, "it holds no object"))
+    return found
+
+
+def _whole(folder: Path, name: str) -> Path:
+    """The path of a file of a finished run that is as it was written. Damaged: it is not.
+
+    A run that was made before results held checksums is only seen to end in the middle of a row, or to be empty."""
+    path, result = folder / name, folder / "result.json"
+    known = (_object(result).get("sha256") if result.exists() else None) or {}
+    if not path.is_file():
+        raise Damaged(_said(path, "it is not there"))
+    with open(path, "rb") as file:
+        if name in known:
+            fault = hashlib.file_digest(file, "sha256").hexdigest() != known[name] and "its checksum is wrong"
+        else:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            fault = ((not size and name != "steps.jsonl" and "it is empty")
+                     or (size and name.endswith(".jsonl") and file.read() != b"\n" and "its last row is cut off"))
+    if fault:
+        raise Damaged(_said(path, fault))
+    return path
+
+
+def _said(path: Path, why: Any) -> str:
+    return f"{path} is damaged ({why}): load_or_train with the run's settings makes it again; or remove its folder"
+
+
 def environment() -> dict:
     """What a number may depend on besides its settings."""
     from importlib.metadata import version
@@ -128,9 +179,21 @@ def find(config: RunConfig, runs: Path | None = None) -> Run | None:
 
 
 def _usable(run: Run | None, keep_model: bool, probes: Sequence[str]) -> bool:
-    """Whether a run is finished, and has its weights and probe tables where they are wanted."""
+    """Whether a run is finished and whole, and has its weights and probe tables where they are wanted."""
     wanted = ["model.safetensors"] * keep_model + [f"{name}.parquet" for name in probes]
-    return run is not None and all((run.folder / name).exists() for name in wanted)
+    return (run is not None and all((run.folder / name).exists() for name in wanted)
+            and not _fault(run.folder, wanted))
+
+
+def _fault(folder: Path, more: Iterable[str] = ()) -> str:
+    """What is damaged in the folder of a finished run; nothing where all is as it was written."""
+    try:
+        for name in (*TABLES, *more):
+            _whole(folder, name)
+        _object(folder / "config.json")
+    except Damaged as error:
+        return str(error)
+    return ""
 
 
 def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool = False, progress=None,
@@ -138,7 +201,7 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
     """Read a finished run, take up one that was killed, or make it.
 
     keep_model: also store the tuned weights. probes: also store the tables of these probes (`probes.PROBES`), which
-    change no number. A finished run that lacks what is wanted is made again, with all that it had.
+    change no number. A finished run that lacks what is wanted, or is damaged, is made again, with all that it had.
     save_every: seconds between two saved states, from which a killed run goes on; 0: at stage ends only; default 60,
     or CLSTUDY_SAVE_EVERY. wait: for another process that makes the same run.
     ValueError: an unknown probe, save_every. Busy: another process makes it, and wait is False."""
@@ -160,6 +223,7 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
 def _make(config: RunConfig, runs: Path, draft: Path, keep_model: bool, probes: Sequence[str], progress,
           every: float) -> None:
     """Make a run in a draft that is ours, or go on with it. What is saved stays there, unless it ends well."""
+    from . import distributed
     from .methods import METHODS  # torch and open_clip only when something is to be computed
     from .resume import Saver, code, states
     from .train import NotFinite, pick_device, train
@@ -167,8 +231,13 @@ def _make(config: RunConfig, runs: Path, draft: Path, keep_model: bool, probes: 
     folder, done, started = runs / config.run_id, draft / "run", time.perf_counter()
     again = (folder / "result.json").exists()
     keep_model, probes = _asked(draft, folder, keep_model, probes)
+    extras = (*(f"{name}.parquet" for name in probes), "model.safetensors")
+    if again and (fault := _fault(folder, [name for name in extras if (folder / name).exists()])):
+        warnings.warn(f"the run is made again: {fault.partition('): ')[0]})", stacklevel=3)
     surroundings = {name: value for name, value in environment().items() if name != "python"}  # moves no number
     surroundings |= {"device": pick_device(config.device).type, "code": code(METHODS[config.method]), "probes": probes}
+    surroundings |= {"processes": distributed.world()} if distributed.world() > 1 else {}
+    distributed.tell({"draft": draft, "surroundings": surroundings, "probes": probes})
     saver = Saver(draft, every, surroundings)
     try:
         shutil.rmtree(done, ignore_errors=True)  # of a process that was killed while it wrote
@@ -185,7 +254,7 @@ def _make(config: RunConfig, runs: Path, draft: Path, keep_model: bool, probes: 
         for name in (*probes, *(["method"] if "method" in notes else [])):
             notes[name].to_parquet(done / f"{name}.parquet")
         result = {"run_id": config.run_id, "seconds": round(saver.seconds + time.perf_counter() - started, 1),
-                  "finished": time.time(), "taken_up": saver.taken_up, **notes["cost"]}
+                  "finished": time.time(), "taken_up": saver.taken_up, "sha256": _seal(done), **notes["cost"]}
         (done / "result.json").write_text(json.dumps(result))
         if again or not (folder / "result.json").exists():  # without a result: what a killed removal left
             shutil.rmtree(folder, ignore_errors=True)
@@ -204,6 +273,16 @@ def _make(config: RunConfig, runs: Path, draft: Path, keep_model: bool, probes: 
     finally:
         if draft.exists() and not states(draft):
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _seal(folder: Path) -> dict[str, str]:
+    """The checksum of each file, once it is on the disk and not only on its way there."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _asked(draft: Path, folder: Path, keep_model: bool, probes: Sequence[str]) -> tuple[bool, list[str]]:
@@ -291,6 +370,7 @@ def load_tuned(run: Run):
     if not path.exists():
         raise FileNotFoundError(f"run {run.id} has no {path.name}; make it with load_or_train(config, keep_model=True)")
     clip, _, _ = prepare(run.config)
+    _whole(run.folder, path.name)
     missing = clip.load_state_dict(load_file(path, device=str(clip.device)), strict=False).unexpected_keys
     if missing:
         raise ValueError(f"{path} holds {missing[0]}, which the model of the run does not have")
@@ -298,13 +378,14 @@ def load_tuned(run: Run):
 
 
 def finished(folder: Path) -> list[Run]:
-    """All finished runs of a folder, those of settings that no longer exist included."""
-    return [Run(RunConfig.model_construct(**json.loads((path.parent / "config.json").read_text())), path.parent)
+    """All finished runs of a folder, those of settings that no longer exist included. Damaged: settings of one."""
+    return [Run(RunConfig.model_construct(**_object(_whole(path.parent, "config.json"))), path.parent)
             for path in sorted(folder.glob("*/result.json")) if "." not in path.parent.name]
 
 
 def load_runs(runs: Path | Iterable[Run] | None = None) -> pd.DataFrame:
-    """All evaluations of many runs in one table, with the settings and the run_id of each as columns."""
+    """All evaluations of many runs in one table, with the settings and the run_id of each as columns. Damaged: a file
+    of one; no run is left out unsaid."""
     if runs is None or isinstance(runs, Path):
         runs = finished(runs or RUNS)
     tables = []

@@ -31,6 +31,7 @@ from torch import Tensor
 from .clip import Clip
 from .pack import Like, Rows, attributes, pack, unpack
 
+GRACE = 25.0  # seconds for a state after SIGTERM; Slurm sends SIGKILL after 30
 SHARE = 0.05  # of the time that saving may take; a state that takes longer is saved less often
 # modules that start runs, look at finished ones or say how far they are: no number of a run depends on them
 ASIDE = {"anatomy", "batch", "board", "check", "claim", "clean", "cli", "cluster", "download", "durations", "estimates",
@@ -72,7 +73,7 @@ class Saver:
 
     @contextmanager
     def open(self, clip: Clip, shared: dict[str, Any], **parts: Any) -> Iterator[None]:
-        """Take up a saved state, if there is one; and while open, end at the next step where Ctrl-C is pressed.
+        """Take up a saved state, if there is one; and while open, end at the next step where Ctrl-C or SIGTERM comes.
 
         shared: what a state may refer to, the same in every process. parts: what is saved, and put back in place."""
         self.like = Like(clip, set(), attributes(clip))
@@ -216,21 +217,33 @@ def read(file: Path) -> tuple[dict, dict[str, Tensor]]:
 
 @contextmanager
 def interruptible(saver: Saver) -> Iterator[None]:
-    """While open, Ctrl-C asks the run to stop when it has saved its state; a second one stops it at once."""
+    """While open, Ctrl-C and SIGTERM ask the run to stop when it has saved its state; a second one stops it at once.
+
+    SIGTERM then ends the process as it does without us; and at the latest after `GRACE` seconds. Left alone are signals
+    that somebody else handles (a worker is not to hear Ctrl-C), and runs outside of the main thread."""
     here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # a worker; somebody else's
-        yield
-        return
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ours = {number: known for number, known in usual.items() if here and signal.getsignal(number) is known}
+    came = []
 
-    def ask(*_) -> None:
+    def ask(number: int, *_) -> None:
         saver.stopping = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        came.append(number)
+        signal.signal(number, usual[number])
+        if number == signal.SIGTERM:
+            late = threading.Timer(GRACE, os.kill, (os.getpid(), signal.SIGTERM))
+            late.daemon = True
+            late.start()
 
-    signal.signal(signal.SIGINT, ask)
+    for number in ours:
+        signal.signal(number, ask)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, known in ours.items():
+            signal.signal(number, known)
+        if signal.SIGTERM in came:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def code(method: type) -> str:
@@ -247,7 +260,7 @@ def code(method: type) -> str:
 def _sources() -> str:
     found, home = hashlib.sha256(), Path(__file__).parent
     for path in sorted(home.rglob("*.py")):
-        if path.parent != home or path.stem not in ASIDE:
+        if path.relative_to(home).parts[0].removesuffix(".py") not in ASIDE:
             found.update(path.relative_to(home).as_posix().encode() + path.read_bytes())
     return found.hexdigest()
 

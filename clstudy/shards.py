@@ -87,7 +87,7 @@ def sharded(name: str, source: str, width: int, count: int, pictures: Callable[[
 def _whole(shards: Shards, number: int) -> bool:
     try:
         images = np.load(shards.files[number], mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+    except Exception:  # not there, or whatever a damaged file brings about
         return False
     return images.dtype == np.uint8 and images.shape == (shards.counts[number], *shards.shape[1:])
 

@@ -59,11 +59,18 @@ class Work:
         except Busy:
             return BUSY
         except Exception as error:
-            log = self.folder / f"{task.id}.log"
+            return Failure(f"{type(error).__name__}: {error}", self.log(task))
+        return time.perf_counter() - started
+
+    def log(self, task: Task) -> str:
+        """Write down the error at hand; where."""
+        log = self.folder / f"{task.id}.log"
+        try:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(f"{task.label}\non {platform.node()}, {time.ctime()}\n\n{traceback.format_exc()}")
-            return Failure(f"{type(error).__name__}: {error}", str(log))
-        return time.perf_counter() - started
+        except OSError as error:
+            return f"no log: {error}"
+        return str(log)
 
     def make(self, task: Task) -> None:
         if task.config:

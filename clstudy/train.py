@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from . import distributed
 from .augment import AUGMENTATIONS
 from .benchmarks import BENCHMARKS
 from .clip import TEXTS, Clip, load_clip
@@ -91,7 +92,7 @@ def _start(config: RunConfig) -> Cache:
 def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(name)
+    return distributed.own(torch.device(name))
 
 
 def batches(stage: Stage, benchmark: Benchmark, seen: list[int], prompts: Tensor, size: int, order: np.ndarray
@@ -142,6 +143,10 @@ def arriving(at: Position, stage: Stage, benchmark: Benchmark, prompts: Tensor, 
         at.epoch, at.batch = at.epoch + 1, 0
 
 
+def augmented(batch: Batch, augmentation: Callable, generator: torch.Generator) -> Batch:
+    return replace(batch, image=augmentation(batch.image, generator))
+
+
 def decay(optimizer: torch.optim.Optimizer | None, config: RunConfig, epoch: int) -> None:
     """Divide the learning rate by ten where `epoch` epochs are a milestone."""
     for group in optimizer.param_groups if optimizer and epoch in config.milestones else ():
@@ -158,8 +163,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
     then, and takes it up. NotFinite: a loss or a weight is. KeyboardInterrupt: Ctrl-C, once the saver has saved."""
     clip, benchmark, stages = prepare(config)
     method = METHODS[config.method](**config.method_args)
-    augmentation = AUGMENTATIONS[config.augmentation]
-    generator = torch.Generator().manual_seed(config.seed)
+    augmentation, generator = AUGMENTATIONS[config.augmentation], torch.Generator().manual_seed(config.seed)
     shuffle = np.random.default_rng(config.seed)
     prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(clip.device)
     if config.compile:
@@ -171,13 +175,14 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
         cache.forget(**at.moving)
         model, tasks = method.deploy(clip), [stage.classes for stage in stages]
         sides = complete and (stage % config.side_every == 0 or stage == len(stages))
-        rows = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None)
+        with distributed.sharing():
+            rows = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None)
         at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row} for row in rows)
 
     with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # takes up what was saved, in place
             clip, unchanging(benchmark, stages, prompts), at=at, method=method, cost=cost, probes=watching,
             augmentation=generator, shuffle=shuffle):
-        shown.update(at.images)
+        shown.update(distributed.agreed("at the start", at.images))
         if not at.evals:
             look(0, complete=True)
         cache = cache.copy()
@@ -191,11 +196,11 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
                 cost.start()
                 clip.train()
                 for _ in range(config.steps_per_batch if optimizer else 0):
-                    joined = method.rehearse(clip, batch)
-                    terms = method.loss(clip, replace(joined, image=augmentation(joined.image, generator)))
+                    joined = augmented(method.rehearse(clip, batch), augmentation, generator)
+                    terms = distributed.shared(method.loss, not probes)(clip, joined)
                     optimizer.zero_grad(set_to_none=True)
                     watching.look(terms, stage.number, at.images)
-                    sum(terms.values()).backward()
+                    distributed.backward(sum(terms.values()), trained)
                     method.edit_gradients(clip)
                     if config.clip_norm:
                         torch.nn.utils.clip_grad_norm_(method.trainable(clip), config.clip_norm)
@@ -208,7 +213,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
                 shown.update(len(batch.labels))
                 if config.eval_every and before // config.eval_every < at.images // config.eval_every:
                     look(stage.number, complete=False)
-                if saver.due():  # every so many seconds
+                if distributed.due(saver):  # every so many seconds
                     gather(waiting, at.steps)
                     saver.save()
             gather(waiting, at.steps)
@@ -217,7 +222,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
             method.after_stage(clip, batches(stage, benchmark, at.seen, prompts, config.batch_size, stage.index))
             look(stage.number, complete=True)
             at.stage, at.epoch = at.stage + 1, 0
-            saver.save()
+            distributed.save(saver)
     shown.close()
     (notes if notes is not None else {}).update(cost=cost.table(method), **watching.tables(), **own_table(method))
     if keep:
@@ -275,6 +280,7 @@ def check_weights(parameters: list, stage: int) -> None:
     if parameters and not torch.stack([p.detach().isfinite().all() for p in parameters]).all():
         raise NotFinite(f"weights are not finite after stage {stage}: lower lr, or set clip_norm",
                         {"stage": stage})
+    distributed.agreed(f"after stage {stage}", parameters)
 
 
 class Step:

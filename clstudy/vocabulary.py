@@ -42,8 +42,11 @@ def texts(path: str, clip: Clip, count: int, draws: torch.Generator) -> Tokens:
 @lru_cache(maxsize=4)
 def lines(path: str) -> tuple[str, ...]:
     """The texts of a file, one per line. ValueError: it is not there, or empty."""
-    found = Path(path).expanduser()
-    said = tuple(filter(None, map(str.strip, found.read_text().splitlines()))) if found.is_file() else ()
+    try:
+        found = Path(path).expanduser()
+        said = tuple(filter(None, map(str.strip, found.read_text().splitlines()))) if found.is_file() else ()
+    except (OSError, ValueError, RuntimeError) as error:  # no text, or may not be read, or ~somebody
+        raise ValueError(f"vocabulary='file:{path}': {error}") from None
     if not said:
         raise ValueError(f"vocabulary='file:{path}': {'is empty' if found.is_file() else 'there is no such file'}")
     return said

@@ -142,10 +142,14 @@ def _worker(threads: int, parent: int) -> None:
     """What each worker process does first. Two processes with all threads each would be five times slower."""
     import torch
 
+    from .resume import GRACE
+
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(2)
-        os._exit(1)  # the parent was killed: nobody wants the runs that are waiting
+        os.kill(os.getpid(), signal.SIGTERM)  # the parent was killed: nobody wants the runs that are waiting, and of
+        time.sleep(GRACE + 5)  # the one that runs its state is saved first
+        os._exit(1)
 
     Thread(target=watch, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends its workers

@@ -22,7 +22,11 @@ FUNCTIONS = [losses.match, losses.contrastive, losses.distillation, evaluate.hit
              metrics.f_last, metrics.paired_interval, *(metric.function for metric in metrics.METRICS.values())]
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: getattr(f, "__name__", None) or f"{f.func.__name__} {f.keywords}")
+def named(function) -> str:
+    return getattr(function, "__name__", None) or f"{function.func.__name__} {function.keywords}"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=named)
 def test_the_package_agrees_with_itself_on_input_made_for_it(function, capsys) -> None:
     assert check(function, like=function, trials=20)
     assert "right, in 20 trials" in said(capsys)

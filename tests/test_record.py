@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clstudy import RunConfig, train
-from clstudy.record import Run, find, finished, load_or_train, load_runs, load_tuned
+from clstudy.record import Damaged, Run, find, finished, load_or_train, load_runs, load_tuned
 
 
 @pytest.fixture
@@ -95,6 +95,88 @@ def test_a_run_that_another_host_finished_meanwhile_is_kept(monkeypatch, tiny, r
     run = load_or_train(tiny, runs)
     assert [path.name for path in runs.iterdir()] == [tiny.run_id]
     assert run.evals.equals(expected)
+
+
+# ---- damaged files of finished runs
+
+
+def cut(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:len(content) // 2])
+
+
+def cut_after_a_row(path: Path) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+def a_digit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    place = next(i for i in range(len(content) // 2, len(content)) if content[i:i + 1].isdigit())
+    content[place] = ord("7") if content[place] != ord("7") else ord("3")
+    path.write_bytes(content)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(("name", "how"), [
+    ("evals.jsonl", cut), ("evals.jsonl", cut_after_a_row), ("evals.jsonl", a_digit), ("steps.jsonl", cut_after_a_row),
+    ("config.json", cut), ("config.json", remove)])
+def test_a_damaged_file_of_a_finished_run_is_named_and_never_read_in_part(tiny, runs, name, how):
+    expected = load_or_train(tiny, runs).evals
+    other = load_or_train(tiny.but(seed=1), runs)
+    how(other.folder / name)
+    with pytest.raises(Damaged, match=f"{other.folder / name} is damaged"):
+        if name == "config.json":
+            finished(runs)
+        else:
+            getattr(Run(tiny, other.folder), name.removesuffix(".jsonl"))
+    if name != "steps.jsonl":
+        with pytest.raises(Damaged, match=name):
+            load_runs(runs)
+    with pytest.warns(UserWarning, match=f"the run is made again: .*{name} is damaged"):
+        again = load_or_train(tiny.but(seed=1), runs)
+    assert len(again.evals) == len(expected) and len(load_runs(runs)) == 2 * len(expected)
+
+
+@pytest.mark.parametrize("content", ["", '{"run_id"', "[]", "7", "\x00" * 99])
+def test_a_damaged_result_is_named_and_the_run_is_made_again(tiny, runs, content):
+    run = load_or_train(tiny, runs)
+    (run.folder / "result.json").write_text(content)
+    for read in (lambda: find(tiny, runs).evals, lambda: find(tiny, runs).result, lambda: load_runs(runs)):
+        with pytest.raises(Damaged, match="result.json is damaged"):
+            read()
+    with pytest.warns(UserWarning, match="the run is made again: .*result.json is damaged"):
+        assert load_or_train(tiny, runs).evals.equals(run.evals)
+
+
+def test_damaged_weights_and_probes_count_where_they_are_wanted(tiny, runs, no_training):
+    run = load_or_train(tiny, runs, keep_model=True, probes=["drift"])
+    for name in ("model.safetensors", "drift.parquet"):
+        cut(run.folder / name)
+    for read, name in ((lambda: load_tuned(run), "model.safetensors"), (lambda: run.probe("drift"), "drift.parquet")):
+        with pytest.raises(Damaged, match=f"{name} is damaged .its checksum is wrong"):
+            read()
+    with pytest.warns(UserWarning, match="drift.parquet is damaged"):
+        again = load_or_train(tiny, runs, probes=["drift"])
+    assert len(again.probe("drift")) and load_tuned(again)
+    no_training()
+    load_or_train(tiny, runs, keep_model=True, probes=["drift"])
+
+
+def test_a_run_of_before_without_checksums_is_read_and_seen_to_be_cut(tiny, runs, no_training):
+    run = load_or_train(tiny, runs)
+    old = {key: value for key, value in run.result.items() if key != "sha256"}
+    (run.folder / "result.json").write_text(json.dumps(old))
+    no_training()
+    assert load_or_train(tiny, runs).evals.equals(run.evals)
+    cut(run.folder / "evals.jsonl")
+    with pytest.raises(Damaged, match="evals.jsonl is damaged .its last row is cut off"):
+        _ = find(tiny, runs).evals
+    (run.folder / "evals.jsonl").write_text("nothing\n")
+    with pytest.raises(Damaged, match="evals.jsonl is damaged"):
+        _ = find(tiny, runs).evals
 
 
 # ---- the model of a run

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,14 +218,16 @@ class Telling:
 
 BENCHMARKS["toy"] = conftest._toy
 config = RunConfig.model_validate_json(sys.argv[2])
-print(load_or_train(config, Path(sys.argv[3]), progress=Telling(), save_every=1e-9).result["taken_up"], flush=True)
+run = load_or_train(config, Path(sys.argv[3]), progress=Telling(), save_every=float(sys.argv[4]))
+print(run.result["taken_up"], flush=True)
 """
 
 
-def child(config: RunConfig, runs: Path) -> subprocess.Popen:
+def child(config: RunConfig, runs: Path, save_every: float = ALWAYS) -> subprocess.Popen:
     """A process that makes this run, and prints a line before it begins and one after each batch."""
     paths = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(TESTS), config.model_dump_json(), str(runs)],
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(TESTS), config.model_dump_json(), str(runs),
+                             str(save_every)],
                             stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths})
 
 
@@ -259,6 +262,15 @@ def test_a_process_killed_at_random_moments_is_taken_up_by_the_next(tiny, runs, 
 # ---- interrupts, losses that are not finite
 
 
+@pytest.fixture
+def interrupts():
+    """Python's own handling of Ctrl-C: the processes of pytest-xdist ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_saves_at_the_end_of_the_step_and_says_so(tiny, runs, tmp_path, capsys):
     progress = Falling(3, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt, match=r"stopped. 24 images of the stream, in stage 1, are saved in .*draft. "
@@ -272,6 +284,7 @@ def test_an_interrupt_saves_at_the_end_of_the_step_and_says_so(tiny, runs, tmp_p
     same(run, load_or_train(tiny, tmp_path / "whole"))
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_a_second_interrupt_does_not_wait(tiny, runs):
     def twice():
         signal.raise_signal(signal.SIGINT)
@@ -375,3 +388,49 @@ def test_what_cannot_be_saved_is_named(monkeypatch, tiny, runs):
     monkeypatch.setitem(METHODS, "holding", Holding)
     with pytest.raises(Unstorable, match=r"method.rules.first\[1\] is a builtins.function, which cannot be saved"):
         load_or_train(tiny.but(method="holding"), runs)
+
+
+def test_sigterm_saves_before_the_process_ends_by_it(tiny, runs, tmp_path):
+    """As the workers of a sweep that is left early are ended, and jobs whose time is over."""
+    process = child(tiny.but(epochs=6), runs, save_every=0)
+    for _ in range(4):  # three batches of the first stage, of which no state is due
+        process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == -signal.SIGTERM
+    draft = runs / f"{tiny.but(epochs=6).run_id}.draft"
+    about, _ = read(states(draft)[0])
+    assert 24 <= about["tree"]["~value"]["parts"]["at"]["images"] < 2 * 6 * 30
+    run = load_or_train(tiny.but(epochs=6), runs)
+    assert run.result["taken_up"] == 1
+    same(run, load_or_train(tiny.but(epochs=6), tmp_path / "whole"))
+
+
+def test_sigterm_does_not_wait_for_ever():
+    """A second one ends the process at once, and so does the time limit."""
+    for late in (False, True):
+        script = ("import clstudy.resume, time, os, signal\nclstudy.resume.GRACE = 0.2\n"
+                  "with clstudy.resume.interruptible(clstudy.resume.Saver()):\n"
+                  "    print('ready', flush=True)\n    time.sleep(60)\n    time.sleep(60)\n")
+        process = subprocess.Popen([sys.executable, "-c", script if late else script.replace("0.2", "50")],
+                                   stdout=subprocess.PIPE, text=True,
+                                   env={**os.environ, "PYTHONPATH": str(TESTS.parent)})
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        if not late:
+            time.sleep(0.3)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == -signal.SIGTERM
+
+
+def test_sigterm_that_somebody_else_handles_is_theirs(tiny, runs):
+    def theirs(*_):
+        pass
+
+    before = signal.signal(signal.SIGTERM, theirs)
+    try:
+        progress = Falling(3, lambda: signal.raise_signal(signal.SIGTERM))
+        load_or_train(tiny, runs, progress=progress)
+        assert signal.getsignal(signal.SIGTERM) is theirs
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -179,9 +179,11 @@ def _boxes(listed: Path) -> list[Box]:
             left, top, width, height = one["bbox"]
             if width > SMALLEST and height > SMALLEST:
                 bounds = (left, top, left + width, top + height)
+                if not all(map(math.isfinite, bounds)) or not isinstance(files[one["image_id"]], str):
+                    raise ValueError(f"a box that is none: {one['bbox']} in {files[one['image_id']]!r}")
                 boxes.append(Box(files[one["image_id"]], bounds, place[one["category_id"]]))
         return boxes
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise DamagedError(f"{listed} cannot be read ({type(error).__name__}: {error}). {again('coco')}") from error
 
 
@@ -253,6 +255,10 @@ def _pairs(name: str, size: int) -> Captioned:
 def _karpathy(listed: Path) -> list[dict]:
     """The test images of one of Karpathy's files. DamagedError: another form."""
     try:
-        return [one for one in json.loads(listed.read_text())["images"] if one["split"] == "test"]
-    except (ValueError, KeyError, TypeError) as error:
+        rows = [one for one in json.loads(listed.read_text())["images"] if one["split"] == "test"]
+        texts = [text for one in rows for text in (one["filename"], *(said["raw"] for said in one["sentences"]))]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a file name or a caption is no text")
+        return rows
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(f"{listed} cannot be read ({type(error).__name__}: {error}). {again('karpathy')}") from error

@@ -120,7 +120,11 @@ def _read(domain: str, split: str) -> Listing:
     for number, key in enumerate(about_classes("domainnet")["classes"]):
         label[f"{domain}/{key}"] = str(number)
     files, labels = [], []
-    for number, line in enumerate(place.read_text().splitlines(), 1):
+    try:
+        lines = place.read_text().splitlines()
+    except ValueError as error:  # no text
+        raise DamagedError(f"{place} cannot be read ({error}). {again('domainnet')}") from None
+    for number, line in enumerate(lines, 1):
         file, _, told = line.strip().rpartition(" ")
         if not told or label.get(file.rpartition("/")[0]) != told:
             raise DamagedError(f"{place}, line {number}: {line!r} is not `{domain}/<class>/<picture> <label>` with the "

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from ..cache import DamagedError
 from ..config import choose
 from ..data import Benchmark, Captioned, Labelled
 
@@ -21,6 +22,7 @@ PRETRAINING = ("openmoji", "noto-v1", "emojione", "emojione-v1", "emojione-monot
 COLOUR = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat")
 UNSEEN = (*COLOUR, "fluent-emoji-high-contrast", "streamline-emojis")
 OBJECTS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
+COLUMNS = ("family", "hexcode", "label", "tags", "group", "subgroup", "image")
 TEMPLATE = "a drawing of a {}."
 CLASS_NAMES = {
     "animal-mammal": "mammal", "animal-bird": "bird", "animal-amphibian": "amphibian", "animal-reptile": "reptile",
@@ -46,7 +48,10 @@ def readable(subgroup: str) -> str:
 
 def decode(cells: Iterable[dict]) -> np.ndarray:
     """Image cells of the parquet file → RGBA, uint8 (n, 64, 64, 4)."""
-    return np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGBA")) for cell in cells])
+    try:
+        return np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGBA")) for cell in cells])
+    except Exception as error:  # whatever a damaged file brings about
+        raise DamagedError(f"a picture of {PATH.name} cannot be read ({type(error).__name__}: {error})") from None
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
@@ -60,7 +65,15 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
 def _everything() -> pd.DataFrame:
     if not PATH.exists():
         raise FileNotFoundError(f"{PATH} is missing: it comes with the repository; scripts/build_emoji.py rebuilds it")
-    return pd.read_parquet(PATH)
+    try:
+        rows = pd.read_parquet(PATH)
+        lacks = [name for name in COLUMNS if name not in rows]
+        if lacks:
+            raise ValueError(f"it lacks {', '.join(lacks)}")
+        return rows
+    except Exception as error:  # whatever a damaged file brings about
+        raise DamagedError(f"{PATH} cannot be read ({type(error).__name__}: {error}); scripts/build_emoji.py rebuilds "
+                           "it") from None
 
 
 def table(families: Sequence[str] | None = None) -> pd.DataFrame:

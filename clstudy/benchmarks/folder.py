@@ -133,7 +133,7 @@ def _about(place: Path, classes: list[str], template: str | None) -> tuple[list[
     if file.exists():
         try:
             given = json.loads(file.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not JSON: {error}") from None
     about = {"classes": {}, "order": classes, "template": TEMPLATE, "captions": {}, "groups": {}}
     if not isinstance(given, dict):
@@ -143,6 +143,12 @@ def _about(place: Path, classes: list[str], template: str | None) -> tuple[list[
         if not isinstance(value, type(about[key])):
             kind = type(about[key]).__name__
             raise ValueError(f"{file}: {key!r} must be a {kind}, as clstudy/benchmarks/folder.py shows")
+        inner = list(value.values()) if isinstance(value, dict) else [value] if key == "template" else value
+        if key == "groups" and all(isinstance(one, list) for one in inner):
+            inner = [name for one in inner for name in one]
+        for one in inner:
+            if not isinstance(one, str):
+                raise ValueError(f"{file}: {key!r} holds {one!r}, as clstudy/benchmarks/folder.py does not show")
     about |= given | ({"template": template} if template is not None else {})
     for key, named in {"classes": about["classes"], "order": about["order"],
                        "groups": [name for members in about["groups"].values() for name in members]}.items():

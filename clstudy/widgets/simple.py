@@ -1,0 +1,50 @@
+"""Walks through what was made: lists and sliders that choose, and what is chosen shown."""
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+import ipywidgets as ipw
+from IPython.display import display
+
+from .. import themap
+from ..record import Run
+from .common import WHOLE, card
+
+
+def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], draw: Callable) -> ipw.Widget:
+    """Walk through what was made: a list of the first parts of the keys, a slider over the second parts of the one
+    chosen. `draw(groups[key])` is shown. names: what the two parts are called."""
+    first = ipw.Dropdown(options=list(dict.fromkeys(one for one, _ in groups)), description=names[0])
+    second = ipw.SelectionSlider(options=[0], description=names[1], continuous_update=False, style=WHOLE)
+    shown = ipw.Output()
+
+    def fill(_=None) -> None:
+        second.options = sorted(two for one, two in groups if one == first.value)
+
+    def show(_=None) -> None:
+        with shown:
+            shown.clear_output(wait=True)
+            display(draw(groups[first.value, second.value]))
+
+    fill()
+    show()
+    first.observe(fill, "value")
+    for control in (first, second):
+        control.observe(lambda change: (first.value, second.value) in groups and show(), "value")
+    return ipw.VBox([ipw.HBox([first, second]), shown])
+
+
+def map_walker(runs: Sequence[Run] = (), names: Sequence[str] = ("A_last",), **start: str) -> ipw.Widget:
+    """Four lists choose a point of the map (`themap.describe`): who published it, its objective, how to run it, and
+    what `runs` gave there, in the metrics `names`. start: the choices to begin with."""
+    lists = [ipw.Dropdown(options=values, value=start.get(name, values[0]), description=name.replace("_", " "),
+                          style=WHOLE) for name, values in themap.CHOICES.items()]
+    shown = ipw.HTML()
+
+    def draw(_=None) -> None:
+        chosen = dict(zip(themap.CHOICES, (one.value for one in lists), strict=True))
+        shown.value = card(f'<pre style="margin:0">{escape(themap.describe(chosen, runs, names))}</pre>')
+
+    for one in lists:
+        one.observe(draw, "value")
+    draw()
+    return ipw.VBox([ipw.HBox(lists[:2]), ipw.HBox(lists[2:]), shown])
