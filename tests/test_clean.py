@@ -43,7 +43,7 @@ def figures(tmp_path) -> Path:
 
 def sweep(runs: Path, name: str, ids: list[str], **changes) -> None:
     state = {"name": name, "host": board.platform.node(), "pid": os.getpid(), "started": 0, "finished": 1.0,
-             "beat": time.time(), "tasks": dict.fromkeys(ids, {}), **changes}
+             "code": 0, "workers": 2, "beat": time.time(), "tasks": dict.fromkeys(ids, {}), **changes}
     (runs / "sweeps" / name).mkdir(parents=True)
     (runs / "sweeps" / name / "state.json").write_text(json.dumps(state))
 
