@@ -123,12 +123,7 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
 
 def profiles(notebook: Path) -> dict[str, dict[str, Any]]:
     """The named sets of parameters in the metadata of `notebook`: {"clstudy": {"profiles": {name: {…}}}}."""
-    return metadata(notebook).get("profiles", {})
-
-
-def metadata(notebook: Path) -> dict[str, Any]:
-    """What a notebook says of itself: its profiles; "last": true where it reads what all others have made."""
-    return _document(Path(notebook)).get("metadata", {}).get("clstudy", {})
+    return _document(Path(notebook)).get("metadata", {}).get("clstudy", {}).get("profiles", {})
 
 
 def profile_parameters(notebook: Path, name: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -53,47 +52,25 @@ def _out() -> Path:
     return RUNS / "notebooks"
 
 
-def _execute(tasks: list, out: Path, timeout: float | None = None, beside: int = 1) -> bool:
-    """Run notebooks, `beside` at a time; those that read what the others have made come last. Whether all went well."""
-    from . import batch, pages, workers
+def _execute(tasks: list, out: Path, timeout: float | None = None) -> bool:
+    from . import batch, pages
 
+    rows = []
     for path, given in tasks:
         typer.echo(f"── {path.stem} " + " ".join(f"{name}={value}" for name, value in given.items()))
-    work, rows = _Notebook(out, timeout), {}
-    for part in (False, True):
-        group = [task for task in tasks if batch.metadata(task[0]).get("last", False) == part]
-        done = workers.local(work, group, beside) if beside > 1 else ((task, work(task)) for task in group)
-        for (path, _), outcome in done:
-            if isinstance(outcome, BaseException):
-                raise outcome
-            rows[path.stem] = outcome
-            pages.index(out)
-            if not outcome.ok:
-                typer.secho(f"   {path.stem} failed: {outcome.error}", fg="red", err=True)
+        rows.append((path.stem, batch.run_notebook(path, given, out, timeout=timeout)))
+        pages.index(out)
+        if not rows[-1][1].ok:
+            typer.secho(f"   failed: {rows[-1][1].error}", fg="red", err=True)
     typer.echo("")
-    for name, done in sorted(rows.items()):
+    for name, done in rows:
         typer.echo(f"{'ok    ' if done.ok else 'FAILED'} {name:20} {done.seconds:6.0f} s  {done.html}")
     typer.echo(f"index: {out / 'index.html'}")
-    return all(done.ok for done in rows.values())
-
-
-@dataclass(frozen=True)
-class _Notebook:
-    """What is done with a notebook, here or in a worker process."""
-
-    out: Path
-    timeout: float | None
-
-    def __call__(self, task: tuple[Path, dict]):
-        from . import batch
-
-        return batch.run_notebook(*task, self.out, timeout=self.timeout)
+    return all(done.ok for _, done in rows)
 
 
 @app.command()
-def study(profile: Profile = "quick",
-          beside: Annotated[int, typer.Option(min=1, help="Notebooks at a time; each then has a share of the "
-                                                          "cores.")] = 1) -> None:
+def study(profile: Profile = "quick") -> None:
     """Run every notebook and draw every figure: the main study on the embedded data."""
     from . import batch
     from .record import RUNS
@@ -110,7 +87,7 @@ def study(profile: Profile = "quick",
         fail(error)
     if without:
         typer.echo(f"without a profile {profile!r}, left out: {', '.join(without)}")
-    ok = _execute(tasks, _out(), beside=beside)
+    ok = _execute(tasks, _out())
     for table in sorted((ROOT / "figures").glob("*.md")):
         if table.stem != "README":
             typer.echo(f"\n{table.read_text()}")

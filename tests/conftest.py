@@ -117,6 +117,23 @@ def tiny(toy, toy_model):
 
 
 @pytest.fixture
+def runs(tmp_path) -> Path:
+    """Where runs are made."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Call it, and from then on training is an error."""
+    from clstudy import train
+
+    def refuse(*_, **__):
+        raise AssertionError("trained again")
+
+    return lambda: monkeypatch.setattr(train, "train", refuse)
+
+
+@pytest.fixture
 def batch(toy):
     """Eight images of three classes, with all six offered."""
     from clstudy.data import Batch

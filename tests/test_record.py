@@ -11,19 +11,6 @@ from clstudy import RunConfig, train
 from clstudy.record import Damaged, Run, find, finished, load_or_train, load_runs, load_tuned
 
 
-@pytest.fixture
-def runs(tmp_path) -> Path:
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def no_training(monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("trained again")
-
-    return lambda: monkeypatch.setattr(train, "train", refuse)
-
-
 def test_a_finished_run_is_read_and_not_made_again(tiny, runs, no_training):
     made = load_or_train(tiny, runs)
     assert find(tiny, runs).folder == made.folder == runs / tiny.run_id

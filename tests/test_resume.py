@@ -51,19 +51,6 @@ class Falling:
         pass
 
 
-@pytest.fixture
-def runs(tmp_path) -> Path:
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def no_training(monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("trained again")
-
-    return lambda: monkeypatch.setattr(train, "train", refuse)
-
-
 def of(config, method: str, **changes):
     """The run with this method, with the tuner that it is made for."""
     needs = getattr(METHODS[method], "needs", None)

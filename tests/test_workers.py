@@ -11,22 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clstudy import RunConfig, train, workers
+from clstudy import RunConfig, workers
 from clstudy.record import find, load_or_train
 from clstudy.workers import many
-
-
-@pytest.fixture
-def runs(tmp_path) -> Path:
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def no_training(monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("trained again")
-
-    return lambda: monkeypatch.setattr(train, "train", refuse)
 
 
 def test_many_reads_what_is_finished_in_the_order_asked_for(tiny, runs, no_training):
