@@ -7,18 +7,49 @@ LoRA and RKR are folded into the weights first, so that the line is straight in 
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import torch
 
 from .clip import Clip, load_clip
 from .evaluate import evaluate
+from .progress import bar
 from .record import Run, load_tuned
 from .train import prepare
 from .tuners import merge
 from .weights import Values, between, put
+from .workers import default, local
+
+Pair = tuple[Run | None, Run]
+
+
+def lines(pairs: Sequence[Pair], shares: Sequence[float], side: Sequence[str] = ("other classes",)
+          ) -> list[pd.DataFrame]:
+    """`along` for each pair of a start and an end, in worker processes with the cores divided among them.
+
+    Errors as `along`: the first is raised, and the lines made before it are kept."""
+    todo = [pair for pair in pairs if not _file(*pair, shares, side).exists()]
+    workers = default([end.config for _, end in pairs])
+    with bar(total=len(pairs), initial=len(pairs) - len(todo), desc="lines", unit="line") as shown:
+        with closing(local(partial(_make, shares=shares, side=side), todo, workers)) as outcomes:
+            for _, outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                shown.update()
+    return [along(*pair, shares, side) for pair in pairs]
+
+
+def _make(pair: Pair, shares: Sequence[float], side: Sequence[str]) -> None:
+    along(*pair, shares, side)
+
+
+def _file(start: Run | None, end: Run, shares: Sequence[float], side: Sequence[str]) -> Path:
+    asked = json.dumps([start and start.id, list(map(float, shares)), list(side)])
+    return end.folder / f"path-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.parquet"
 
 
 def along(start: Run | None, end: Run, shares: Sequence[float], side: Sequence[str] = ("other classes",)
@@ -29,8 +60,7 @@ def along(start: Run | None, end: Run, shares: Sequence[float], side: Sequence[s
     The table is kept in the folder of `end` and read when it is there. A share below 0 or above 1 lies beyond an end.
     ValueError: two different models or benchmarks, an unknown side set, a tuner that cannot be folded into the weights.
     FileNotFoundError: a run without its weights (`load_or_train(config, keep_model=True)`)."""
-    asked = json.dumps([start and start.id, list(map(float, shares)), list(side)])
-    kept = end.folder / f"path-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.parquet"
+    kept = _file(start, end, shares, side)
     with suppress(OSError, ValueError):  # not there, or damaged: it is made again
         return pd.read_parquet(kept)
     first = None if start is None else merge(load_tuned(start))

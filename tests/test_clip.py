@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clstudy.clip import Attention, Clip, _check_weights, load_clip, openclip_keys
+from clstudy.clip import (
+    Attention,
+    Clip,
+    LastBlock,
+    _check_weights,
+    load_clip,
+    openclip_keys,
+    read_at,
+    split_attention,
+)
 from clstudy.data import Batch
 
 TEXTS = ["a dog", "a picture of a grey stone bridge over a river, at night", "sun"]
@@ -104,6 +113,30 @@ def test_the_two_ways_of_attending_agree(toy_cfg):
     for given in (None, mask):
         fused = F.scaled_dot_product_attention(q, k, v, attn_mask=given).transpose(1, 2).reshape(3, 7, 32)
         close(attention(x, attn_mask=given)[0], attention.out_proj(fused))
+
+
+@pytest.mark.parametrize("at", [0, 3, torch.tensor([6, 0, 2])], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+@torch.inference_mode()
+def test_a_block_read_at_one_token_gives_what_it_gives_there(toy_cfg, at, masked):
+    block = split_attention(build(toy_cfg)).transformer.resblocks[0]
+    x, mask = torch.randn(3, 7, 32), torch.full((7, 7), float("-inf")).triu(1) if masked else None
+    whole = block(x, attn_mask=mask)
+    where = torch.full((3,), at) if isinstance(at, int) else at
+    found = read_at(block, x, at, mask)
+    assert found.shape == (3, 1, 32)
+    close(found[:, 0], whole[torch.arange(3), where])
+
+
+def test_the_last_block_of_an_image_tower_computes_what_is_read(toy_cfg, tokenizer):
+    lasts = {case: Clip(build(toy_cfg, changes), tokenizer).model.visual for case, changes in CASES.items()}
+    for case, visual in lasts.items():
+        if case != "residual network":
+            *others, last = visual.transformer.resblocks
+            assert isinstance(last, LastBlock) == ("attention" not in case)
+            assert not any(isinstance(block, LastBlock) for block in others)
+    visual = lasts["plain"]
+    assert visual.transformer(torch.randn(2, 5, visual.ln_post.normalized_shape[0])).shape[1] == 1
 
 
 # ---- cutting text

@@ -28,7 +28,7 @@ ALLOWED = {
     "plotly": {"plots.py": "interactive figures", "widgets/": "the same", "pages.py": "puts the library into a page"},
     "ipywidgets": {"widgets/": "controls"},
     "papermill": {"batch.py": "executes notebooks"},
-    "peft": {"tuners/lora.py": "LoRA layers"},
+    "peft": {"tuners/lora.py": "LoRA layers", "tuners/lora_layer.py": "fewer passes over memory"},
     "distributed": {"cluster.py": "workers elsewhere"},
     "dask_jobqueue": {"cluster.py": "workers by Slurm"},
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from clstudy import batch, plots, workers
+from clstudy import batch, paths, plots, workers
 from clstudy.batch import NOTEBOOKS
 from clstudy.benchmarks import BENCHMARKS
 from clstudy.record import load_or_train
@@ -60,6 +60,7 @@ def world(toy, toy_model, monkeypatch, tmp_path):
         return [load_or_train(config, tmp_path / "runs", keep_model, probes=probes) for config in configs]
 
     monkeypatch.setattr(workers, "many", many)
+    monkeypatch.setattr(paths, "local", lambda function, items, workers: ((item, function(item)) for item in items))
     monkeypatch.setattr(plots, "FIGURES", tmp_path / "figures")
     monkeypatch.setenv("CLSTUDY_QUIET", "1")
     return {"model": str(toy_model)}

@@ -1,4 +1,5 @@
 """Lines between two models: the ends are the models, the middle is between the weights, and nothing is made twice."""
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -100,3 +101,28 @@ def test_what_cannot_be_a_line_is_refused(runs, tiny, tmp_path):
     bent = load_or_train(tiny.but(method="finetune", tuner="adapter"), runs=tmp_path, keep_model=True)
     with pytest.raises(ValueError, match="not linear in the weights"):
         paths.along(None, bent, [0, 1], ["shades"])
+
+
+def test_lines_are_handed_to_workers_once_each(runs, monkeypatch):
+    handed = []
+
+    def here(function, items, workers):
+        for item in items:
+            handed.append(item)
+            made, given = pickle.loads(pickle.dumps((function, item)))  # as they reach another process
+            try:
+                yield item, made(given)
+            except ValueError as error:
+                yield item, error
+
+    monkeypatch.setattr(paths, "local", here)
+    one, other = runs(), runs(seed=1, stream_seed=0)
+    first = paths.along(None, one, [0, 0.5], ["shades"])
+    pairs = [(None, one), (None, other), (one, other)]
+    found = paths.lines(pairs, [0, 0.5], ["shades"])
+    assert handed == pairs[1:]  # the first line was there
+    assert found[0].equals(first)
+    for pair, table in zip(pairs, found, strict=True):
+        assert table.equals(paths.along(*pair, [0, 0.5], ["shades"]))
+    with pytest.raises(ValueError, match="side='shade' is unknown"):
+        paths.lines(pairs, [0], ["shade"])

@@ -204,9 +204,10 @@ def test_the_tower_against_one_image_at_a_time(clip, name):
     pool = pool_of(tune(clip, name).eval())
     x = torch.randn(3, 5, 32)
     found = pool(x)
-    assert found.shape == x.shape
+    read = found.shape[1]  # the last block may give the first token alone, which is the one that is read
+    assert found.shape == (3, read, 32) and read in (1, 5)
     for i, chosen in enumerate(pool.choice.tolist()):
-        assert torch.allclose(found[i], naive_tower(name, pool, x[i], chosen), atol=1e-5)
+        assert torch.allclose(found[i], naive_tower(name, pool, x[i], chosen)[:read], atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "options"), [("l2p", {"length": 0}), ("dualprompt", {"general": 0, "expert": 0}),

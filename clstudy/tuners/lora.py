@@ -26,9 +26,13 @@ def lora(clip: Clip, tower: str, rank: int = 4, alpha: float = 1.0, init: str = 
     check_lora(tower, rank, alpha, init)
     from peft import LoraConfig, inject_adapter_in_model  # costs seconds to import
 
+    from .lora_layer import Lean
+
     pattern = rf"{_BLOCKS[tower]}\.resblocks\.\d+\.attn\.(qkv|out_proj)"
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern)
+    settings._register_custom_module({nn.Linear: Lean})
     clip.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern), clip.model)
+    inject_adapter_in_model(settings, clip.model)
     for name, factor in clip.named_parameters():
         if init == "official" and ".qkv.lora_" in name:
             nn.init.xavier_uniform_(factor)

@@ -20,7 +20,7 @@ def merge(clip: Clip) -> Clip:
     A model that was tuned as a whole, or not at all, is returned as it is. ValueError: a tuner that is not linear in
     the weights."""
     ours = {type(module).__module__.rpartition(".") for module in clip.modules()
-            if not isinstance(module, Rescaled)}
+            if not isinstance(module, Rescaled) and not hasattr(module, "lora_A")}
     other = sorted(name for package, _, name in ours if package == __package__)
     if other:
         raise ValueError(f"what tuners/{other[0]}.py adds is not linear in the weights, so it cannot be merged into "

@@ -59,7 +59,7 @@ class Pool(nn.Module):
         self.query: Tensor | None = None
         self.choice: Tensor | None = None
 
-    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch read width"]:
         length = x.shape[1]
         with torch.no_grad():
             self.query = self.ask(x)
