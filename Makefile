@@ -11,14 +11,16 @@ VENV_ARGS ?=
 PIP_ARGS ?=
 
 BIN := .venv/bin
+COMMA := ,
+CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 STRIP := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill"
 
-.PHONY: help study test soak lab docs lint clean-env
+.PHONY: help study test soak browser screenshots lab docs lint clean-env
 .DEFAULT_GOAL := help
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 study: .venv/.ready ## run every notebook and draw every figure (PROFILE=quick)
 	$(BIN)/clstudy study --profile $(PROFILE)
@@ -28,6 +30,13 @@ test: .venv/.ready ## run the tests (ARGS="-k batch")
 
 soak: .venv/.ready ## kills, full disks and damaged files, MINUTES=5
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py --minutes $(MINUTES) $(ARGS)
+
+browser: .venv/.ready ## every notebook and widget in a real JupyterLab (skipped without Chromium)
+	$(if $(CHROMIUM),$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev$(COMMA)browser]')
+	$(if $(CHROMIUM),$(BIN)/python -m pytest tests/browser_lab.py $(ARGS),@echo "skipped: there is no Chromium here")
+
+screenshots: ## pictures of the widgets into figures/ (after make study)
+	CLSTUDY_SCREENSHOTS=$(CURDIR)/figures $(MAKE) browser
 
 # The kernels' sockets lie in a short temporary folder: their paths may have 107 characters, and a home folder can be long.
 lab: .venv/.ready ## open the notebooks in JupyterLab

@@ -235,6 +235,24 @@ def losses(runs: Mapping[str, Run]) -> Figure:
     return figure
 
 
+def live(lines: Mapping[tuple[int, str], Sequence[tuple[float, float]]]) -> Figure:
+    """One run as `widgets.live_training` shows it: (panel, name) → points, with panels 1 for loss terms over steps, 2
+    for accuracy over the stream, 3 for the drift of features."""
+    figure, axes = _figure(TWO_COLUMNS, 2.7, 1, 3)
+    about = (("optimiser step", "loss"), ("images of the stream seen", "accuracy, %"),
+             ("optimiser step", "1 − cosine to the start"))
+    for column, (x, y) in enumerate(about, 1):
+        axis = axes[0, column - 1]
+        mine = [(name, points) for (panel, name), points in lines.items() if panel == column]
+        for i, (name, points) in enumerate(mine):
+            axis.plot(*zip(*points, strict=True), color=PALETTE[i % len(PALETTE)], label=name, lw=1.2,
+                      dashes=((), (4, 1.5), (1, 1))[i // len(PALETTE) % 3], marker="" if column == 1 else ".", ms=4)
+        axis.set(xlabel=x, ylabel=y)
+        if mine:
+            axis.legend(frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(.5, -.28))
+    return figure
+
+
 def curve_grid(groups: Mapping[tuple[str, str, str], Sequence[Run]], set: str = "seen classes") -> Figure:
     """Panels stream × tuner (or method), a line per method (or tower): keys of `groups` are (row, column, line)."""
     streams, tuners = (list(dict.fromkeys(key[i] for key in groups)) for i in (0, 1))

@@ -35,7 +35,7 @@ GRACE = 25.0  # seconds for a state after SIGTERM; Slurm sends SIGKILL after 30
 SHARE = 0.05  # of the time that saving may take; a state that takes longer is saved less often
 # modules that start runs, look at finished ones or say how far they are: no number of a run depends on them
 ASIDE = {"anatomy", "batch", "board", "check", "claim", "clean", "cli", "cluster", "download", "durations", "estimates",
-         "gallery", "grid", "leaderboard", "map_plots", "memory_plots", "metrics", "pages", "paths", "plots",
+         "gallery", "grid", "leaderboard", "live", "map_plots", "memory_plots", "metrics", "pages", "paths", "plots",
          "progress", "small_memory", "sweep", "tables", "themap", "widgets", "workers"}
 
 

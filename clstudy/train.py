@@ -1,7 +1,7 @@
 """The loop. `train(config)` runs one point of the grid and returns its tables; read it from top to bottom.
 
 A method is called by eight verbs, all of them below. Nothing on the device is waited for in a step: losses are
-gathered and looked at every `LOOK` steps.
+gathered and looked at every `LOOK` steps (on the CPU, where nothing waits, at every step).
 """
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -116,8 +116,12 @@ def make_optimizer(config: RunConfig, parameters: list) -> torch.optim.Optimizer
 
 def own_bar(config: RunConfig, stages: Sequence[Stage]):
     """Progress over all images of a run."""
-    total = config.epochs * sum(len(stage.index) for stage in stages)
-    return bar(total=total, unit="img", desc=f"{config.method} {config.tuner}", leave=False)
+    return bar(total=total(config, stages), unit="img", desc=f"{config.method} {config.tuner}", leave=False)
+
+
+def total(config: RunConfig, stages: Sequence[Stage]) -> int:
+    """Images of a run, each as often as it is seen."""
+    return config.epochs * sum(len(stage.index) for stage in stages)
 
 
 def towers_of(clip: Clip, trained: list) -> dict[str, bool]:
@@ -158,9 +162,11 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
           ) -> tuple[list[dict], list[dict]]:
     """Run the stream once. Returns rows of evaluations and of steps (see VOCABULARY.md for the columns).
 
-    keep: called with the final model. probes: names of `probes.PROBES`, which look at every step and change no number.
-    notes: takes what was measured beside: "cost" of training, and a table per probe. saver: saves the state now and
-    then, and takes it up. NotFinite: a loss or a weight is. KeyboardInterrupt: Ctrl-C, once the saver has saved."""
+    progress: has `update(images)` and `close()`, and may have `begin(position, probes, total)`, to read rows as they
+    come (`live.Feed`). keep: called with the final model. probes: names of `probes.PROBES`, which look at every step
+    and change no number. notes: takes what was measured beside: "cost" of training, and a table per probe. saver: saves
+    the state now and then, and takes it up. NotFinite: a loss or a weight is. KeyboardInterrupt: Ctrl-C, once the saver
+    has saved."""
     clip, benchmark, stages = prepare(config)
     method = METHODS[config.method](**config.method_args)
     augmentation, generator = AUGMENTATIONS[config.augmentation], torch.Generator().manual_seed(config.seed)
@@ -169,7 +175,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
     if config.compile:
         clip.model.visual.compile()
     at, cost, waiting, cache, saver = Position(), Cost(clip.device), [], _start(config), saver or Saver()
-    shown = progress or own_bar(config, stages)
+    shown, at_once = progress or own_bar(config, stages), clip.device.type == "cpu"  # nobody waits for a look there
 
     def look(stage: int, complete: bool) -> None:
         cache.forget(**at.moving)
@@ -182,6 +188,8 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
     with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # takes up what was saved, in place
             clip, unchanging(benchmark, stages, prompts), at=at, method=method, cost=cost, probes=watching,
             augmentation=generator, shuffle=shuffle):
+        if hasattr(progress, "begin"):
+            progress.begin(at, watching, total(config, stages))
         shown.update(distributed.agreed("at the start", at.images))
         if not at.evals:
             look(0, complete=True)
@@ -206,7 +214,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
                         torch.nn.utils.clip_grad_norm_(method.trainable(clip), config.clip_norm)
                     optimizer.step()
                     waiting.append(Step(stage.number, at.images, joined.index, terms))
-                    gather(waiting, at.steps, least=LOOK)
+                    gather(waiting, at.steps, least=1 if at_once else LOOK)
                 method.after_step(clip, batch)
                 before, at.images, at.batch = at.images, at.images + len(batch.labels), at.batch + 1
                 cost.stop(len(batch.labels), trained)

@@ -2,6 +2,7 @@
 control that is set calls what a hand would call. How fast they answer: `python -m tests.test_widgets`."""
 import io
 import re
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch.nn import functional as F
 
 from clstudy import plots, widgets
 from clstudy.benchmarks import BENCHMARKS
 from clstudy.config import RunConfig
 from clstudy.data import Labelled
+from clstudy.losses import match
 from clstudy.record import Run, load_or_train
-from clstudy.widgets import board, common, compare, microscope, streams, zero_shot
+from clstudy.widgets import board, common, compare, microscope, picture, streams, zero_shot
 from tests import small_runs
 
 
@@ -458,3 +461,74 @@ if __name__ == "__main__":
 
     os.environ.pop("CLSTUDY_HEADLESS", None)
     benchmark()
+
+
+# ---- the microscope for a picture of one's own
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_forces_of_a_batch_are_its_gradient(symmetric):
+    generator = torch.Generator().manual_seed(0)
+    image, text = (F.normalize(torch.randn(n, 8, generator=generator, dtype=torch.float64), dim=1) for n in (4, 6))
+    target, scale = torch.tensor([2, 0, 2, 5]), torch.tensor(7.0, dtype=torch.float64)
+    found = picture.forces(image, text, scale, target, symmetric)
+    assert found.present.tolist() == [True, False, True, False, False, True]
+    offered = torch.nonzero(torch.tensor(found.present.tolist()))[:, 0] if symmetric else torch.arange(6)
+    leaf = text.clone().requires_grad_()
+    rows = torch.searchsorted(offered, target)
+    match(image, leaf[offered], scale, rows).backward()
+    assert found.gradient.tolist() == pytest.approx(leaf.grad.norm(dim=1).tolist(), abs=1e-12)
+    absent = found[~found.present]
+    assert (absent.attraction == 0).all() and ((absent.repulsion == 0) == symmetric).all()
+    assert (found.attraction[found.present] > 0).all()
+
+
+@pytest.fixture
+def under(live, clip, toy):
+    """The picture microscope, with the pictures of the toy world."""
+    test = toy().test
+    names = [test.class_names[label] for label in test.labels[:4].tolist()]
+    return picture._Microscope(clip.eval(), test.images[:4], names, names, ["a fish"])
+
+
+def test_a_picture_is_put_under_the_microscope_with_its_text_and_its_batch(under):
+    assert len(under.others.value) == 2 and "a fish" in under.name.options
+    bars = {(i % 2, i // 2): trace for i, trace in enumerate(under.figure.data[6:])}
+    assert list(bars[0, 0].x) == list(bars[1, 1].x) == list(under.name.options)
+    fish = list(under.name.options).index("a fish")
+    assert bars[0, 0].y[fish] == 0 > bars[1, 0].y[fish] and bars[1, 1].y[fish] == 0  # pushed, and left alone
+    left = under.picture.options[3][0]
+    under.others.value = (1, 2, 3)
+    place = list(under.name.options).index(left)
+    assert under.figure.data[6].y[place] > 0
+    under.others.value = (1,)
+    assert under.figure.data[6].y[list(under.name.options).index(left)] == 0
+    under.name.value = "a fish"
+    arrow = under.figure.data[1]
+    length = float(np.hypot(arrow.x[1], arrow.y[1]))
+    row = under.table[(under.table["class"] == "a fish") & (under.table.method == "finetune")].iloc[0]
+    assert length == pytest.approx(row.repulsion) and arrow.text[1] == f"{row.repulsion:.4f}"
+
+
+def test_an_own_picture_comes_with_its_name_as_the_first_text(under):
+    file = io.BytesIO()
+    Image.new("RGB", (120, 40), (250, 10, 10)).save(file, "PNG")
+    under.upload.value = ({"name": "red_tile.png", "content": memoryview(file.getvalue()), "type": "image/png",
+                           "size": 1, "last_modified": datetime.now(UTC)},)
+    assert under.right.value == "red tile" and under.picture.label == "red_tile.png"
+    assert "red tile" in under.name.options and under.table["class"].iloc[0] == "red tile"
+    before = under.table.copy()
+    under.right.value = "a green tile"
+    assert "a green tile" in under.name.options and not under.table.gradient.equals(before.gradient)
+    under.upload.value = ({"name": "no.png", "content": memoryview(b"no"), "type": "image/png", "size": 1,
+                           "last_modified": datetime.now(UTC)},)
+    assert "no picture" in under.said.value
+
+
+def test_the_twin_of_the_picture_microscope_and_what_it_refuses(clip, toy):
+    test = toy().test
+    names = [test.class_names[label] for label in test.labels[:4].tolist()]
+    figure = widgets.picture_microscope(clip, test.images[:4], names, names, ["a fish"])
+    assert len(figure.axes) == 2 and {text.get_text() for text in figure.axes[0].get_yticklabels()} >= {"a fish"}
+    with pytest.raises(ValueError, match="names=3"):
+        widgets.picture_microscope(clip, test.images[:4], names[:3], names)

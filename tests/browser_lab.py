@@ -1,0 +1,295 @@
+"""Every notebook in a real JupyterLab, in Chromium: it runs, its widgets answer to keyboard and mouse, nothing is said
+on the console and nothing is asked of the outside. `make browser`; skipped where there is no Chromium.
+
+    make browser        small parameters and a toy model, nothing needs to be there
+    make screenshots    the notebooks as they are, on the runs of `make study`; pictures of widgets go to figures/
+"""
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import TOY_MODEL
+from PIL import Image
+
+from clstudy.batch import NOTEBOOKS
+
+pytest.importorskip("playwright", reason="playwright is not installed: pip install 'clstudy[browser]'")
+from playwright.sync_api import Locator, Page, sync_playwright
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+                None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+PICTURES = os.environ.get("CLSTUDY_SCREENSHOTS")  # the folder they go to; then notebooks run as they are
+HAND = {"benchmark_args": {"families": ["streamline-emojis"]}, "seeds": [0, 1], "precision": "fp32"}
+STREAM = HAND | {"tasks": 2, "eval_every": 1000, "steps_per_batch": 1}
+UPDATE = {"benchmark_args": {"update": ["activities"], "side": ["other classes"], "train_families": ["noto"],
+                             "test_families": ["twemoji"]}, "seeds": [0, 1], "precision": "fp32", "epochs": 1,
+          "sessions": 2}
+SMALL = {  # parameters that make it small; the model is a toy's wherever it can be chosen
+    "00_start_here": {"things": ["dog", "pizza"], "extra": ["an animal"]},
+    "01_forgetting": {"precision": "fp32", "families": ["streamline-emojis"]},
+    "02_the_loop": {"tasks": 2, "batch_size": 256},
+    "03_candidates": STREAM | {"streams": ["si_blurry"], "tuners": ["lora"], "pools": [], "memory": 20},
+    "04_gradients": STREAM | {"look_at": 2},
+    "05_which_encoder": STREAM,
+    "06_streams": STREAM | {"disjoint_shares": [100, 50]},
+    "07_vocabulary": UPDATE | {"weights": [1], "weight": 1, "sizes": [5], "lengths": [1], "towers": ["both"],
+                               "more_vocabularies": []},
+    "08_weights": UPDATE | {"shares": [0, 0.5, 1], "average_every": 1},
+    "09_small_memory": STREAM | {"sizes": [1, 2], "size": 2, "herding_at": 0, "visits": 2, "side": ["concepts"],
+                                 "rehearsing": {"er": {"policy": "quota"}, "gcl": {}, "gdro": {}}},
+    "10_domains": {"benchmark_args": {"families": ["noto", "twemoji"]}, "shown_args": {}, "seeds": [0, 1], "size": 1,
+                   "precision": "fp32"},
+    "11_the_map": STREAM | {"size": 20, "new": {"SIT × kl": ["batch", "batch", "kl", "none", "reservoir"]}},
+    "12_leaderboard": {},
+}
+FINGERPRINT = """node => [node.innerText, ...[...node.querySelectorAll('path, rect, text, image, img, [style*=width]')]
+    .map(e => ['d', 'x', 'y', 'transform', 'href', 'src', 'style'].map(a => (e.getAttribute(a) || '').slice(-2000)))]
+    .join('|')"""
+LAB = "window.jupyterapp.shell.currentWidget"
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """A folder with the notebooks, and with a toy model."""
+    place = tmp_path_factory.mktemp("lab")
+    if not PICTURES:
+        import open_clip
+        import torch
+        from safetensors.torch import save_file
+
+        (place / "toy").mkdir()
+        about = {"model_cfg": TOY_MODEL, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.2] * 3, "size": [64, 64],
+                                                            "interpolation": "bicubic", "resize_mode": "squash"}}
+        (place / "toy" / "open_clip_config.json").write_text(json.dumps(about))
+        torch.manual_seed(0)
+        save_file(open_clip.model.CLIP(**TOY_MODEL).state_dict(), place / "toy" / "open_clip_model.safetensors")
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = nbformat.read(path, 4)
+        if not PICTURES:
+            small(notebook, SMALL[path.stem], place / "toy")
+        nbformat.write(notebook, place / path.name)
+    return place
+
+
+def small(notebook: nbformat.NotebookNode, changes: dict, model: Path) -> None:
+    """Put a cell behind the parameters, as papermill does."""
+    at, cell = next((i, cell) for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    given = dict(changes) | ({"model": str(model)} if "\nmodel: str" in cell.source else {})
+    source = "\n".join(f"{name} = {value!r}" for name, value in given.items())
+    notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(source, id="small"))
+
+
+@pytest.fixture(scope="session")
+def server(place, tmp_path_factory) -> Iterator[str]:
+    """A server of its own, with no settings of this user; its address, and the token."""
+    home, token = tmp_path_factory.mktemp("home"), secrets.token_hex(8)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    news = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    news.parent.mkdir(parents=True)
+    news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    own = {"CONFIG_DIR": "c", "DATA_DIR": "d"}
+    env = {key: value for key, value in os.environ.items() if key not in ("CLSTUDY_HEADLESS", "MPLBACKEND")}
+    env |= {f"JUPYTER_{name}": str(home / folder) for name, folder in own.items()}
+    env |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "w"),
+            "IPYTHONDIR": str(home / "i"), "JUPYTER_RUNTIME_DIR": str(tmp_path_factory.mktemp("r")),
+            "CLSTUDY_FIGURES": str(home / "figures"), "CLSTUDY_STUDENT": str(home / "student"),
+            "PYTHONPATH": os.pathsep.join([str(NOTEBOOKS.parent), os.environ.get("PYTHONPATH", "")])}
+    env["CLSTUDY_RUNS"] = str(NOTEBOOKS.parent / "runs" if PICTURES else home / "runs")
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+               f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
+               f"--ServerApp.root_dir={place}", "--LabApp.expose_app_in_browser=True",
+               "--LabApp.extension_manager=readonly"]
+    with open(home / "log", "wb") as log, subprocess.Popen(command, env=env, stdout=log, stderr=log) as process:
+        try:
+            end = time.monotonic() + 120
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5).close()
+                    break
+                except OSError:
+                    assert process.poll() is None and time.monotonic() < end, (home / "log").read_text()
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}/lab/tree/NAME?token={token}&reset"
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with sync_playwright() as started:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
+                   "--disable-background-networking", "--disable-sync"]
+        chromium = started.chromium.launch(executable_path=CHROMIUM, headless=True, args=options)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser) -> Iterator[Page]:
+    """A page that must ask nothing of the outside and say nothing on the console."""
+    page, said, asked = browser.new_page(viewport={"width": 1400, "height": 1600}), [], []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    yield page
+    page.close()
+    inside = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
+    assert [url for url in asked if not url.startswith(inside)] == []
+    assert said == []
+
+
+def opened(page: Page, server: str, stem: str) -> bool:
+    """Open a notebook, wait for its kernel, run all its cells; whether all ran."""
+    page.goto(server.replace("NAME", f"{stem}.ipynb"))
+    page.wait_for_function(f"() => {{ const w = {LAB.replace('app.', 'app?.').replace('shell.', 'shell?.')}; "
+                           "return !!(w && w.sessionContext && w.content?.widgets) }", timeout=120_000)
+    page.evaluate(f"async () => {{ const w = {LAB}; await w.context.ready; await w.sessionContext.ready; "
+                  "await w.sessionContext.session.kernel.info }")
+    page.wait_for_function(f"() => {LAB}.sessionContext.session?.kernel?.status === 'idle'")  # before: not run at all
+    page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
+    return page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+
+
+def widgets(page: Page) -> dict[str, Locator]:
+    """The output of each cell that shows a widget of ours, by the widget's name."""
+    found = page.evaluate(f"() => {LAB}.content.widgets.map(w => w.model.sharedModel.getSource())")
+    names = {i: source.rpartition("widgets.")[2].partition("(")[0] for i, source in enumerate(found)
+             if "widgets." in source and "from clstudy import" not in source.rpartition("widgets.")[2]}
+    cells = page.locator(".jp-Notebook .jp-Cell")
+    return {name: cells.nth(i).locator(".jp-Cell-outputArea") for i, name in names.items()}
+
+
+def changes(page: Page, output: Locator, act, seconds: float = 10) -> bool:
+    """Whether what is shown is another picture after `act()`."""
+    before, end = output.evaluate(FINGERPRINT), time.monotonic() + seconds
+    act()
+    while time.monotonic() < end:
+        if output.evaluate(FINGERPRINT) != before:
+            page.wait_for_timeout(200)
+            return True
+        page.wait_for_timeout(50)
+    return False
+
+
+def press(page: Page, control: Locator, key: str) -> None:
+    control.scroll_into_view_if_needed()
+    control.focus()
+    page.keyboard.press(key)
+
+
+def tried(page: Page, output: Locator) -> list[str]:
+    """Every list, slider and row of buttons of a widget, by keyboard; those that changed nothing."""
+    idle = []
+    for kind, key in (("select:not([multiple])", "ArrowDown"), (".noUi-handle", "ArrowRight"),
+                      (".widget-toggle-buttons button", "Enter")):
+        controls = output.locator(kind)
+        for i in range(controls.count()):
+            control = controls.nth(i)
+            if not control.is_visible() or kind.startswith("select") and control.locator("option").count() < 2:
+                continue
+            other = {"ArrowDown": "ArrowUp", "ArrowRight": "ArrowLeft"}.get(key, key)
+            if not any(changes(page, output, lambda way=way: press(page, control, way), 5)  # noqa: B023
+                       for way in (key, other)):
+                idle.append(f"{kind} {i}")
+    return idle
+
+
+@pytest.mark.parametrize("stem", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+def test_a_notebook_runs_and_its_widgets_answer(page, server, stem, tmp_path):
+    assert opened(page, server, stem), page.locator(".jp-OutputArea-output[data-mime-type*=error]").all_inner_texts()
+    for name, output in widgets(page).items():
+        output.scroll_into_view_if_needed()
+        page.wait_for_timeout(1500)
+        assert output.locator(".jupyter-widgets").count(), f"{name} shows no widget"
+        more = globals().get(f"use_{name}")
+        if more:
+            more(page, output, tmp_path)
+        idle = tried(page, output)
+        if name != "live_training" and name != "playground":
+            assert idle == [], f"{name}: {idle} changed nothing"
+        if PICTURES:
+            output.scroll_into_view_if_needed()
+            page.wait_for_timeout(800)
+            output.screenshot(path=Path(PICTURES) / f"lab_{stem[:2]}_{name}.png")
+
+
+# ---- what is particular to a widget
+
+
+def use_playground(page: Page, output: Locator, folder: Path) -> None:
+    """An own picture, and own words."""
+    Image.new("RGB", (90, 70), (200, 30, 30)).save(folder / "own.png")
+    if output.locator("input[type=file]").count():
+        assert changes(page, output, lambda: output.locator("input[type=file]").first.set_input_files(
+            str(folder / "own.png")))
+    words = output.locator("textarea").first
+
+    def write() -> None:
+        words.fill("a red square\na green tree")
+        words.press("Tab")
+
+    assert changes(page, output, write)
+
+
+def use_forgetting_board(page: Page, output: Locator, folder: Path) -> None:
+    """A click on a cell of the matrix."""
+    cells = output.locator(".js-plotly-plot .plot").first
+    box = cells.bounding_box()
+    corners = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x in (.2, .8) for y in (.3, .7)]
+    assert any(changes(page, output, lambda at=at: page.mouse.click(*at), 4) for at in corners)
+
+
+def use_run_comparer(page: Page, output: Locator, folder: Path) -> None:
+    """Words narrow the list, and another row is chosen."""
+    words = output.locator("input[type=text]").first
+    assert changes(page, output, lambda: words.fill("sit"))
+    assert changes(page, output, lambda: words.fill(""))
+    rows = output.locator("select[multiple]")
+    assert changes(page, output, lambda: rows.select_option(index=[0]))
+    assert changes(page, output, lambda: press(page, rows, "ArrowDown"))
+
+
+def use_gradient_microscope(page: Page, output: Locator, folder: Path) -> None:
+    """A click on a bar chooses its class."""
+    bars, before = output.locator(".barlayer .point path"), output.locator("select").first.input_value()
+    for i in range(bars.count()):
+        box = bars.nth(i).bounding_box()
+        if box and box["height"] > 4 and box["width"] > 2:
+            page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            page.wait_for_timeout(300)
+            if output.locator("select").first.input_value() != before:
+                return
+    raise AssertionError("no bar answered to a click")
+
+
+def use_live_training(page: Page, output: Locator, folder: Path) -> None:
+    """Start, hold, go on, to the end; the kernel answers meanwhile."""
+    start, hold, stop = (output.get_by_role("button", name=name) for name in ("start", "pause", "stop"))
+    assert start.is_enabled() and stop.is_disabled()
+    press(page, start, "Enter")
+    page.wait_for_function("node => node.querySelectorAll('.scatterlayer path.js-line').length > 0",
+                           arg=output.element_handle(), timeout=120_000)
+    hold.click()
+    page.wait_for_function("node => node.innerText.includes('paused')", arg=output.element_handle())
+    asked = page.evaluate(f"""async () => {{ const kernel = {LAB}.sessionContext.session.kernel;
+        const future = kernel.requestExecute({{code: '6 * 7', store_history: false}}); let said = '';
+        future.onIOPub = m => {{ said += m.content?.data?.['text/plain'] || '' }};
+        await future.done; return said }}""")
+    assert asked == "42"
+    if PICTURES:
+        page.wait_for_timeout(500)
+    output.get_by_role("button", name="go on").click()
+    page.wait_for_function("node => node.innerText.includes('finished')", arg=output.element_handle(), timeout=300_000)
