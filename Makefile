@@ -16,14 +16,17 @@ CHROMIUM := $(shell command -v chromium || command -v chromium-browser || comman
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 STRIP := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill"
 
-.PHONY: help study test soak browser screenshots lab docs lint clean-env
+.PHONY: help study memory test soak browser screenshots lab docs lint clean-env
 .DEFAULT_GOAL := help
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-study: .venv/.ready ## run every notebook and draw every figure (PROFILE=quick)
+study: .venv/.ready ## the main study: notebooks 00 to 08 and 12, and their figures (PROFILE=quick)
 	$(BIN)/clstudy study --profile $(PROFILE)
+
+memory: .venv/.ready ## the study on small memories: notebooks 09 to 11 (PROFILE=quick)
+	$(BIN)/clstudy study --profile $(PROFILE) --part memory
 
 test: .venv/.ready ## run the tests (ARGS="-k batch")
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)

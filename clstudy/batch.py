@@ -136,6 +136,11 @@ def profile_parameters(notebook: Path, name: str) -> dict[str, Any]:
     return check_parameters(notebook, known[name])
 
 
+def part(notebook: Path) -> str:
+    """The study that a notebook belongs to (its metadata clstudy.study), "main" where it says nothing."""
+    return str(_document(notebook)["metadata"].get("clstudy", {}).get("study", "main"))
+
+
 def choose_parameters(notebook: Path, given: Mapping[str, Any], profile: str | None = None) -> dict[str, Any]:
     """What `notebook` is run with: the profile's values, beaten by the explicitly given ones."""
     base = profile_parameters(notebook, profile) if profile is not None else {}

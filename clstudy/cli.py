@@ -70,14 +70,19 @@ def _execute(tasks: list, out: Path, timeout: float | None = None) -> bool:
 
 
 @app.command()
-def study(profile: Profile = "quick") -> None:
-    """Run every notebook and draw every figure: the main study on the embedded data."""
+def study(profile: Profile = "quick",
+          part: Annotated[str, typer.Option("--part", help="main; memory: the notebooks on small memories; all")
+                          ] = "main") -> None:
+    """Run the notebooks of a study and draw their figures: the main study on the embedded data."""
     from . import batch
+    from .config import choose
     from .record import RUNS
 
     started = time.perf_counter()
     try:
-        found = batch.find_notebooks()
+        known = {path: batch.part(path) for path in batch.find_notebooks()}
+        choose("part", part, [*dict.fromkeys(known.values()), "all"])
+        found = [path for path, of in known.items() if part in (of, "all")]
         without = [path.stem for path in found if profile not in batch.profiles(path)]
         if len(without) == len(found):
             batch.choose_parameters(found[0], {}, profile)  # raises, with the choices
@@ -89,7 +94,7 @@ def study(profile: Profile = "quick") -> None:
         typer.echo(f"without a profile {profile!r}, left out: {', '.join(without)}")
     ok = _execute(tasks, _out())
     for table in sorted((ROOT / "figures").glob("*.md")):
-        if table.stem != "README":
+        if table.stem[:2] in {path.stem[:2] for path in found}:
             typer.echo(f"\n{table.read_text()}")
     _gallery()
     typer.echo(f"figures: {ROOT / 'figures'}   runs: {RUNS}   executed notebooks: {_out()}   "

@@ -276,6 +276,12 @@ def load_clip(name: str = "icon-clip", pretrained: str | None = None, device: st
     return Clip(model, open_clip.get_tokenizer(name), name).to(device)
 
 
+@lru_cache(maxsize=4)
+def _tokenizer(context_length: int) -> open_clip.SimpleTokenizer:
+    """CLIP's own, of which every model can have the same: reading its vocabulary takes longer than loading a model."""
+    return open_clip.SimpleTokenizer(context_length=context_length)
+
+
 @lru_cache(maxsize=2)
 def _words(tokenizer) -> list[int]:
     return [i for i, piece in getattr(tokenizer, "decoder", {}).items() if re.fullmatch(r"[a-z]{4,}</w>", piece)]
@@ -322,5 +328,4 @@ def _from_folder(folder: Path, pretrained: str | None, name: str) -> Clip:
         from safetensors.torch import load_file
 
         model.load_state_dict(load_file(pretrained or weights), strict=True)
-    tokenizer = open_clip.SimpleTokenizer(context_length=cfg["text_cfg"].get("context_length", 77))
-    return Clip(model.float(), tokenizer, name)
+    return Clip(model.float(), _tokenizer(cfg["text_cfg"].get("context_length", 77)), name)

@@ -65,6 +65,8 @@ def prepare(config: RunConfig) -> tuple[Clip, Benchmark, list[Stage]]:
     clip.precision = config.precision
     TUNERS[config.tuner](clip, config.tower, **config.tuner_args)
     clip = clip.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    if config.compile:
+        clip.model.visual.compile()
     return clip, benchmark, stages
 
 
@@ -162,18 +164,14 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
           ) -> tuple[list[dict], list[dict]]:
     """Run the stream once. Returns rows of evaluations and of steps (see VOCABULARY.md for the columns).
 
-    progress: has `update(images)` and `close()`, and may have `begin(position, probes, total)`, to read rows as they
-    come (`live.Feed`). keep: called with the final model. probes: names of `probes.PROBES`, which look at every step
-    and change no number. notes: takes what was measured beside: "cost" of training, and a table per probe. saver: saves
-    the state now and then, and takes it up. NotFinite: a loss or a weight is. KeyboardInterrupt: Ctrl-C, once the saver
-    has saved."""
+    progress: has `update(images)`, `close()`, maybe `begin(position, probes, total)`. keep: called with the final
+    model. probes: names of `probes.PROBES`. notes: takes "cost", and a table per probe. saver: saves the state now and
+    then, and takes it up. NotFinite: a loss or a weight is. KeyboardInterrupt: Ctrl-C, once the saver has saved."""
     clip, benchmark, stages = prepare(config)
     method = METHODS[config.method](**config.method_args)
     augmentation, generator = AUGMENTATIONS[config.augmentation], torch.Generator().manual_seed(config.seed)
     shuffle = np.random.default_rng(config.seed)
     prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(clip.device)
-    if config.compile:
-        clip.model.visual.compile()
     at, cost, waiting, cache, saver = Position(), Cost(clip.device), [], _start(config), saver or Saver()
     shown, at_once = progress or own_bar(config, stages), clip.device.type == "cpu"  # nobody waits for a look there
 
@@ -188,8 +186,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
     with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # takes up what was saved, in place
             clip, unchanging(benchmark, stages, prompts), at=at, method=method, cost=cost, probes=watching,
             augmentation=generator, shuffle=shuffle):
-        if hasattr(progress, "begin"):
-            progress.begin(at, watching, total(config, stages))
+        getattr(progress, "begin", lambda *_: None)(at, watching, total(config, stages))
         shown.update(distributed.agreed("at the start", at.images))
         if not at.evals:
             look(0, complete=True)

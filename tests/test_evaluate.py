@@ -23,7 +23,7 @@ def random_benchmark(clip, images: int = 70, classes: int = 9) -> Benchmark:
     pixels = torch.from_numpy(rng.integers(0, 256, (images, 3, 64, 64), dtype=np.uint8))
     names = tuple(f"thing number {'abcdefghi'[i]}" for i in range(classes))
     test = Labelled(pixels, labels, names, "a {}")
-    side = {"others": Labelled(pixels[:20], rng.integers(0, 3, 20), ("dog", "cat", "cow"), "the {}")}
+    side = {"others": Labelled(255 - pixels[:20], rng.integers(0, 3, 20), ("dog", "cat", "cow"), "the {}")}
     return Benchmark("random", test, test, ("",) * images, {}, side)
 
 
@@ -240,3 +240,22 @@ def test_accuracy_on_each_domain_is_that_of_a_loop(clip):
         assert found[f"domain {name}", "seen", "accuracy"] == expected["seen classes", "seen", "accuracy"]
     assert {key: row for key, row in found.items() if key in each} == {
         key: (pytest.approx(row[0]), row[1]) for key, row in each.items()}  # and nothing else has changed
+
+
+def test_an_image_that_stands_in_several_sets_is_encoded_once(clip, monkeypatch):
+    images = torch.randint(0, 256, (12, 3, 64, 64), dtype=torch.uint8)
+    sets = [images, images[[3, 3, 11]].clone(), torch.cat([images[:2], images[:2] ^ 1]), images.flip(0).contiguous()]
+    encoded, real = [], type(clip).encode_image
+    monkeypatch.setattr(type(clip), "encode_image", lambda self, some: encoded.append(len(some)) or real(self, some))
+    cache = Cache()
+    found = [features(clip, some, cache) for some in sets]
+    assert encoded == [12, 2]  # of the third, the two that are new
+    for some, mine in zip(sets, found, strict=True):
+        torch.testing.assert_close(mine, features(clip, some), atol=1e-5, rtol=0)
+    cache.forget(text=False)
+    encoded.clear()
+    features(clip, sets[1], cache)
+    assert encoded == [3]  # the features that it had are those of other weights
+    other = cache.copy()
+    features(clip, sets[0], other)
+    assert len(cache.image) == 1 and len(cache.places) < len(other.places)

@@ -15,7 +15,7 @@ from clstudy.widgets import live as view
 
 @pytest.fixture
 def config(toy_model, tmp_path, monkeypatch) -> RunConfig:
-    """A run of 12 batches on a folder of pictures, which another process can read too."""
+    """A run of 64 batches on a folder of pictures, which another process can read too."""
     monkeypatch.setenv("CLSTUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CLSTUDY_SAVE_EVERY", "0.05")
     rng = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def config(toy_model, tmp_path, monkeypatch) -> RunConfig:
             Image.fromarray(colour.astype(np.uint8)).save(tmp_path / "pictures" / name / f"{i}.png")
     return RunConfig(benchmark=f"folder:{tmp_path / 'pictures'}", stream="disjoint", stream_args={"tasks": 2},
                      model=str(toy_model), tuner="lora", method="sit", lr=1e-2, batch_size=8, steps_per_batch=1,
-                     eval_every=16)
+                     eval_every=16, epochs=8)
 
 
 @pytest.fixture
