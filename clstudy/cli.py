@@ -133,6 +133,21 @@ def student(notebooks: Annotated[list[str] | None, typer.Argument(help="Names, a
 
 
 @app.command()
+def slides(notebooks: Annotated[list[str], typer.Argument(help="Names, as for run; they must have been executed.")],
+           out: Annotated[Path | None, typer.Option(help="Default: runs/slides")] = None) -> None:
+    """Slides of executed notebooks: questions, figures and claims without code, one HTML file that needs no network."""
+    from . import batch
+    from . import slides as module
+    from .record import RUNS
+
+    try:
+        for path in batch.find_notebooks(notebooks):
+            typer.echo(f"written: {module.write(_out() / path.name, out or RUNS / 'slides')}")
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+@app.command()
 def train(file: Annotated[Path, typer.Argument(metavar="CONFIG.json", help="Settings, as in a run's config.json.")],
           probes: Annotated[list[str] | None, typer.Option("--probe", help="Store this probe's table; several.")
                             ] = None,

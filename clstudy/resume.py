@@ -36,7 +36,7 @@ SHARE = 0.05  # of the time that saving may take; a state that takes longer is s
 # modules that start runs, look at finished ones or say how far they are: no number of a run depends on them
 ASIDE = {"anatomy", "batch", "board", "check", "claim", "clean", "cli", "cluster", "download", "durations", "estimates",
          "gallery", "grid", "leaderboard", "live", "map_plots", "memory_plots", "metrics", "pages", "paths", "plots",
-         "progress", "small_memory", "sweep", "tables", "themap", "widgets", "workers"}
+         "progress", "slides", "small_memory", "sweep", "tables", "themap", "widgets", "workers"}
 
 
 @dataclass
