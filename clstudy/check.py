@@ -198,7 +198,8 @@ def difference(got: Any, expected: Any, where: str = "") -> str | None:
     if ours is None:
         return f"{where}yours gives a {type(got).__name__}, the package {described(right)}"
     if ours.shape != right.shape:
-        return f"{where}yours has shape {ours.shape}, the package's has {right.shape}"
+        wanted = f"the package's has {right.shape}" if right.shape else "it should be one number"
+        return f"{where}yours has shape {ours.shape}, {wanted}"
     wrong = ~np.isclose(ours, right, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True)
     if not wrong.any():
         return None
@@ -288,7 +289,7 @@ def check(mine: Callable, like: Callable, trials: int = 5, seed: int = 0) -> boo
             return False
         pairs.append((got, expected))
         found = difference(got, expected)
-        failure = failure or (found and f"For {shown(inputs)}: {found}.")
+        failure = failure or (found and f"For {shown(inputs)}: {found}{'' if found.endswith('?') else '.'}")
     verdict = f"not yet. {failure}{hint(pairs)}" if failure else f"right, in {trials} trials of random input."
     print(f"{name}: {verdict}")
     return failure is None
