@@ -33,7 +33,7 @@ def live(monkeypatch):
 
 
 @pytest.fixture
-def drawn():
+def drawn(live):
     """A chooser over five things, its controls, and what it has drawn."""
     made = []
     groups = {("texts", 10): "a", ("texts", 100): "b", ("texts", 400): "c", ("tokens", 2): "d", ("tokens", 100): "e"}
@@ -57,6 +57,10 @@ def test_the_slider_of_a_chooser_has_the_values_of_what_is_chosen(drawn):
     assert made[-1] == "e"
     first.value = "texts"
     assert made[-1] == {10: "a", 100: "b"}[second.value]
+
+
+def test_the_twin_of_a_chooser_is_what_it_draws_first():
+    assert widgets.chooser({("b", 3): 30, ("b", 2): 20, ("a", 1): 10}, ["", ""], lambda thing: thing + 1) == 21
 
 
 def test_the_map_is_walked_by_its_four_lists():
@@ -530,5 +534,7 @@ def test_the_twin_of_the_picture_microscope_and_what_it_refuses(clip, toy):
     names = [test.class_names[label] for label in test.labels[:4].tolist()]
     figure = widgets.picture_microscope(clip, test.images[:4], names, names, ["a fish"])
     assert len(figure.axes) == 2 and {text.get_text() for text in figure.axes[0].get_yticklabels()} >= {"a fish"}
+    for few in (1, 2):  # pictures: there need not be others for the batch
+        assert picture._Microscope(clip, test.images[:few], names[:few], names[:few], []).others.value == (1,)[:few - 1]
     with pytest.raises(ValueError, match="names=3"):
         widgets.picture_microscope(clip, test.images[:4], names[:3], names)

@@ -107,7 +107,7 @@ class _Board:
         self.figure.update_xaxes(title="task", dtick=1)
         self.figure.update_yaxes(title="after stage", autorange="reversed", tickvals=list(range(T + 1)),
                                  ticktext=["before", *map(str, range(1, T + 1))])
-        self.figure.add_shape(type="rect", line={"color": INK, "width": 3}, **CLEAR)
+        self.figure.add_shape(type="rect", line={"color": INK, "width": 3}, x0=0, x1=1, y0=0, y1=1, **CLEAR)
         self.figure.data[0].on_click(self._click)
         watch([self.candidates], self.colour)
         watch([self.stage], self.compare)

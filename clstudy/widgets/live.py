@@ -5,7 +5,6 @@ from html import escape
 from pathlib import Path
 
 import ipywidgets as ipw
-import numpy as np
 
 from .. import plots
 from ..config import RunConfig
@@ -100,10 +99,14 @@ class _Live:
             self.task = loop.create_task(self._watch())
 
     async def _watch(self) -> None:
-        while any(one.state in ("running", "paused") for one in self.trainings.values()):
+        try:
+            while any(one.state in ("running", "paused") for one in self.trainings.values()):
+                self.look()
+                await asyncio.sleep(EVERY)
             self.look()
-            await asyncio.sleep(EVERY)
-        self.look()
+        except Exception as error:  # a task dies in silence
+            self.said.value = card(f"The picture stopped, the run did not: <code>{escape(repr(error))}</code>")
+            raise
 
     def _another(self) -> None:
         """Another run is chosen: what was found of it, or what lies on the disk."""
@@ -141,10 +144,9 @@ class _Live:
             if key not in self.lines:
                 self._add(*key)
         keys = list(self.lines)
-        empty = np.zeros((0, 2))
-        points = [np.array(found.get(key, empty), float).reshape(-1, 2) for key in keys]
+        points = [found.get(key, []) for key in keys]  # as lists: an array that is a column cannot be sent
         redraw(self.figure, [self.lines[key] for key in keys], {
-            "x": [each[:, 0] for each in points], "y": [each[:, 1] for each in points],
+            "x": [[x for x, _ in each] for each in points], "y": [[y for _, y in each] for each in points],
             "showlegend": [key in found for key in keys]})
 
     def _add(self, column: int, name: str) -> None:

@@ -140,7 +140,7 @@ class _Microscope:
                 self.figure.add_scatter(x=series.index, y=series.to_numpy(), mode="lines", name=f"{name}, {part}",
                                         row=1, col=column,
                                         line={"color": colour, "dash": dashes(dash), "width": 1.5})
-        self.figure.add_shape(type="line", y0=0, y1=1, yref=f"y{column} domain", xref=f"x{column}",
+        self.figure.add_shape(type="line", x0=0, x1=0, y0=0, y1=1, yref=f"y{column} domain", xref=f"x{column}",
                               line={"color": FAINT, "width": 2}, **CLEAR)
         self.cursor = self.figure.layout.shapes[-1]
         self.figure.update_xaxes(title="step", row=1, col=column)

@@ -66,8 +66,9 @@ class _Microscope:
                                      layout=ipw.Layout(width="max-content"))
         self.right = ipw.Text(texts[0], description="its text", continuous_update=False, style=WHOLE,
                               layout=ipw.Layout(width="24em"))
-        self.others = ipw.SelectMultiple(options=[(name, i) for i, name in enumerate(names)], value=(1, 2)[:len(names)],
-                                         description="also in the batch", rows=min(len(names), 6), style=WHOLE)
+        self.others = ipw.SelectMultiple(options=[(name, i) for i, name in enumerate(names)],
+                                         value=tuple(range(1, min(3, len(names)))), description="also in the batch",
+                                         rows=min(len(names), 6), style=WHOLE)
         self.name = ipw.Dropdown(options=[], description="arrows of", style=WHOLE, layout=ipw.Layout(width="24em"))
         self.seen, self.said = ipw.HTML(), ipw.HTML(card(HELP))
         self._draw_once()

@@ -7,12 +7,18 @@ from IPython.display import display
 
 from .. import themap
 from ..record import Run
-from .common import WHOLE, card
+from .common import WHOLE, card, headless
 
 
-def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], draw: Callable) -> ipw.Widget:
+def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], draw: Callable) -> object:
     """Walk through what was made: a list of the first parts of the keys, a slider over the second parts of the one
-    chosen. `draw(groups[key])` is shown. names: what the two parts are called."""
+    chosen. `draw(groups[key])` is shown. names: what the two parts are called.
+
+    Headless: what is drawn of the first. (An `Output` there would make nbclient send messages while it waits for the
+    cell's reply, through a second handle on the socket that can swallow the sign of the reply: the notebook hangs.)"""
+    if headless():
+        kind = next(one for one, _ in groups)
+        return draw(groups[kind, min(two for one, two in groups if one == kind)])
     first = ipw.Dropdown(options=list(dict.fromkeys(one for one, _ in groups)), description=names[0])
     second = ipw.SelectionSlider(options=[0], description=names[1], continuous_update=False, style=WHOLE)
     shown = ipw.Output()
