@@ -26,6 +26,8 @@ def over_sizes(groups: Mapping[tuple[str, float | None], Sequence[Run]], names: 
     rows = []
     for (method, size), runs in groups.items():
         for name, panel in names.items():
+            if name in ("A_auc", "A_avg") and runs[0].evals.stage.max() == 1:
+                continue  # joint training: a mean over one stage is no mean over stages
             point = tables._point([tables.scores(run)[name] for run in runs])
             rows.append({"panel": panel, "method": method, "x": np.nan if size is None else size, **point})
     return pd.DataFrame(rows)

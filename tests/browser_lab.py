@@ -40,7 +40,7 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
     "01_forgetting": {"precision": "fp32", "families": ["streamline-emojis"], "seeds": [0]},
     "02_the_loop": {"tasks": 2, "batch_size": 256},
     "03_candidates": STREAM | {"streams": ["si_blurry"], "tuners": ["lora"], "pools": [], "memory": 20},
-    "04_gradients": STREAM | {"look_at": 2},
+    "04_gradients": STREAM | {"look_at": 2, "model": "icon-clip"},  # a toy has nothing to lose
     "05_which_encoder": STREAM,
     "06_streams": STREAM | {"disjoint_shares": [100, 50]},
     "07_vocabulary": UPDATE | {"weights": [1], "weight": 1, "sizes": [5], "lengths": [1], "towers": ["both"],
@@ -85,7 +85,7 @@ def place(tmp_path_factory) -> Path:
 def small(notebook: nbformat.NotebookNode, changes: dict, model: Path) -> None:
     """Put a cell behind the parameters, as papermill does."""
     at, cell = next((i, cell) for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    given = dict(changes) | ({"model": str(model)} if "\nmodel: str" in cell.source and "seeds" in changes else {})
+    given = ({"model": str(model)} if "\nmodel: str" in cell.source and "seeds" in changes else {}) | changes
     source = "\n".join(f"{name} = {value!r}" for name, value in given.items())
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(source, id="made-small"))
 
@@ -207,7 +207,7 @@ def tried(page: Page, output: Locator) -> list[str]:
             if not control.is_visible() or kind.startswith("select") and control.locator("option").count() < 2:
                 continue
             other = {"ArrowDown": "ArrowUp", "ArrowRight": "ArrowLeft"}.get(key, key)
-            if not any(changes(page, output, lambda way=way: press(page, control, way), 5)  # noqa: B023
+            if not any(changes(page, output, lambda way=way: press(page, control, way), 12)  # noqa: B023
                        for way in (key, other)):
                 idle.append(f"{kind} {i}")
     return idle
@@ -220,6 +220,7 @@ def test_a_notebook_runs_and_its_widgets_answer(page, server, stem, tmp_path):
     for name, output in widgets(page).items():
         output.scroll_into_view_if_needed()
         page.wait_for_timeout(1500)
+        page.wait_for_function(f"() => {LAB}.sessionContext.session?.kernel?.status === 'idle'")
         assert output.locator(".jupyter-widgets").count(), f"{name} shows no widget"
         more = globals().get(f"use_{name}")
         if more:

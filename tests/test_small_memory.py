@@ -204,3 +204,10 @@ def test_one_picture_of_each_thing_in_each_domain():
     assert pictures[:, 0, 0, 0].tolist() == [0, 2, 255, 1, 3, 5]  # the third domain has no poodle
     with pytest.raises(ValueError, match="'fish'"):
         small_memory.in_every_domain(world(), ["fish"])
+
+
+def test_a_run_of_one_stage_has_no_mean_over_stages(tmp_path):
+    rows = [one for one in evaluations() if one["stage"] <= 1]
+    joint = [make(tmp_path, rows, seed=seed) for seed in (0, 1)]
+    table = small_memory.over_sizes({("joint", None): joint}, {"A_last": "at the end", "A_avg": "on average"})
+    assert list(table.panel) == ["at the end"]
