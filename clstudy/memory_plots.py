@@ -35,6 +35,8 @@ def sizes(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
         for i, method in enumerate(methods):
             rows, (name, colour, dash) = table[(table.panel == panel) & (table.method == method)], look(method)
             shift = (i - (len(methods) - 1) / 2) * 0.03  # bars do not hide each other
+            if rows.empty:  # a metric that this method does not have
+                continue
             if rows.x.isna().all():
                 row = rows.iloc[0]
                 axis.axhline(row["mean"], color=colour, lw=0.9, label=name, dashes=dash or (None, None), zorder=1)
