@@ -208,6 +208,6 @@ def test_one_picture_of_each_thing_in_each_domain():
 
 def test_a_run_of_one_stage_has_no_mean_over_stages(tmp_path):
     rows = [one for one in evaluations() if one["stage"] <= 1]
-    joint = [make(tmp_path, rows, seed=seed) for seed in (0, 1)]
+    joint = [make(tmp_path / str(seed), rows, seed=seed) for seed in (0, 1)]
     table = small_memory.over_sizes({("joint", None): joint}, {"A_last": "at the end", "A_avg": "on average"})
     assert list(table.panel) == ["at the end"]
