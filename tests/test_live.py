@@ -105,8 +105,8 @@ def test_a_run_that_fails_says_why(config, runs):
     assert broken.state == "failed" and "nowhere" in broken.error
 
 
-def test_a_run_ends_when_nobody_is_left_to_watch(training, config, runs):
-    """The process that started it is gone: it saves its state and ends. (Here: it is told of a parent that is not.)"""
+def test_a_pause_by_a_watcher_that_is_gone_holds_nothing(runs):
+    """Told of a parent that is not its own, as after the death of the kernel: the batch after the pause is made."""
     place = runs / "place"
     place.mkdir(parents=True)
     (place / "pause").touch()

@@ -12,7 +12,7 @@ from ..clip import Clip
 from ..evaluate import features, text_features
 from .common import GREEN, INK, PINK, WHOLE, Shown, card, gallery, headless, offer, panels, redraw, watch
 from .microscope import arrows
-from .zero_shot import UPLOADED, read_picture
+from .zero_shot import UPLOADED, uploaded
 
 LOSSES = {"finetune": "asymmetric: all texts compete", "sit": "symmetric: the texts of the batch compete"}
 HELP = ("<b>Arrows</b>: where a step would move one text. Attraction, by the pictures that match it, points to the "
@@ -73,7 +73,7 @@ class _Microscope:
         self.seen, self.said = ipw.HTML(), ipw.HTML(card(HELP))
         self._draw_once()
         self.upload.observe(lambda change: self._take(), "value")
-        self.picture.observe(lambda change: self._named(), "value")
+        watch([self.picture], self._named)
         watch([self.right, self.others, self.name], self.draw)
         self.draw()
         left = ipw.VBox([self.picture, self.upload, self.right, self.others, self.name])
@@ -102,18 +102,16 @@ class _Microscope:
 
     def _take(self) -> None:
         """A file was chosen: it joins the list, and its name is the first guess of its text."""
-        if not self.upload.value:
-            return
-        file = self.upload.value[-1]
         try:
-            self.uploaded = read_picture(file["content"], max(self.images.shape[-1], 64))
+            taken = uploaded(self.upload, self.picture, self.images.shape[-1])
         except ValueError as error:
             self.said.value = card(str(error))
             return
-        self.said.value = card(HELP)
-        options = [one for one in self.picture.options if one[1] != UPLOADED]
-        offer(self.picture, [*options, (file["name"], UPLOADED)], UPLOADED)
-        self.right.value = file["name"].rpartition(".")[0].replace("_", " ").replace("-", " ") or file["name"]
+        if taken is None:
+            return
+        self.uploaded, self.said.value = taken, card(HELP)
+        name = self.picture.label
+        self.right.value = name.rpartition(".")[0].replace("_", " ").replace("-", " ") or name
         self.draw()
 
     def _named(self) -> None:

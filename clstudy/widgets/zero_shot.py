@@ -44,6 +44,19 @@ def read_picture(content: bytes | memoryview, size: int) -> UInt8[Tensor, "3 siz
     return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())
 
 
+def uploaded(upload: ipw.FileUpload, pictures: ipw.Dropdown, size: int) -> UInt8[Tensor, "3 _ _"] | None:
+    """The file that was chosen, which joins the list of pictures and is chosen there; None: no file was.
+
+    ValueError: it is no picture."""
+    if not upload.value:
+        return None
+    file = upload.value[-1]
+    image = read_picture(file["content"], max(size, 64))
+    options = [one for one in pictures.options if one[1] != UPLOADED]
+    offer(pictures, [*options, (file["name"], UPLOADED)], UPLOADED)
+    return image
+
+
 def playground(clip: Clip, images: UInt8[Tensor, "images 3 height width"], names: Sequence[str], texts: Sequence[str],
                tuned: Clip | None = None, pool: UInt8[Tensor, "pool 3 _ _"] | None = None) -> Shown:
     """Choose a picture or bring your own, write texts, one a line: the bars follow; write one text: the nearest
@@ -89,18 +102,14 @@ class _Playground:
         self.box = ipw.VBox([ipw.HBox([left, self.figure], layout=row), self.wanted, self.near])
 
     def _take(self) -> None:
-        """A file was chosen: it joins the list."""
-        if not self.upload.value:
-            return
-        file = self.upload.value[-1]
         try:
-            self.uploaded = read_picture(file["content"], max(self.images.shape[-1], 64))
+            taken = uploaded(self.upload, self.picture, self.images.shape[-1])
         except ValueError as error:
             self.said.value = card(str(error))
             return
-        options = [one for one in self.picture.options if one[1] != UPLOADED]
-        offer(self.picture, [*options, (file["name"], UPLOADED)], UPLOADED)
-        self.draw()
+        if taken is not None:
+            self.uploaded = taken
+            self.draw()
 
     def chosen(self) -> UInt8[Tensor, "3 height width"]:
         return self.uploaded if self.picture.value == UPLOADED else self.images[self.picture.value]
