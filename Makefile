@@ -38,8 +38,8 @@ browser: .venv/.ready ## every notebook and widget in a real JupyterLab (skipped
 	$(if $(CHROMIUM),$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev$(COMMA)browser]')
 	$(if $(CHROMIUM),$(BIN)/python -m pytest tests/browser_lab.py $(ARGS),@echo "skipped: there is no Chromium here")
 
-screenshots: ## pictures of the widgets into figures/ (after make study)
-	CLSTUDY_SCREENSHOTS=$(CURDIR)/figures $(MAKE) browser
+screenshots: ## pictures of the widgets into figures/lab/ (after make study and make memory)
+	CLSTUDY_SCREENSHOTS=$(CURDIR)/figures/lab $(MAKE) browser
 
 # The kernels' sockets lie in a short temporary folder: their paths may have 107 characters, and a home folder can be long.
 lab: .venv/.ready ## open the notebooks in JupyterLab

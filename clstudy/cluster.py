@@ -10,6 +10,7 @@ runs in one would disturb each other. A worker that dies loses what its run made
 goes on elsewhere, and after the third death it is a failure."""
 import logging
 import os
+import subprocess
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,8 +95,23 @@ def slurm_cluster(file: Path) -> tuple[Any, int]:
         cluster = SLURMCluster(**options, worker_extra_args=extra)
     except (TypeError, ValueError) as error:  # its own words name the option
         raise ValueError(f"{file}: {error}") from None
-    cluster.scale(jobs=jobs)
+    try:
+        allowed(cluster.job_script(), file)
+    except ValueError:
+        cluster.close()
+        raise
+    cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)  # a job that ends, as at its time limit, is asked for again
     return cluster, jobs * options.get("processes", 1)
+
+
+def allowed(script: str, file: Path) -> None:
+    """Ask Slurm whether it would take this job; else dask would ask for it again and again. ValueError: it would not."""
+    try:
+        asked = subprocess.run(["sbatch", "--test-only"], input=script, text=True, capture_output=True)
+    except FileNotFoundError:
+        raise ValueError("there is no `sbatch` here: start this where jobs can be sent, as on a login node") from None
+    if asked.returncode:
+        raise ValueError(f"{file}: Slurm refuses the job: {' '.join(asked.stderr.split())}")
 
 
 def on_dask(function: Callable, items: Sequence, client: Any) -> Iterator[tuple[Any, Any]]:

@@ -2,7 +2,8 @@
 on the console and nothing is asked of the outside. `make browser`; skipped where there is no Chromium.
 
     make browser        small parameters and a toy model, nothing needs to be there
-    make screenshots    the notebooks as they are, on the runs of `make study`; pictures of widgets go to figures/
+    make screenshots    the notebooks as they are, on the runs of `make study`; pictures of widgets go to
+                        figures/lab/
 """
 import json
 import os
@@ -43,7 +44,7 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
     "04_gradients": STREAM | {"look_at": 2, "model": "icon-clip"},  # a toy has nothing to lose
     "05_which_encoder": STREAM,
     "06_streams": STREAM | {"disjoint_shares": [100, 50]},
-    "07_vocabulary": UPDATE | {"weights": [1], "weight": 1, "sizes": [5], "lengths": [1], "towers": ["both"],
+    "07_vocabulary": UPDATE | {"weights": [1], "weight": 1, "sizes": [5, 9], "lengths": [1], "towers": ["both"],
                                "more_vocabularies": []},
     "08_weights": UPDATE | {"shares": [0, 0.5, 1], "average_every": 1},
     "09_small_memory": STREAM | {"sizes": [1, 2], "size": 2, "herding_at": 0, "visits": 2, "side": ["concepts"],
@@ -236,7 +237,7 @@ def test_a_notebook_runs_and_its_widgets_answer(page, server, stem, tmp_path):
         if PICTURES:
             output.scroll_into_view_if_needed()
             page.wait_for_timeout(800)
-            output.screenshot(path=Path(PICTURES) / f"lab_{stem[:2]}_{name}.png")
+            output.screenshot(path=Path(PICTURES) / f"{stem[:2]}_{name}.png")
 
 
 # ---- what is particular to a widget

@@ -1,4 +1,5 @@
-"""dask: real scheduler and worker processes, one of them killed in the middle of a run; job scripts without Slurm."""
+"""dask: real scheduler and worker processes, one of them killed in the middle of a run; job scripts without Slurm, and
+a real Slurm where one answers."""
 import json
 import os
 import signal
@@ -107,12 +108,12 @@ def wait_for_workers(address: str, count: int) -> None:
         client.wait_for_workers(count, timeout=60)
 
 
-def kill(folder: Path, killed: list) -> None:
+def kill(folder: Path, killed: list, how=lambda pid: os.kill(pid, signal.SIGKILL)) -> None:
     for _ in range(6000):
         time.sleep(0.01)
         for id, about in board.now(folder).items():
             if list((folder.parent.parent / f"{id}.draft").glob("state-*.jsonl")):
-                os.kill(about["pid"], signal.SIGKILL)
+                how(about["pid"])
                 killed.append(about["pid"])
                 return
 
@@ -143,7 +144,8 @@ def slurm(monkeypatch, tmp_path):
     """Makes a cluster of a file's text; no job is sent."""
     jobqueue = pytest.importorskip("dask_jobqueue", reason="needs the extra: pip install clstudy[cluster]")
     asked, made = [], []
-    monkeypatch.setattr(jobqueue.SLURMCluster, "scale", lambda self, *_, **jobs: asked.append(jobs))
+    monkeypatch.setattr(cluster, "allowed", lambda script, file: None)
+    monkeypatch.setattr(jobqueue.SLURMCluster, "adapt", lambda self, **jobs: asked.append(jobs))
 
     def make(text: str):
         (tmp_path / "slurm.toml").write_text(text)
@@ -165,7 +167,8 @@ def test_the_job_script_has_the_options_and_one_run_per_worker(slurm):
         assert line in script.splitlines()
     command = script.splitlines()[-1]
     assert "--nworkers 2" in command and "--nthreads 4" in command and "--resources run=1" in command
-    assert sys.executable in command and (workers, asked) == (6, {"jobs": 3})
+    assert sys.executable in command and workers == 6
+    assert asked == {"minimum_jobs": 3, "maximum_jobs": 3}  # always so many: who ends is replaced
 
 
 @pytest.mark.parametrize(("text", "complaint"), [
@@ -174,3 +177,46 @@ def test_the_job_script_has_the_options_and_one_run_per_worker(slurm):
 def test_a_wrong_file_is_told_with_its_name(slurm, text, complaint):
     with pytest.raises(ValueError, match=complaint):
         slurm(text)
+
+
+def test_a_job_that_slurm_refuses_is_told_before_it_is_sent(tmp_path, monkeypatch):
+    pytest.importorskip("dask_jobqueue", reason="needs the extra: pip install clstudy[cluster]")
+    (tmp_path / "slurm.toml").write_text('cores = 1\nmemory = "1GB"\ninterface = "lo"\nqueue = "night"')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="no `sbatch` here"):
+        cluster.slurm_cluster(tmp_path / "slurm.toml")
+    sbatch = tmp_path / "sbatch"  # as the real one does
+    sbatch.write_text("#!/bin/sh\n[ $1 = --test-only ] || exit 0\nwhile read line; do case $line in *'-p night'*) "
+                      "echo 'allocation failure:\nInvalid partition name' >&2; exit 1; esac; done")
+    sbatch.chmod(0o755)
+    with pytest.raises(ValueError, match=r"slurm\.toml: Slurm refuses the job: allocation failure: Invalid partition"):
+        cluster.slurm_cluster(tmp_path / "slurm.toml")
+
+
+def slurm_answers() -> bool:
+    try:
+        return "up" in subprocess.run(["sinfo", "-h", "-o", "%a"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not slurm_answers(), reason="no Slurm answers here")
+def test_a_job_is_killed_in_the_middle_of_a_run_and_another_takes_it_up(toy_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where jobs write what they say
+    config = RunConfig(benchmark_args={"families": ["streamline-emojis"]}, model=str(toy_model), tuner="lora",
+                       method="sit", stream_args={"tasks": 4}, batch_size=16, device="cpu")
+    whole = load_or_train(config, tmp_path / "alone")
+    (tmp_path / "slurm.toml").write_text(f'''cores = 1\nmemory = "2GB"\nwalltime = "00:20:00"\ninterface = "lo"
+        log_directory = "{tmp_path}"\njob_name = "clstudy-test"
+        job_script_prologue = ["export PYTHONPATH={ROOT}"]''')
+    runs, killed, end = tmp_path / "runs", [], ["scancel", "--signal=KILL", "--full", "--name=clstudy-test"]
+
+    def watched(function, items):
+        Thread(target=kill, args=(runs / "sweeps/mine", killed, lambda _: subprocess.run(end)), daemon=True).start()
+        yield from engine(function, items)
+
+    with cluster.connect(slurm=tmp_path / "slurm.toml") as (engine, workers):
+        made = sweep.sweep([config], runs=runs, name="mine", engine=watched, workers=workers, show=False)
+    assert killed and made.code == 0 and workers == 1, made  # the only job died
+    assert made.runs[0].result["taken_up"] and made.runs[0].evals.equals(whole.evals)

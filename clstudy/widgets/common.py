@@ -94,10 +94,13 @@ def watch(controls: Iterable[ipw.Widget], draw: Callable[[], None]) -> None:
 
 
 def offer(control: ipw.Widget, options: Sequence, value: object) -> None:
-    """New choices for a list, and the one chosen; who watches it is not told."""
+    """New choices for a list, and the one chosen; who watches it is not told.
+
+    In one message: between two, the page would look for the old choice in the new list."""
     _SILENT.add(control)
     try:
-        control.options = options
-        control.value = value
+        with control.hold_sync():
+            control.options = options
+            control.value = value
     finally:
         _SILENT.discard(control)
