@@ -105,7 +105,7 @@ def slurm_cluster(file: Path) -> tuple[Any, int]:
 
 
 def allowed(script: str, file: Path) -> None:
-    """Ask Slurm whether it would take this job; else dask would ask for it again and again. ValueError: it would not."""
+    """Ask Slurm whether it would take this job: dask would send it again and again. ValueError: it would not."""
     try:
         asked = subprocess.run(["sbatch", "--test-only"], input=script, text=True, capture_output=True)
     except FileNotFoundError:

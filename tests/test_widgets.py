@@ -169,7 +169,7 @@ def test_the_board_answers_to_its_controls_and_to_clicks(live, tuned):
 
 def test_a_run_without_weights_has_a_board_that_says_how_to_get_them(live, tiny, tmp_path):
     box = widgets.forgetting_board(load_or_train(tiny, tmp_path / "runs"))
-    assert "keep_model=True" in box.children[-1].value and len(box.children[1].data[0].z) == 3
+    assert "keep_model=True" in box.children[3].value and len(box.children[1].data[0].z) == 3
 
 
 def test_the_twin_of_the_board_is_its_matrix(tuned):
@@ -403,7 +403,7 @@ def test_the_list_of_the_comparer_is_narrowed_by_words(live, some):
 
 def test_every_column_has_the_definition_of_its_metric(live, some):
     assert all("better" in compare.definition(name) for name in compare.DEFINED)
-    shown = widgets.run_comparer(some).children[-1].value
+    shown = widgets.run_comparer(some).children[3].value
     for name in compare.DEFINED:
         assert shown.count(f"<b>{name}</b>") == 1 and re.search(rf"<abbr [^>]*>{name}</abbr>", shown)
     assert "divided by T − 1" in re.search(r'title="([^"]+)"><abbr [^>]*>forgetting<', shown).group(1)

@@ -12,7 +12,7 @@ from ..data import Benchmark, Labelled
 from ..evaluate import class_features, features
 from ..record import Run, load_tuned
 from ..streams import Stage
-from .common import CLEAR, INK, WHOLE, Shown, card, gallery, headless, offer, panels, redraw, watch
+from .common import CLEAR, INK, WHOLE, Shown, card, gallery, headless, offer, panels, redraw, stack, watch
 
 CANDIDATES = {"own": "own: the task is told", "seen": "seen: classes so far", "all": "all: every class"}
 MOST = 24  # pictures on a card
@@ -116,8 +116,8 @@ class _Board:
         self.colour()
         self.compare()
         row = ipw.Layout(flex_flow="row wrap")
-        self.box = ipw.VBox([self.candidates, self.figure, ipw.HBox([self.stage, self.task, self.before], layout=row),
-                             self.pictures])
+        self.box = stack(self.candidates, self.figure, ipw.HBox([self.stage, self.task, self.before], layout=row),
+                         self.pictures)
 
     def _click(self, trace, points, state) -> None:
         if points.xs:

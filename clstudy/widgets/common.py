@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
+import anywidget
 import ipywidgets as ipw
 import numpy as np
 import plotly.graph_objects as go
@@ -29,6 +30,25 @@ SIZE = 64  # pixels of a picture on a card
 def headless() -> bool:
     """Nobody is there to move a slider: `clstudy run`, tests."""
     return bool(os.environ.get("CLSTUDY_HEADLESS"))
+
+
+class Keys(anywidget.AnyWidget):
+    """Shows nothing. It marks what gets the focus in the box around it, so that keys pressed there stay there:
+    JupyterLab in command mode takes the arrow keys from a list in an output (to walk through the cells) otherwise."""
+    _esm = """export default { render({ el }) {
+        el.style.display = "none";
+        const mark = event => event.target.setAttribute("data-lm-suppress-shortcuts", "true");
+        const find = () => {
+            const box = el.closest(".widget-vbox");
+            if (box) box.addEventListener("focusin", mark); else requestAnimationFrame(find);
+        };
+        find();
+    } }"""
+
+
+def stack(*parts: ipw.Widget) -> ipw.VBox:
+    """A whole widget: its parts one above the other, and keys that reach its lists."""
+    return ipw.VBox([*parts, Keys()])
 
 
 def panels(rows: int = 1, columns: int = 1, height: int = 360, width: int = 900, layout: Mapping | None = None,

@@ -11,7 +11,7 @@ from .. import metrics, plots
 from ..leaderboard import ENTRY, gather, look
 from ..plots import PALETTE
 from ..record import Run
-from .common import WHOLE, Shown, card, dashes, headless, offer, panels, redraw, watch
+from .common import WHOLE, Shown, card, dashes, headless, offer, panels, redraw, stack, watch
 
 POINTS = 25  # of a curve
 # columns of `tables.scores` → names in `metrics.METRICS`
@@ -86,7 +86,7 @@ class _Comparer:
         watch([self.list, self.set], self.draw)
         self.draw()
         row = ipw.Layout(flex_flow="row wrap")
-        self.box = ipw.VBox([ipw.HBox([self.filter, self.set], layout=row), self.list, self.figure, self.table])
+        self.box = stack(ipw.HBox([self.filter, self.set], layout=row), self.list, self.figure, self.table)
 
     def _options(self, labels) -> list[tuple[str, str]]:
         return [(self.words[label], label) for label in labels]

@@ -12,7 +12,7 @@ from ..live import Training
 from ..plots import PALETTE
 from ..progress import clock
 from ..record import Run, find
-from .common import WHOLE, Shown, card, headless, panels, redraw, watch
+from .common import WHOLE, Shown, card, headless, panels, redraw, stack, watch
 
 EVERY = 0.5  # seconds between two looks at the run
 STYLES = ("solid", "dash", "dot", "dashdot", "longdash")
@@ -69,8 +69,8 @@ class _Live:
         self._another()
         row = ipw.Layout(flex_flow="row wrap", align_items="center")
         chosen = [self.choice] if len(configs) > 1 else []
-        self.box = ipw.VBox([ipw.HBox([*chosen, self.start, self.hold, self.end, self.bar, self.time], layout=row),
-                             self.figure, self.said])
+        self.box = stack(ipw.HBox([*chosen, self.start, self.hold, self.end, self.bar, self.time], layout=row),
+                         self.figure, self.said)
 
     @property
     def training(self) -> Training:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from .. import plots
 from ..record import Run
-from .common import CLEAR, FAINT, GREEN, INK, PINK, Shown, card, dashes, headless, panels, redraw, watch
+from .common import CLEAR, FAINT, GREEN, INK, PINK, Shown, card, dashes, headless, panels, redraw, stack, watch
 
 COLUMNS = ("attraction", "repulsion", "gradient", "push", "push attraction", "push repulsion")
 HELP = ("<b>Arrows</b>: descent on the text of the class chosen, in the plane of its two parts: attraction points to "
@@ -84,8 +84,8 @@ class _Microscope:
         self.draw()
         row = ipw.Layout(flex_flow="row wrap", align_items="center")
         towers = any("tower" in part for parts in norms.values() for part in parts)
-        self.box = ipw.VBox([ipw.HBox([play, self.step, self.where, self.name], layout=row), self.figure,
-                             ipw.HTML(card(HELP.format(TOWERS if towers else FEATURES)))])
+        self.box = stack(ipw.HBox([play, self.step, self.where, self.name], layout=row), self.figure,
+                         ipw.HTML(card(HELP.format(TOWERS if towers else FEATURES))))
 
     def _draw_once(self) -> None:
         """Everything that a step does not change: panels, ranges, the lines of the norms."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import plots
 from ..clip import Clip
 from ..evaluate import features, text_features
-from .common import GREEN, INK, PINK, WHOLE, Shown, card, gallery, headless, offer, panels, redraw, watch
+from .common import GREEN, INK, PINK, WHOLE, Shown, card, gallery, headless, offer, panels, redraw, stack, watch
 from .microscope import arrows
 from .zero_shot import UPLOADED, uploaded
 
@@ -78,7 +78,7 @@ class _Microscope:
         self.draw()
         left = ipw.VBox([self.picture, self.upload, self.right, self.others, self.name])
         row = ipw.Layout(flex_flow="row wrap")
-        self.box = ipw.VBox([ipw.HBox([left, self.seen], layout=row), self.figure, self.said])
+        self.box = stack(ipw.HBox([left, self.seen], layout=row), self.figure, self.said)
 
     def _draw_once(self) -> None:
         self.figure = panels(2, 2, 640, 1100, vertical_spacing=.16, horizontal_spacing=.08, row_heights=[1, .8],

@@ -7,7 +7,7 @@ from IPython.display import display
 
 from .. import themap
 from ..record import Run
-from .common import WHOLE, card, headless
+from .common import WHOLE, card, headless, stack
 
 
 def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], draw: Callable) -> object:
@@ -36,7 +36,7 @@ def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], dr
     first.observe(fill, "value")
     for control in (first, second):
         control.observe(lambda change: (first.value, second.value) in groups and show(), "value")
-    return ipw.VBox([ipw.HBox([first, second]), shown])
+    return stack(ipw.HBox([first, second]), shown)
 
 
 def map_walker(runs: Sequence[Run] = (), names: Sequence[str] = ("A_last",), **start: str) -> ipw.Widget:
@@ -53,4 +53,4 @@ def map_walker(runs: Sequence[Run] = (), names: Sequence[str] = ("A_last",), **s
     for one in lists:
         one.observe(draw, "value")
     draw()
-    return ipw.VBox([ipw.HBox(lists[:2]), ipw.HBox(lists[2:]), shown])
+    return stack(ipw.HBox(lists[:2]), ipw.HBox(lists[2:]), shown)

@@ -11,7 +11,7 @@ from .. import plots
 from ..benchmarks import BENCHMARKS
 from ..data import Benchmark
 from ..streams import STREAMS, Stage
-from .common import CLEAR, INK, WHOLE, Shown, card, gallery, headless, offer, panels, redraw, watch
+from .common import CLEAR, INK, WHOLE, Shown, card, gallery, headless, offer, panels, redraw, stack, watch
 
 POINTS = 60  # parts of a stream
 MOST = 10  # pictures on a card
@@ -79,8 +79,8 @@ class _Explorer:
         watch([self.moment], self.look)
         self.draw()
         row = ipw.Layout(flex_flow="row wrap")
-        return ipw.VBox([ipw.HBox(controls, layout=row), self.figure, ipw.HBox([self.name, self.moment], layout=row),
-                         self.pictures])
+        return stack(ipw.HBox(controls, layout=row), self.figure, ipw.HBox([self.name, self.moment], layout=row),
+                     self.pictures)
 
     def draw(self) -> None:
         """The stream anew: classes stacked by their home stage, a line at the end of each stage."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import plots
 from ..clip import Clip
 from ..evaluate import features, text_features
-from .common import BLUE, RED, WHOLE, Shown, card, gallery, headless, offer, panels, redraw, watch
+from .common import BLUE, RED, WHOLE, Shown, card, gallery, headless, offer, panels, redraw, stack, watch
 
 NEAREST = 8
 UPLOADED = -1
@@ -99,7 +99,7 @@ class _Playground:
         self.search()
         left = ipw.VBox([self.picture, self.upload, self.seen, self.written, self.said])
         row = ipw.Layout(flex_flow="row wrap")
-        self.box = ipw.VBox([ipw.HBox([left, self.figure], layout=row), self.wanted, self.near])
+        self.box = stack(ipw.HBox([left, self.figure], layout=row), self.wanted, self.near)
 
     def _take(self) -> None:
         try:
