@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread, Timer
 from typing import Any
 
 from . import record
@@ -29,8 +29,8 @@ def many(configs: Sequence[RunConfig], workers: int | None = None, runs: Path | 
 
     workers: default one per core, or one where a GPU computes. A run that another process makes is waited for when the
     others are done. One run that fails stops no other; the first error
-    is raised when all others are done. The processes stay for the next call, with what they have loaded, and end with
-    this one; an interrupt ends them at once."""
+    is raised when all others are done. The processes stay for the next call, with what they have loaded: for two
+    minutes, since each holds up to 2 GB. They end with this one; an interrupt ends them at once."""
     runs = runs or record.RUNS
     _check_probes(probes)
     todo = {config.run_id: config for config in configs if not _usable(find(config, runs), keep_model, probes)}
@@ -113,8 +113,12 @@ def local(function: Callable, items: Iterable, workers: int) -> Iterator[tuple[A
     except BaseException:
         close_pool()
         raise
+    if pool:
+        _end_when_idle()
 
 
+IDLE = 120  # seconds that worker processes wait for the next call
+_CALLS, _LOCK = [0], Lock()
 _POOL: dict[tuple, ProcessPoolExecutor] = {}  # the one of the last call
 
 
@@ -122,10 +126,26 @@ def _pool(workers: int, threads: int) -> ProcessPoolExecutor:
     """Worker processes: those of the last call, where neither code, surroundings nor numbers have changed since."""
     code = max(path.stat().st_mtime_ns for path in Path(__file__).parent.rglob("*.py"))
     key = (workers, threads, code, *sorted(item for item in os.environ.items() if item[0].startswith("CLSTUDY_")))
-    if key not in _POOL:
-        close_pool()
-        _POOL[key] = ProcessPoolExecutor(workers, get_context("spawn"), _worker, (threads, os.getpid()))
-    return _POOL[key]
+    with _LOCK:
+        _CALLS[0] += 1
+        if key not in _POOL:
+            close_pool()
+            _POOL[key] = ProcessPoolExecutor(workers, get_context("spawn"), _worker, (threads, os.getpid()))
+        return _POOL[key]
+
+
+def _end_when_idle() -> None:
+    """Several notebooks that stay open would fill the memory with workers that have nothing to do."""
+    call = _CALLS[0]
+
+    def end() -> None:
+        with _LOCK:
+            if _CALLS[0] == call:
+                close_pool()
+
+    timer = Timer(IDLE, end)
+    timer.daemon = True
+    timer.start()
 
 
 def close_pool() -> None:

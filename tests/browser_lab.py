@@ -58,7 +58,39 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
 FINGERPRINT = """node => [node.innerText, ...[...node.querySelectorAll('path, rect, text, image, img, [style*=width]')]
     .map(e => ['d', 'x', 'y', 'transform', 'href', 'src', 'style'].map(a => (e.getAttribute(a) || '').slice(-2000)))]
     .join('|')"""
+WATCH = """node => {  // when a key or a button goes down, and when the picture last changed
+    window.began = window.answered = null;
+    const start = () => { window.began ??= performance.now() };
+    for (const kind of ['keydown', 'pointerdown', 'input']) document.addEventListener(kind, start, {capture: true});
+    window.watcher?.disconnect();
+    window.watcher = new MutationObserver(() => { window.answered = performance.now() });
+    window.watcher.observe(node, {subtree: true, childList: true, attributes: true, characterData: true});
+}"""
+PAGE = """# The widgets
+
+Pictures of a JupyterLab in a browser, by `make screenshots`: do not edit. The notebooks are those of `make study` and
+`make memory`, with their runs; each control was used by keyboard, on two cores without a GPU.
+
+"""
 LAB = "window.jupyterapp.shell.currentWidget"
+
+
+TIMES: dict[str, list[float]] = {}  # milliseconds, by notebook and widget
+
+
+@pytest.fixture(scope="session", autouse=True)
+def told():
+    """The pictures on a page, with what was measured."""
+    yield
+    lines = [f"{name}: {len(times)} controls, {min(times):.0f} to {max(times):.0f} ms" for name, times in TIMES.items()
+             if times]
+    print("\nfrom a key to the last change of the picture\n" + "\n".join(lines))
+    if PICTURES:
+        said = {line.partition(":")[0]: line.partition(": ")[2] for line in lines}
+        parts = [f"## {name[3:]}\n\n<img src=\"{name}.png\" width=\"720\">\n\nNotebook {name[:2]}"
+                 + (f"; {said[name]} from a key to the last change of the picture." if name in said else ".")
+                 for name in sorted(path.stem for path in Path(PICTURES).glob("*.png"))]
+        (Path(PICTURES) / "README.md").write_text(PAGE + "\n\n".join(parts) + "\n")
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +179,7 @@ def page(browser) -> Iterator[Page]:
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     yield page
+    page.evaluate(f"() => {LAB}?.sessionContext?.shutdown?.()")  # a kernel holds up to 2 GB, and so does each worker
     page.close()
     inside = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
     assert [url for url in asked if not url.startswith(inside)] == []
@@ -180,16 +213,17 @@ def widgets(page: Page) -> dict[str, Locator]:
     return {name: cells.nth(i).locator(".jp-Cell-outputArea") for i, name in names.items()}
 
 
-def changes(page: Page, output: Locator, act, seconds: float = 10) -> bool:
-    """Whether what is shown is another picture after `act()`."""
+def changes(page: Page, output: Locator, act, seconds: float = 10) -> float:
+    """Milliseconds from the key or button of `act()` to the last change of the picture; 0: it is the same picture."""
     before, end = output.evaluate(FINGERPRINT), time.monotonic() + seconds
+    output.evaluate(WATCH)
     act()
     while time.monotonic() < end:
         if output.evaluate(FINGERPRINT) != before:
-            page.wait_for_timeout(200)
-            return True
+            page.wait_for_timeout(300)
+            return max(page.evaluate("() => window.answered - window.began"), 0.1)
         page.wait_for_timeout(50)
-    return False
+    return 0
 
 
 def press(page: Page, control: Locator, key: str) -> None:
@@ -199,9 +233,9 @@ def press(page: Page, control: Locator, key: str) -> None:
     assert control.evaluate("node => document.activeElement === node"), f"{key} was taken from it"
 
 
-def tried(page: Page, output: Locator) -> list[str]:
-    """Every list, slider and row of buttons of a widget, by keyboard; those that changed nothing."""
-    idle = []
+def tried(page: Page, output: Locator) -> dict[str, float]:
+    """Every list, slider and row of buttons of a widget, by keyboard: milliseconds to its answer, 0 for none."""
+    found = {}
     for kind, key in (("select:not([multiple])", "ArrowDown"), (".noUi-handle", "ArrowRight"),
                       (".widget-toggle-buttons button", "Enter")):
         controls = output.locator(kind)
@@ -210,12 +244,13 @@ def tried(page: Page, output: Locator) -> list[str]:
             if not control.is_visible() or kind.startswith("select") and control.locator("option").count() < 2:
                 continue
             ways = [key, {"ArrowDown": "ArrowUp", "ArrowRight": "ArrowLeft"}.get(key, key)]
-            moved = next((way for way in ways if changes(page, output, partial(press, page, control, way), 12)), None)
-            if moved is None:
-                idle.append(f"{kind} {i}")
-            elif kind.startswith("select"):  # as it was: some choices leave others nothing to change
-                changes(page, output, partial(press, page, control, ways[moved == key]), 12)
-    return idle
+            for way, back in (ways, ways[::-1]):
+                found[f"{kind} {i}"] = changes(page, output, partial(press, page, control, way), 12)
+                if found[f"{kind} {i}"]:
+                    if kind.startswith("select"):  # as it was: some choices leave others nothing to change
+                        changes(page, output, partial(press, page, control, back), 12)
+                    break
+    return found
 
 
 @pytest.mark.parametrize("stem", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
@@ -235,9 +270,11 @@ def test_a_notebook_runs_and_its_widgets_answer(page, server, stem, tmp_path):
                 page.screenshot(path=tmp_path / f"{name}.png")
                 print(f"what was to be seen: {tmp_path / name}.png")
                 raise
-        idle = tried(page, output)
+        answers = tried(page, output)
+        idle = [control for control, ms in answers.items() if not ms]
         if name != "live_training" and name != "playground":
             assert idle == [], f"{name}: {idle} changed nothing"
+        TIMES[f"{stem[:2]}_{name}"] = [ms for ms in answers.values() if ms]
         if PICTURES:
             output.scroll_into_view_if_needed()
             page.wait_for_timeout(800)

@@ -85,6 +85,22 @@ def test_the_processes_stay_for_the_next_call_and_change_with_the_surroundings(o
     assert other.submit(torch.get_num_threads).result() == 1
 
 
+def test_processes_without_work_end_and_a_call_that_has_begun_keeps_them(own_pool, monkeypatch):
+    monkeypatch.setattr(own_pool, "IDLE", 0.5)
+    assert dict(own_pool.local(abs, [-1], 1)) == {-1: 1}
+    pool = own_pool._pool(1, own_pool.cores())
+    [pid] = pool._processes
+    time.sleep(1)
+    assert alive(pid) and own_pool._POOL
+    assert dict(own_pool.local(abs, [-2], 1)) == {-2: 2} and list(pool._processes) == [pid]
+    for _ in range(100):
+        time.sleep(0.1)
+        if not alive(pid):
+            break
+    assert not alive(pid) and own_pool._POOL == {}
+    assert dict(own_pool.local(abs, [-3], 1)) == {-3: 3}
+
+
 def test_an_interrupt_ends_the_processes(own_pool, monkeypatch, tiny, runs):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
