@@ -61,6 +61,8 @@ class _Live:
                                          ("optimiser step", "1 − cosine to the start")), 1):
             self.figure.update_xaxes(title=x, rangemode="tozero", row=1, col=column)
             self.figure.update_yaxes(title=y, row=1, col=column)
+            # without a line a panel has no axes, and the first line would be drawn before they are there
+            self.figure.add_scatter(x=[None], y=[None], showlegend=False, hoverinfo="skip", row=1, col=column)
         self.lines, self.task = {}, None
         self.start.on_click(lambda _: self._press("start"))
         self.hold.on_click(lambda _: self._press("pause"))
