@@ -7,6 +7,7 @@ on the console and nothing is asked of the outside. `make browser`; skipped wher
 """
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -24,6 +25,7 @@ from conftest import TOY_MODEL
 from PIL import Image
 
 from clstudy.batch import NOTEBOOKS
+from clstudy.widgets import __all__ as WIDGETS
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install 'clstudy[browser]'")
 from playwright.sync_api import Locator, Page, sync_playwright
@@ -208,8 +210,8 @@ def errors(page: Page) -> list[str]:
 def widgets(page: Page) -> dict[str, Locator]:
     """The output of each cell that shows a widget of ours, by the widget's name."""
     found = page.evaluate(f"() => {LAB}.content.widgets.map(w => w.model.sharedModel.getSource())")
-    names = {i: source.rpartition("widgets.")[2].partition("(")[0] for i, source in enumerate(found)
-             if "widgets." in source and "from clstudy import" not in source.rpartition("widgets.")[2]}
+    ours = re.compile(rf"^(?:widgets\.)?({'|'.join(WIDGETS)})\(", re.M)
+    names = {i: called[1] for i, source in enumerate(found) if (called := ours.search(source))}
     cells = page.locator(".jp-Notebook .jp-Cell")
     return {name: cells.nth(i).locator(".jp-Cell-outputArea") for i, name in names.items()}
 
@@ -225,6 +227,14 @@ def changes(page: Page, output: Locator, act, seconds: float = 10) -> float:
             return max(page.evaluate("() => window.answered - window.began"), 0.1)
         page.wait_for_timeout(50)
     return 0
+
+
+def pictured(page: Page, output: Locator, name: str) -> None:
+    if PICTURES:
+        output.scroll_into_view_if_needed()
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(800)
+        output.locator(".jp-OutputArea-output:has(.jupyter-widgets)").first.screenshot(path=Path(PICTURES) / name)
 
 
 def press(page: Page, control: Locator, key: str) -> None:
@@ -266,6 +276,9 @@ def test_a_notebook_runs_and_its_widgets_answer(page, server, stem, tmp_path):
         page.wait_for_timeout(1500)
         page.wait_for_function(f"() => {LAB}.sessionContext.session?.kernel?.status === 'idle'")
         assert output.locator(".jupyter-widgets").count(), f"{name} shows no widget"
+        taken = f"{stem[:2]}_{name}.png"
+        if name != "live_training":  # that one when it is finished; the others as they greet
+            pictured(page, output, taken)
         more = globals().get(f"use_{name}")
         if more:
             WHERE[:] = [more.__name__]
@@ -275,16 +288,14 @@ def test_a_notebook_runs_and_its_widgets_answer(page, server, stem, tmp_path):
                 page.screenshot(path=tmp_path / f"{name}.png")
                 print(f"what was to be seen: {tmp_path / name}.png")
                 raise
+        if name == "live_training":
+            pictured(page, output, taken)
         WHERE[:] = ["by keyboard", name]
         answers = tried(page, output)
         idle = [control for control, ms in answers.items() if not ms]
         if name != "live_training" and name != "playground":
             assert idle == [], f"{name}: {idle} changed nothing"
         TIMES[f"{stem[:2]}_{name}"] = [ms for ms in answers.values() if ms]
-        if PICTURES:
-            output.scroll_into_view_if_needed()
-            page.wait_for_timeout(800)
-            output.screenshot(path=Path(PICTURES) / f"{stem[:2]}_{name}.png")
 
 
 # ---- what is particular to a widget

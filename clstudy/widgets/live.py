@@ -15,6 +15,7 @@ from ..record import Run, find
 from .common import WHOLE, Shown, card, headless, panels, redraw, stack, watch
 
 EVERY = 0.5  # seconds between two looks at the run
+LEGENDS = ("legend", "legend2", "legend3")  # under each panel its own
 STYLES = ("solid", "dash", "dot", "dashdot", "longdash")
 SAYS = {
     "ready": "Press <b>start</b>. The run is made in a process of its own: this notebook stays usable.",
@@ -54,13 +55,14 @@ class _Live:
                                            for word, icon in (("start", "play"), ("pause", "pause"), ("stop", "stop")))
         self.bar = ipw.FloatProgress(max=1.0, layout=ipw.Layout(width="16em"))
         self.time, self.said = ipw.HTML(), ipw.HTML()
-        self.figure = panels(1, 3, 340, 1100, subplot_titles=["loss terms", "accuracy", "drift of test features"],
-                             horizontal_spacing=.08, layout={"showlegend": True, "legend": {
-                                 "orientation": "h", "y": -.28, "yanchor": "top"}, "margin.b": 110})
+        self.figure = panels(1, 3, 460, 1100, subplot_titles=["loss terms", "accuracy", "drift of test features"],
+                             horizontal_spacing=.08, layout={"showlegend": True, "margin.b": 200})
         for column, (x, y) in enumerate((("optimiser step", "loss"), ("images of the stream seen", "%"),
                                          ("optimiser step", "1 − cosine to the start")), 1):
             self.figure.update_xaxes(title=x, rangemode="tozero", row=1, col=column)
             self.figure.update_yaxes(title=y, row=1, col=column)
+            below = {"x": self.figure.get_subplot(1, column).xaxis.domain[0], "y": -.28, "yanchor": "top"}
+            self.figure.update_layout({LEGENDS[column - 1]: below})
             # without a line a panel has no axes, and the first line would be drawn before they are there
             self.figure.add_scatter(x=[None], y=[None], showlegend=False, hoverinfo="skip", row=1, col=column)
         self.lines, self.task = {}, None
@@ -155,8 +157,7 @@ class _Live:
         place = sum(other == column for other, _ in self.lines)
         colour, dash = PALETTE[place % len(PALETTE)], STYLES[place // len(PALETTE) % len(STYLES)]
         mode = "lines" if column == 1 else "lines+markers"
-        group = ("loss", "accuracy", "drift")[column - 1]
-        self.figure.add_scatter(mode=mode, name=name, legendgroup=group, marker={"size": 5}, row=1, col=column,
+        self.figure.add_scatter(mode=mode, name=name, legend=LEGENDS[column - 1], marker={"size": 5}, row=1, col=column,
                                 line={"color": colour, "dash": dash, "width": 2},
                                 hovertemplate="%{x}: %{y:.4g}<extra>%{fullData.name}</extra>")
         self.lines[column, name] = self.figure.data[-1]

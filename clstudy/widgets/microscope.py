@@ -108,10 +108,10 @@ class _Microscope:
 
     def _arrow_panel(self, method: str, column: int) -> None:
         for part, colour in (("attraction", GREEN), ("repulsion", PINK), ("sum", INK)):
-            head = {"symbol": "arrow", "angleref": "previous", "size": [0, 14], "color": colour}
+            head = {"symbol": "arrow", "angleref": "previous", "size": 14, "color": colour}
             self.figure.add_scatter(x=[0, 0], y=[0, 0], mode="lines+markers", line={"color": colour, "width": 3},
                                     marker=head, name=part, legendgroup=part, showlegend=column == 1, row=1, col=column,
-                                    hovertemplate=f"{part}: %{{text}}<extra></extra>")
+                                    hovertemplate=f"{part}: norm %{{customdata:.4f}}<extra></extra>")
             self.arrow[method, part] = self.figure.data[-1]
         sizes = [np.nanmax(self.values[m][c]) for m in self.tables for c in ("attraction", "repulsion")]
         self.reach = max(max(sizes), 1e-12)
@@ -156,13 +156,13 @@ class _Microscope:
         self.where.value = f"{step} of {self.steps[-1]}, stage {self.stage[step]}"
         found = {(method, part): at for method, values in self.values.items()
                  for part, at in arrows(*self._sizes(values, i, k)).items()}
-        redraw(self.figure, [self.arrow[key] for key in found], {
-            "x": [[0.0, x] for x, _ in found.values()], "y": [[0.0, y] for _, y in found.values()],
-            "marker.size": [[0, 14 if np.hypot(*at) else 0] for at in found.values()],  # no head without an arrow
-            "text": [[f"norm {np.hypot(*at):.4f}"] * 2 for at in found.values()]}, self._around(i, k))
-        redraw(self.figure, list(self.bar.values()), {
-            "y": [self.values[method][part][i] for method, part in self.bar],
-            "marker.opacity": [np.where(self.values[method]["present"][i] == 1, 1.0, .45) for method, _ in self.bar]})
+        lengths = [np.hypot(*at) for at in found.values()]
+        shares = [np.where(self.values[method]["present"][i] == 1, 1.0, .45) for method, _ in self.bar]
+        redraw(self.figure, [*(self.arrow[key] for key in found), *self.bar.values()], {  # all at once: half the time
+            "x": [*([0.0, x] for x, _ in found.values()), *([self.classes] * len(self.bar))],
+            "y": [*([0.0, y] for _, y in found.values()), *(self.values[method][part][i] for method, part in self.bar)],
+            "marker.opacity": [*([0, float(length > 0)] for length in lengths), *shares],  # no head without an arrow
+            "customdata": [*([length] * 2 for length in lengths), *shares]}, self._around(i, k))
 
     @staticmethod
     def _sizes(values: dict, i: int, k: int) -> list[float]:

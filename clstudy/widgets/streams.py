@@ -97,15 +97,17 @@ class _Explorer:
         names = self.benchmark.train.class_names
         self._traces(len(self.homes))
         ends = [int(end) for end in np.cumsum([len(stage.index) for stage in stages])[:-1]]
+        if len(self.figure.layout.shapes) != len(ends):
+            line = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 100, "line": {"color": INK, "width": 1.5}, **CLEAR}
+            self.figure.layout.shapes = [line] * len(ends)
+        places = {f"shapes[{i}].{side}": end for i, end in enumerate(ends) for side in ("x0", "x1")}
         redraw(self.figure, self.figure.data, {
             "x": [centre] * len(self.homes), "y": [100 * counts[:, label] for label, _ in self.homes],
             "name": [names[label] for label, _ in self.homes],
             "fillcolor": [colours[home - 1] for _, home in self.homes],
             "hovertemplate": [f"{names[label]}, home: stage {home}<br>%{{y:.0f}} %<extra></extra>"
                               for label, home in self.homes]},
-            {"title.text": self.title()})
-        self.figure.layout.shapes = [{"type": "line", "x0": end, "x1": end, "y0": 0, "y1": 100,
-                                      "line": {"color": INK, "width": 1.5}, **CLEAR} for end in ends]
+            {"title.text": self.title()} | places)
         self._offer([names[label] for label, _ in self.homes])
         self.go()
 
