@@ -141,10 +141,10 @@ def shown(config, runs, monkeypatch):
 
 
 def test_the_widget_starts_holds_and_ends_a_run_and_draws_it(shown, config, runs):
-    assert not shown.start.disabled and shown.hold.disabled and shown.end.disabled and not shown.figure.data
+    assert not shown.start.disabled and shown.hold.disabled and shown.end.disabled and not shown.lines
     shown.start.click()
     assert shown.start.disabled and not shown.hold.disabled and "running" in shown.time.value
-    until(lambda: shown.look() or len(shown.figure.data) >= 4)
+    until(lambda: shown.look() or len(shown.lines) >= 4)
     shown.hold.click()
     assert shown.hold.description == "go on" and "paused" in shown.time.value
     shown.hold.click()
@@ -152,7 +152,7 @@ def test_the_widget_starts_holds_and_ends_a_run_and_draws_it(shown, config, runs
     until(lambda: shown.look() or shown.training.state == "finished")
     shown.look()
     run = find(config, runs)
-    drawn = {trace.name: (list(trace.x), list(trace.y)) for trace in shown.figure.data}
+    drawn = {trace.name: (list(trace.x), list(trace.y)) for trace in shown.lines.values()}
     assert set(drawn) >= {"loss: task", "seen classes", "all classes", "texts", "images"}
     assert drawn["loss: task"][1] == pytest.approx(run.steps.value.tolist())
     curve = run.curve("seen classes")
@@ -166,7 +166,7 @@ def test_another_run_has_lines_of_its_own_and_a_finished_one_is_read_from_the_di
     assert shown.start.disabled and "finished" in shown.time.value
     assert {trace.name for trace in shown.figure.data if trace.showlegend and len(trace.x)} >= {"loss: task", "texts"}
     shown.choice.value = "symmetric"
-    assert not shown.start.disabled and all(len(trace.x) == 0 for trace in shown.figure.data)
+    assert not shown.start.disabled and all(len(trace.x) == 0 for trace in shown.lines.values())
 
 
 def test_the_twin_draws_a_finished_run_and_says_when_there_is_none(config, runs):
