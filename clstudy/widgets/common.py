@@ -22,6 +22,7 @@ Shown = ipw.Widget | Figure
 WHOLE = {"description_width": "initial"}  # else long words before a slider are cut
 INK, PAPER, FAINT = "#222222", "#ffffff", "#8a8a8a"
 BLUE, RED, GREEN, PINK = PALETTE[:4]
+ARROWS = {"attraction": (GREEN, 7), "repulsion": (PINK, 7), "sum": (INK, 2)}  # width: the sum lies on the others
 CLEAR = {"opacity": 1, "fillcolor": "rgba(0,0,0,0)"}  # of a shape: the template fills them half black
 CARD = f"background:{PAPER};color:{INK};padding:6px 10px;font:13px/1.45 sans-serif;overflow-x:auto"
 SIZE = 64  # pixels of a picture on a card

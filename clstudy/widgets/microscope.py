@@ -7,7 +7,7 @@ import pandas as pd
 
 from .. import plots
 from ..record import Run
-from .common import CLEAR, FAINT, GREEN, INK, PINK, Shown, card, dashes, headless, panels, redraw, stack, watch
+from .common import ARROWS, CLEAR, FAINT, GREEN, INK, PINK, Shown, card, dashes, headless, panels, redraw, stack, watch
 
 COLUMNS = ("attraction", "repulsion", "gradient", "push", "push attraction", "push repulsion")
 HELP = ("<b>Arrows</b>: descent on the text of the class chosen, in the plane of its two parts: attraction points to "
@@ -107,9 +107,9 @@ class _Microscope:
         self.figure.update_xaxes(showticklabels=True, tickangle=-60, tickfont={"size": 10}, row=1 + count, col=1)
 
     def _arrow_panel(self, method: str, column: int) -> None:
-        for part, colour in (("attraction", GREEN), ("repulsion", PINK), ("sum", INK)):
+        for part, (colour, width) in ARROWS.items():
             head = {"symbol": "arrow", "angleref": "previous", "size": 14, "color": colour}
-            self.figure.add_scatter(x=[0, 0], y=[0, 0], mode="lines+markers", line={"color": colour, "width": 3},
+            self.figure.add_scatter(x=[0, 0], y=[0, 0], mode="lines+markers", line={"color": colour, "width": width},
                                     marker=head, name=part, legendgroup=part, showlegend=column == 1, row=1, col=column,
                                     hovertemplate=f"{part}: norm %{{customdata:.4f}}<extra></extra>")
             self.arrow[method, part] = self.figure.data[-1]

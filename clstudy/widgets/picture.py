@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import plots
 from ..clip import Clip
 from ..evaluate import features, text_features
-from .common import GREEN, INK, PINK, WHOLE, Shown, card, gallery, headless, offer, panels, redraw, stack, watch
+from .common import ARROWS, GREEN, PINK, WHOLE, Shown, card, gallery, headless, offer, panels, redraw, stack, watch
 from .microscope import arrows
 from .zero_shot import UPLOADED, uploaded
 
@@ -84,11 +84,12 @@ class _Microscope:
         self.figure = panels(2, 2, 640, 1100, vertical_spacing=.16, horizontal_spacing=.08, row_heights=[1, .8],
                              subplot_titles=[*LOSSES.values(), "", ""])
         for column in (1, 2):
-            for part, colour in (("attraction", GREEN), ("repulsion", PINK), ("sum", INK)):
+            for part, (colour, width) in ARROWS.items():
                 head = {"symbol": "arrow", "angleref": "previous", "size": [0, 14], "color": colour}
-                self.figure.add_scatter(x=[0, 0], y=[0, 0], mode="lines+markers", line={"color": colour, "width": 3},
-                                        marker=head, name=part, legendgroup=part, showlegend=column == 1, row=1,
-                                        col=column, hovertemplate=f"{part}: %{{text}}<extra></extra>")
+                self.figure.add_scatter(x=[0, 0], y=[0, 0], mode="lines+markers", name=part, legendgroup=part,
+                                        showlegend=column == 1, row=1, col=column, marker=head,
+                                        line={"color": colour, "width": width},
+                                        hovertemplate=f"{part}: %{{text}}<extra></extra>")
         for column in (1, 2):
             for part, colour in (("attraction", GREEN), ("repulsion", PINK)):
                 self.figure.add_bar(marker={"color": colour}, name=part, showlegend=False, row=2, col=column,
