@@ -303,8 +303,13 @@ def test_a_notebook_runs_and_its_widgets_answer(page, server, stem, tmp_path):
 
 def upload(page: Page, output: Locator, folder: Path) -> None:
     Image.new("RGB", (90, 70), (200, 30, 30)).save(folder / "own.png")
-    chosen = output.locator("input[type=file]").first
-    assert changes(page, output, lambda: chosen.set_input_files(str(folder / "own.png")))
+
+    def choose() -> None:
+        with page.expect_file_chooser() as chooser:
+            output.get_by_role("button", name="your own picture").click()
+        chooser.value.set_files(folder / "own.png")
+
+    assert changes(page, output, choose)
 
 
 def use_picture_microscope(page: Page, output: Locator, folder: Path) -> None:

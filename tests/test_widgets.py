@@ -33,12 +33,15 @@ def live(monkeypatch):
 
 
 @pytest.fixture
-def drawn(live):
-    """A chooser over five things, its controls, and what it has drawn."""
-    made = []
+def drawn(live, monkeypatch):
+    """A chooser over five things, its controls, and what it has shown."""
+    made, shown = [], []
+    monkeypatch.setattr(widgets.simple, "display", lambda data, **_: shown.append(data["text/plain"].strip("'")))
     groups = {("texts", 10): "a", ("texts", 100): "b", ("texts", 400): "c", ("tokens", 2): "d", ("tokens", 100): "e"}
     box = widgets.chooser(groups, ["vary", "how many"], lambda thing: made.append(thing) or thing)
-    return (*box.children[0].children, made)
+    assert made == list(groups.values())  # each before it is asked for
+    yield (*box.children[0].children, shown)
+    assert made == list(groups.values())  # and once
 
 
 def test_a_chooser_shows_the_first_and_follows_its_slider(drawn):

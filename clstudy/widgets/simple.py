@@ -1,13 +1,17 @@
 """Walks through what was made: lists and sliders that choose, and what is chosen shown."""
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from html import escape
 
 import ipywidgets as ipw
+from IPython import get_ipython
 from IPython.display import display
 
 from .. import themap
 from ..record import Run
 from .common import WHOLE, card, headless, stack
+
+PREPARED = 40  # things that are drawn before they are asked for
 
 
 def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], draw: Callable) -> object:
@@ -19,6 +23,13 @@ def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], dr
     if headless():
         kind = next(one for one, _ in groups)
         return draw(groups[kind, min(two for one, two in groups if one == kind)])
+    @cache
+    def drawn(*key):
+        shell, what = get_ipython(), draw(groups[key])
+        return shell.display_formatter.format(what) if shell else ({"text/plain": repr(what)}, {})
+
+    for key in list(groups)[:PREPARED]:  # a figure takes longer than a reader likes to wait
+        drawn(*key)
     first = ipw.Dropdown(options=list(dict.fromkeys(one for one, _ in groups)), description=names[0])
     second = ipw.SelectionSlider(options=[0], description=names[1], continuous_update=False, style=WHOLE)
     shown = ipw.Output()
@@ -27,9 +38,10 @@ def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], dr
         second.options = sorted(two for one, two in groups if one == first.value)
 
     def show(_=None) -> None:
+        data, about = drawn(first.value, second.value)
         with shown:
             shown.clear_output(wait=True)
-            display(draw(groups[first.value, second.value]))
+            display(data, metadata=about, raw=True)
 
     fill()
     show()
