@@ -514,7 +514,7 @@ def test_a_picture_is_put_under_the_microscope_with_its_text_and_its_batch(under
     arrow = under.figure.data[1]
     length = float(np.hypot(arrow.x[1], arrow.y[1]))
     row = under.table[(under.table["class"] == "a fish") & (under.table.method == "finetune")].iloc[0]
-    assert length == pytest.approx(row.repulsion) and arrow.text[1] == f"{row.repulsion:.4f}"
+    assert length == pytest.approx(row.repulsion) and arrow.customdata[1] == pytest.approx(row.repulsion)
 
 
 def test_an_own_picture_comes_with_its_name_as_the_first_text(under):

@@ -75,7 +75,7 @@ class _Microscope:
         self.stage = everything.drop_duplicates("step").set_index("step").stage
         self.step = ipw.IntSlider(steps.index(first), 0, len(steps) - 1, readout=False, description="step",
                                   layout=ipw.Layout(width="28em"))
-        play = ipw.Play(min=0, max=len(steps) - 1, interval=300)
+        play = ipw.Play(value=self.step.value, min=0, max=len(steps) - 1, interval=300)  # the link hands its value on
         ipw.jslink((play, "value"), (self.step, "value"))
         self.name = ipw.Dropdown(options=self.classes, description="class")
         self.where = ipw.HTML()

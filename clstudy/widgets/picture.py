@@ -89,16 +89,16 @@ class _Microscope:
                 self.figure.add_scatter(x=[0, 0], y=[0, 0], mode="lines+markers", name=part, legendgroup=part,
                                         showlegend=column == 1, row=1, col=column, marker=head,
                                         line={"color": colour, "width": width},
-                                        hovertemplate=f"{part}: %{{text}}<extra></extra>")
+                                        hovertemplate=f"{part}: %{{customdata:.4f}}<extra></extra>")
         for column in (1, 2):
             for part, colour in (("attraction", GREEN), ("repulsion", PINK)):
                 self.figure.add_bar(marker={"color": colour}, name=part, showlegend=False, row=2, col=column,
                                     hovertemplate=f"%{{x}}, {part}: %{{customdata:.4f}}<extra></extra>")
-        self.figure.update_xaxes(tickangle=-45, automargin=True, row=2)
+        self.figure.update_xaxes(tickangle=-45, row=2)
         self.figure.update_yaxes(title="norm of the pull", row=2, col=1)
         self.figure.update_xaxes(zeroline=True, zerolinecolor="#dddddd", row=1)
         self.figure.update_yaxes(zeroline=True, zerolinecolor="#dddddd", row=1)
-        self.figure.update_layout(barmode="relative", bargap=.3, margin={"t": 90, "b": 120},
+        self.figure.update_layout(barmode="relative", bargap=.3, margin={"t": 90, "b": 140},
                                   legend={"orientation": "h", "y": 1.08, "yanchor": "bottom"})
 
     def _take(self) -> None:
@@ -147,13 +147,12 @@ class _Microscope:
         tips = [tip for head in heads for tip in head.values()]
         lengths = [(x * x + y * y) ** .5 for x, y in tips]
         span = {f"{axis}axis{number}.range": [-reach, reach] for number in ("", "2") for axis in "xy"}
-        redraw(self.figure, self.figure.data[:6], {"x": [[0, x] for x, _ in tips], "y": [[0, y] for _, y in tips],
-                                                   "text": [["", f"{length:.4f}"] for length in lengths]})
         bars = [(table[part], sign) for table in tables for part, sign in (("attraction", 1), ("repulsion", -1))]
         high = 1.1 * max(float(column.max()) for column, _ in bars)
-        redraw(self.figure, self.figure.data[6:], {
-            "x": [names] * 4, "y": [(sign * column).tolist() for column, sign in bars],
-            "customdata": [column.tolist() for column, _ in bars]},
+        redraw(self.figure, self.figure.data, {
+            "x": [*([0, x] for x, _ in tips), *([names] * 4)],
+            "y": [*([0, y] for _, y in tips), *((sign * column).tolist() for column, sign in bars)],
+            "customdata": [*([length] * 2 for length in lengths), *(column.tolist() for column, _ in bars)]},
             {**span, "yaxis3.range": [-high, high], "yaxis4.range": [-high, high]})
 
 
