@@ -24,6 +24,8 @@ def names(folder: Path) -> list[str]:
 def page(folder: Path, notebooks: Path = NOTEBOOKS) -> str:
     """The page as Markdown."""
     found, parts = names(folder), [HEAD]
+    if (folder / "lab" / "README.md").exists():
+        parts.append("Pictures of the widgets in a browser: [lab](lab/README.md).\n")
     for path in [*find_notebooks(folder=notebooks), None]:
         title, question, source = _about(path) if path else ("No notebook draws these", "", "")
         mine = [name for name in found if f'"{name}"' in source] if path else found
