@@ -31,11 +31,15 @@ from toy_world import SETTINGS, toy_model  # noqa: E402 (workers import this pro
 
 from clstudy import board, sweep  # noqa: E402
 from clstudy.config import RunConfig  # noqa: E402
+from clstudy.methods import METHODS  # noqa: E402
 from clstudy.record import find, finished, load_or_train, load_runs, load_tuned  # noqa: E402
 from clstudy.resume import states  # noqa: E402
+from clstudy.tuners import ONLY  # noqa: E402
 
-METHODS = {"sit": {"size": 10, "replay": 5}, "finetune": {}, "er": {"size": 10, "replay": 5}, "lwf": {},
-           "derpp": {"size": 10, "replay": 5}}
+SMALL = {"sit": {"size": 10, "replay": 5}, "finetune": {}, "er": {"size": 10, "replay": 5}, "lwf": {},
+         "derpp": {"size": 10, "replay": 5}, "clib": {"size": 12, "look": 6}, "agem": {"size": 6, "replay": 5},
+         "zscl": {"average_every": 2, "references": 4}, "gcl": {"size": 10, "temperature": "individual"}}
+NAMES = [*SMALL, *(name for name in METHODS if name not in SMALL)]  # every method; where few runs are made, the first
 OURS = (ValueError, OSError)  # of these, with the name of the file
 TABLES = ("config.json", "evals.jsonl", "steps.jsonl")
 
@@ -45,11 +49,15 @@ class Lost(AssertionError):
 
 
 def configs(model: Path, count: int, **changes) -> list[RunConfig]:
-    """Short runs of all METHODS."""
-    names = list(METHODS)
-    return [RunConfig(**{**SETTINGS, "model": str(model), "method": name, "method_args": METHODS[name],
-                         "seed": i // len(names), **changes})
-            for i, name in ((i, names[i % len(names)]) for i in range(count))]
+    """Short runs of all methods in turn, each with the tuner that it is made for."""
+    made = []
+    for i in range(count):
+        name = NAMES[i % len(NAMES)]
+        needs = getattr(METHODS[name], "needs", None)
+        own = {"tuner": needs, "tower": ONLY.get(needs, (("both",), ""))[0][-1]} if needs else {}
+        made.append(RunConfig(**{**SETTINGS, "model": str(model), "method": name, "method_args": SMALL.get(name, {}),
+                                 "seed": i // len(NAMES), **own, **changes}))
+    return made
 
 
 def compare(wanted: list[RunConfig], runs: Path, alone: Path) -> str:
@@ -178,6 +186,11 @@ def killed(model: Path, place: Path, count: int, kinds: list[str], dask: bool = 
 def proof(model: Path, place: Path) -> str:
     """100 short runs on two workers, killed ten times."""
     return killed(model, place, 100, ["driver", "worker"] * 5)
+
+
+def methods(model: Path, place: Path) -> str:
+    """A run of every method, and as many kills of whoever is at a run."""
+    return f"{len(NAMES)} methods: {killed(model, place, len(NAMES), ['worker'] * len(NAMES))}"
 
 
 def kills(model: Path, place: Path) -> str:
@@ -486,7 +499,7 @@ KINDS = {"finished runs": result_files, "drafts": draft_files, "sweeps": sweep_f
 
 
 TRIALS = {"damaged": damaged, "full disk": full_disk, "two sweeps": two_sweeps, "dask": dask, "proof": proof,
-          "kills": kills}
+          "methods": methods, "kills": kills}
 CHANCE = random.Random(0)
 
 
