@@ -314,29 +314,27 @@ def upload(page: Page, output: Locator, folder: Path) -> None:
     assert changes(page, output, choose)
 
 
+def write(page: Page, output: Locator, field: str, text: str) -> None:
+    words = output.locator(field).first
+
+    def put() -> None:
+        words.fill(text)
+        words.press("Tab")
+
+    assert changes(page, output, put)
+
+
 def use_picture_microscope(page: Page, output: Locator, folder: Path) -> None:
     """An own picture, what it shows, and another batch."""
     upload(page, output, folder)
-    words = output.locator("input[type=text]").first
-
-    def write() -> None:
-        words.fill("a red square")
-        words.press("Tab")
-
-    assert changes(page, output, write)
+    write(page, output, "input[type=text]", "a red square")
     assert changes(page, output, output.locator("select[multiple] option").last.click)
 
 
 def use_playground(page: Page, output: Locator, folder: Path) -> None:
     """An own picture, and own words."""
     upload(page, output, folder)
-    words = output.locator("textarea").first
-
-    def write() -> None:
-        words.fill("a red square\na green tree")
-        words.press("Tab")
-
-    assert changes(page, output, write)
+    write(page, output, "textarea", "a red square\na green tree")
 
 
 def use_forgetting_board(page: Page, output: Locator, folder: Path) -> None:

@@ -201,8 +201,9 @@ def slurm_answers() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not slurm_answers(), reason="no Slurm answers here")
 def test_a_job_is_killed_in_the_middle_of_a_run_and_another_takes_it_up(toy_model, tmp_path, monkeypatch):
+    if not slurm_answers():  # asked here and not at collection: a controller that is down takes its time
+        pytest.skip("no Slurm answers: slurmctld, slurmd and munge of one node are enough")
     monkeypatch.chdir(tmp_path)  # where jobs write what they say
     config = RunConfig(benchmark_args={"families": ["streamline-emojis"]}, model=str(toy_model), tuner="lora",
                        method="sit", stream_args={"tasks": 4}, batch_size=16, device="cpu")

@@ -158,7 +158,7 @@ class _Microscope:
                  for part, at in arrows(*self._sizes(values, i, k)).items()}
         lengths = [np.hypot(*at) for at in found.values()]
         shares = [np.where(self.values[method]["present"][i] == 1, 1.0, .45) for method, _ in self.bar]
-        redraw(self.figure, [*(self.arrow[key] for key in found), *self.bar.values()], {  # all at once: half the time
+        redraw(self.figure, [*(self.arrow[key] for key in found), *self.bar.values()], {  # each message is a drawing
             "x": [*([0.0, x] for x, _ in found.values()), *([self.classes] * len(self.bar))],
             "y": [*([0.0, y] for _, y in found.values()), *(self.values[method][part][i] for method, part in self.bar)],
             "marker.opacity": [*([0, float(length > 0)] for length in lengths), *shares],  # no head without an arrow
