@@ -20,6 +20,7 @@ import math
 import re
 import time
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,7 +225,7 @@ def augment(rgb: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(chance(0.15), blurred, images)
 
 
-def loss(clip: Clip, head: nn.Module, corpus: Corpus, teacher: Teacher, step: int) -> dict[str, Tensor]:
+def loss(clip: Clip, head: nn.Module, corpus: Corpus, teacher: Callable[[Tensor], Tensor], step: int) -> dict[str, Tensor]:
     recipe = corpus.recipe
     images, captions, concept, rows = corpus.draw(step)
     generator = torch.Generator().manual_seed(step)

@@ -2,6 +2,7 @@
 
     python scripts/model_card.py             # minutes; needs no corpus
 """
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from clstudy import RunConfig, load_clip, load_or_train, plots
 from clstudy.benchmarks.emoji import COLOUR, OBJECTS, UNSEEN, _retrieval, emoji, table
 from clstudy.evaluate import evaluate, retrieval
-from clstudy.pretrain import Recipe, zero_shot
+from clstudy.pretrain import zero_shot
 
 FOLDER = Path(__file__).parent.parent / "data" / "icon-clip"
 
@@ -53,21 +54,30 @@ def from_nothing() -> tuple[float, float]:
     return known.final("all classes", stage=0), blank.final("all classes")
 
 
+def settings(recipes: list[dict]) -> list[str]:
+    """A row per setting, a column per stage; empty where a stage did not know the setting."""
+    cells = [[f"{value:,}" if isinstance(value, int) else str(value) for value in (r.get(name, "") for r in recipes)]
+             for name in recipes[-1]]
+    head = ["setting", *(f"stage {i + 1}" for i in range(len(recipes)))]
+    rule = ["---", *["---:"] * len(recipes)]
+    return ["| " + " | ".join(row) + " |" for row in [head, rule, *([f"`{n}`", *c] for n, c in zip(recipes[-1], cells))]]
+
+
 def main() -> None:
     clip = load_clip()
     clip.precision = "bf16"
     clip.eval()
-    recipe, curve = Recipe(), pd.read_json(FOLDER / "curve.jsonl", lines=True)
+    curve = pd.read_json(FOLDER / "curve.jsonl", lines=True)
     figure = plots.pretraining(curve, UNSEEN, title="zero-shot over 861 object concepts, families never seen")
     figure.savefig(FOLDER / "curve.png")
     known, blank = from_nothing()
     text = (Path(__file__).parent / "icon-clip-card.md").read_text()
-    settings = "\n".join(f"| `{name}` | {value:,} |" if isinstance(value, int) else f"| `{name}` | {value} |"
-                         for name, value in vars(recipe).items())
+    recipes = json.loads((FOLDER / "recipes.json").read_text())
     count = sum(p.numel() for p in clip.parameters())
     image = sum(p.numel() for _, p in clip.tower("image"))
-    text = text.format(families="\n".join(family_table(clip)), emoji="\n".join(emoji_rows(clip)), settings=settings,
-                       images=f"{curve.images.max():,}", steps=f"{curve.step.max():,}", parameters=f"{count / 1e6:.1f}",
+    text = text.format(families="\n".join(family_table(clip)), emoji="\n".join(emoji_rows(clip)), 
+                       settings="\n".join(settings(recipes)),
+                       images=f"{curve.images.max():,}", parameters=f"{count / 1e6:.1f}",
                        image=f"{image / 1e6:.1f}", known=percent(known), blank=percent(blank))
     (FOLDER / "README.md").write_text(text)
     print(text)

@@ -1,10 +1,12 @@
 """Pretraining on noise: a step moves the model, a stopped run goes on to the same weights, the export loads."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from clstudy import load_clip, pretrain
 from clstudy.benchmarks import emoji
@@ -18,21 +20,25 @@ def corpus(tmp_path, monkeypatch):
     folder.mkdir()
     np.save(folder / "glyphs.npy", rng.integers(0, 255, (9, 64, 64), np.uint8))
     np.save(folder / "pictures.npy", rng.integers(0, 255, (7, 64, 64, 4), np.uint8))
-    words = {"glyphs": [("set", "name", f"thing {i}") for i in range(9)],
-             "pictures": [("set", "name", f"coloured thing {i}") for i in range(7)]}
+    words = {"glyphs": [("set", "name", f"thing {i}") for i in range(7)] + [("set", "name", "axe")] * 2,
+             "pictures": [("set", "name", f"coloured thing {i}") for i in range(6)] + [("set", "name", "Piñatas")]}
     (folder / "captions.json").write_text(json.dumps(words))
-    for name, count in (("emoji", len(emoji.table())), ("pictures", 7)):
-        teacher = rng.normal(size=(count, 256))
-        teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)
-        np.save(folder / f"teacher_{name}.npy", teacher.astype(np.float16))
+    save_file({}, folder / "teacher.safetensors")
     made = pretrain.Corpus
     monkeypatch.setattr(pretrain, "Corpus", lambda recipe, clip: made(recipe, clip, folder))
+    monkeypatch.setattr(pretrain, "Teacher", lambda: teacher)
     monkeypatch.setattr(pretrain, "zero_shot", lambda clip: {})  # looks at 5,000 drawings
+
+
+def teacher(images: torch.Tensor) -> torch.Tensor:
+    """In place of the ImageNet network: brightness at 256 places."""
+    colours = F.interpolate(images.mean(1, keepdim=True), (16, 16)).flatten(1)
+    return F.normalize(colours - colours.mean(1, keepdim=True) + 1e-3, dim=-1)
 
 
 @pytest.fixture
 def recipe() -> pretrain.Recipe:
-    return pretrain.Recipe(images=STEPS * 12, emoji=6, pictures=2, glyphs=4, others=5, warmup=1)
+    return pretrain.Recipe(images=STEPS * 12, emoji=6, pictures=2, glyphs=4, others=5, taught=5, warmup=1)
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -69,9 +75,41 @@ def test_another_recipe_does_not_go_on_from_this_state(corpus, recipe, tmp_path)
 
 def test_the_terms_are_those_of_the_docstring(corpus, recipe):
     clip = pretrain.blank(recipe)
-    terms = pretrain.loss(clip, torch.nn.Linear(256, 256), pretrain.Corpus(recipe, clip), 0)
+    terms = pretrain.loss(clip, torch.nn.Linear(256, 256), pretrain.Corpus(recipe, clip), teacher, 0)
     assert list(terms) == ["names", "kinds", "pairs", "teacher"]
     assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
+
+
+def test_icons_that_bear_a_concepts_name_count_as_its_drawings(corpus, recipe):
+    made = pretrain.Corpus(recipe, pretrain.blank(recipe))
+    assert [made.concepts[i] for i in made.concept["glyphs"][-2:]] == ["axe", "axe"]
+    assert made.concepts[made.concept["pictures"][-1]] == "piñata"
+    assert (made.concept["glyphs"][:-2] == -1).all() and (made.concept["pictures"][:-1] == -1).all()
+    assert made.chance["glyphs"][-2:].sum() == pytest.approx(recipe.named)
+    _, captions, concept, rows = made.draw(0)
+    assert [made.concepts[i] for i in concept[:6]] == list(made.rows.label[rows.numpy()])
+    assert len(captions) == len(concept) == recipe.batch
+
+
+def test_a_rarely_drawn_concept_is_drawn_more_often_than_its_share_and_its_logit_is_lower_in_training(corpus, recipe):
+    made = pretrain.Corpus(recipe, pretrain.blank(recipe))
+    families = made.rows.groupby("label").family.nunique()
+    objects = made.rows[made.rows.group.isin(emoji.OBJECTS)].label
+    rare, common = (next(label for label in objects if families[label] == n) for n in (1, 6))
+    chance = {label: made.chance["emoji"][made.rows.label == label].sum() for label in (rare, common)}
+    assert chance[common] / chance[rare] == pytest.approx(6 ** 0.5)
+    prior = dict(zip(made.concepts, made.prior.tolist()))
+    assert prior[common] > prior[rare]  # so that the model need not learn how often a concept comes
+
+
+def test_pretraining_goes_on_from_a_model_and_writes_down_both_recipes(corpus, recipe, tmp_path):
+    first = pretrain.pretrain(recipe, tmp_path / "first", tmp_path / "one")
+    still = replace(recipe, init=str(first), lr=0.0, seed=1)
+    second = pretrain.pretrain(still, tmp_path / "second", tmp_path / "two")
+    old, new = weights(first), weights(second)
+    assert all(torch.allclose(old[name].float(), new[name].float(), atol=1e-3) for name in old)
+    recipes = json.loads((second / "recipes.json").read_text())
+    assert [made["seed"] for made in recipes] == [0, 1] and recipes[1]["init"] == str(first)
 
 
 def test_a_missing_corpus_is_said_before_any_work(tmp_path, recipe):
