@@ -81,7 +81,7 @@ class _Microscope:
         self.box = stack(ipw.HBox([left, self.seen], layout=row), self.figure, self.said)
 
     def _draw_once(self) -> None:
-        self.figure = panels(2, 2, 640, 1100, vertical_spacing=.16, horizontal_spacing=.08, row_heights=[1, .8],
+        self.figure = panels(2, 2, 640, 980, vertical_spacing=.16, horizontal_spacing=.08, row_heights=[1, .8],
                              subplot_titles=[*LOSSES.values(), "", ""])
         for column in (1, 2):
             for part, (colour, width) in ARROWS.items():
