@@ -527,6 +527,10 @@ def test_an_own_picture_comes_with_its_name_as_the_first_text(under):
     before = under.table.copy()
     under.right.value = "a green tile"
     assert "a green tile" in under.name.options and not under.table.gradient.equals(before.gradient)
+    assert under.name.value == "a green tile"  # the arrows go with the picture's own text
+    under.name.value = "a fish"
+    under.right.value = "a red tile"
+    assert under.name.value == "a fish"  # and stay where they were put
     under.upload.value = ({"name": "no.png", "content": memoryview(b"no"), "type": "image/png", "size": 1,
                            "last_modified": datetime.now(UTC)},)
     assert "no picture" in under.said.value

@@ -61,6 +61,7 @@ def panels(rows: int = 1, columns: int = 1, height: int = 360, width: int = 900,
                          margin={"l": 60, "r": 20, "t": 40, "b": 50}, height=height, width=width,
                          hoverlabel={"align": "left"})
     figure.update_annotations(font_size=13)
+    figure.update_xaxes(exponentformat="none").update_yaxes(exponentformat="none")  # 0.0002, not 200µ
     figure.update_layout(layout or {})
     figure._config = figure._config | {"displaylogo": False}
     return figure

@@ -55,7 +55,7 @@ class _Live:
                                            for word, icon in (("start", "play"), ("pause", "pause"), ("stop", "stop")))
         self.bar = ipw.FloatProgress(max=1.0, layout=ipw.Layout(width="16em"))
         self.time, self.said = ipw.HTML(), ipw.HTML()
-        self.figure = panels(1, 3, 460, 1100, subplot_titles=["loss terms", "accuracy", "drift of test features"],
+        self.figure = panels(1, 3, 460, 980, subplot_titles=["loss terms", "accuracy", "drift of test features"],
                              horizontal_spacing=.08, layout={"showlegend": True, "margin.b": 200})
         for column, (x, y) in enumerate((("optimiser step", "loss"), ("images of the stream seen", "%"),
                                          ("optimiser step", "1 − cosine to the start")), 1):

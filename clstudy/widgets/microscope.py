@@ -93,7 +93,7 @@ class _Microscope:
         specs = [[{} for _ in range(count)] + [{"colspan": 1}],
                  *[[{"colspan": count + 1}, *[None] * count] for _ in methods]]
         words = [plots.METHODS[method][0] for method in methods]
-        self.figure = panels(1 + count, count + 1, 330 + 210 * count + 110, 1150, specs=specs, vertical_spacing=.1,
+        self.figure = panels(1 + count, count + 1, 330 + 210 * count + 110, 980, specs=specs, vertical_spacing=.1,
                              horizontal_spacing=.07, row_heights=[1.25] + [1] * count,
                              subplot_titles=[*(f"{word}: descent on the text" for word in words), "gradient norms",
                                              *(f"{word}: push on each class" for word in words)])

@@ -60,7 +60,7 @@ class _Microscope:
 
     def __init__(self, clip: Clip, images: Tensor, names: Sequence[str], texts: Sequence[str], rivals: Sequence[str]):
         self.clip, self.images, self.texts, self.uploaded = clip, images, list(texts), None
-        self.rivals = list(rivals)
+        self.rivals, self.own = list(rivals), None
         self.picture = ipw.Dropdown(options=[(name, i) for i, name in enumerate(names)], description="picture")
         self.upload = ipw.FileUpload(accept="image/*", description="your own picture",
                                      layout=ipw.Layout(width="max-content"))
@@ -81,7 +81,7 @@ class _Microscope:
         self.box = stack(ipw.HBox([left, self.seen], layout=row), self.figure, self.said)
 
     def _draw_once(self) -> None:
-        self.figure = panels(2, 2, 640, 1100, vertical_spacing=.16, horizontal_spacing=.08, row_heights=[1, .8],
+        self.figure = panels(2, 2, 640, 980, vertical_spacing=.16, horizontal_spacing=.08, row_heights=[1, .8],
                              subplot_titles=[*LOSSES.values(), "", ""])
         for column in (1, 2):
             for part, (colour, width) in ARROWS.items():
@@ -137,7 +137,9 @@ class _Microscope:
         own = [self.right.value.strip() or "?", *(self.texts[i] for i in others)]
         self.table = self.found(self.clip, batch, own, [*self.texts, *self.rivals])
         names = list(dict.fromkeys(self.table["class"]))
-        chosen = self.name.value if self.name.value in names else names[0]
+        kept = self.name.value in names and self.name.value != self.own  # arrows of a picture's own text go with it
+        self.own = own[0]
+        chosen = self.name.value if kept else self.own
         offer(self.name, names, chosen)
         self.seen.value = card("<b>The batch</b><br>", gallery(batch, own))
         tables = [self.table[self.table.method == method].set_index("class") for method in LOSSES]
