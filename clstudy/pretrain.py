@@ -11,7 +11,7 @@ glyphs that are coloured at random. The loss is a sum of four terms:
       +  teacher   1 − cos of a linear map of the image feature and the feature of an ImageNet network that looks at
                    the same augmented image (arXiv 2106.05237), for 160 images of the batch, weight 2
 
-Half of the patches are dropped in training (FLIP, arXiv 2212.00794) but for the last tenth. What a step draws depends
+Half of the patches are dropped in training (FLIP, arXiv 2212.00794) but for the last steps. What a step draws depends
 on (seed, step) alone, so a run that was stopped goes on from its last saved step with the same batches. What is saved
 is a moving average of the weights, in fp16.
 """
@@ -62,6 +62,7 @@ class Recipe:
     named: float = 0.4  # share of icons that bear a concept's name
     taught: int = 160  # images of a batch that the teacher looks at
     patch_dropout: float = 0.5
+    whole: float = 0.1  # share of the steps, the last ones, in which no patch is dropped
     average: float = 0.995  # of the moving average, per step
     init: str = ""  # a model folder to go on from; from nothing if empty
     seed: int = 0
@@ -194,7 +195,9 @@ class Corpus:
 
 
 def augment(rgb: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
-    """Light and shade, paper of a random colour (white for two thirds), bends, moves, colour, ink, negatives."""
+    """Light and shade, a black outline, paper of a random colour (white for two thirds), no outline, bends, moves,
+    colour, ink, negatives. Outlines are drawn and taken away so that a concept that one family alone draws is not known
+    by that family's outline."""
     count = len(rgb)
 
     def chance(p: float) -> Tensor:
@@ -206,9 +209,14 @@ def augment(rgb: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
         return F.interpolate(knots, size=rgb.shape[-2:], mode="bicubic", align_corners=True)
 
     rgb = (rgb * (1 + field(1, 3, torch.where(chance(0.4), 0.3, 0.0)))).clamp(0, 1)
+    ring = F.max_pool2d(alpha, 3, 1, 1) * chance(0.2)
+    rgb, alpha = rgb * alpha / torch.maximum(alpha, ring).clamp_min(1e-6), torch.maximum(alpha, ring)
     tint = torch.rand(count, 3, 1, 1, generator=generator)
     paper = torch.where(chance(0.3), 0.6 + 0.4 * tint, torch.ones_like(tint))
     images = rgb * alpha + paper * (1 - alpha)
+    bare = F.max_pool2d(images, 3, 1, 1)  # thin dark lines go; not where hardly anything else is drawn
+    spread, left = (picture.flatten(1).std(1).view(-1, 1, 1, 1) for picture in (images, bare))
+    images = torch.where(chance(0.35) & (left > 0.6 * spread), bare, images)
     bend = field(2, 4, torch.where(chance(0.6), 0.07, 0.0)).permute(0, 2, 3, 1)
     straight = F.affine_grid(torch.eye(2, 3).expand(count, -1, -1), list(images.shape), align_corners=False)
     images = F.grid_sample(images - paper, straight + bend, align_corners=False) + paper
@@ -303,7 +311,7 @@ def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state
     clip.train()
     for step in range(start, recipe.steps):
         torch.manual_seed(recipe.seed * 10**9 + step)  # which patches are dropped
-        if step >= 0.9 * recipe.steps:
+        if step >= (1 - recipe.whole) * recipe.steps:
             clip.model.visual.patch_dropout = nn.Identity()
         wave = 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps)
         for group in optimiser.param_groups:
