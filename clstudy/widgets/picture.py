@@ -102,7 +102,8 @@ class _Microscope:
         self.figure.update_yaxes(title="norm of the pull", row=2, col=1)
         self.figure.update_xaxes(zeroline=True, zerolinecolor="#dddddd", row=1)
         self.figure.update_yaxes(zeroline=True, zerolinecolor="#dddddd", row=1)
-        self.figure.update_layout(barmode="relative", bargap=.3, margin={"t": 90, "b": 140},
+        self.figure.update_layout(barmode="relative", bargap=.3,
+                                  margin={"t": 90, "b": 140, "l": 80, "autoexpand": False},  # not laid out twice
                                   legend={"orientation": "h", "y": 1.08, "yanchor": "bottom"})
 
     def _take(self) -> None:
