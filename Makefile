@@ -44,8 +44,8 @@ screenshots: ## pictures of the widgets into figures/lab/ (after make study and 
 # The kernels' sockets lie in a short temporary folder: their paths may have 107 characters, and a home folder can be long.
 # The settings: no news from outside, room for the notebooks' names. Root (in a container) has to be allowed.
 lab: .venv/.ready ## open the notebooks in JupyterLab
-	JUPYTER_RUNTIME_DIR=$$(mktemp -d) $(BIN)/jupyter lab notebooks/ --KernelManager.transport=ipc \
-		--LabApp.app_settings_dir=$(CURDIR)/notebooks/.lab $(if $(filter 0,$(shell id -u)),--allow-root)
+	JUPYTER_RUNTIME_DIR=$$(mktemp -d) $(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks --KernelManager.transport=ipc \
+		--LabApp.app_settings_dir=$(CURDIR)/notebooks/.lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 docs: .venv/.ready ## build the documentation into build/site (needs no network to read)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[docs]'

@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from . import pages
+from .config import check_choice
 from .progress import report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -116,7 +117,8 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
             raise ParameterError(f"{stem} has no parameter {name!r}{near}\n{table(known.values())}")
         try:
             checked[name] = known[name].convert(value)
-        except ParameterError as error:
+            check_choice(name, checked[name])
+        except ValueError as error:
             raise ParameterError(f"{stem}: {error}") from None
     return checked
 

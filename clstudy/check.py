@@ -22,6 +22,13 @@ from .streams import Stage
 RELATIVE, ABSOLUTE = 1e-4, 1e-5  # fp32 sums in another order differ by less
 
 
+class Verdict(int):
+    """A truth that JupyterLab does not print below the sentence that said it."""
+
+    def _ipython_display_(self) -> None:
+        pass
+
+
 class Axes(dict):
     """Sizes of named axes, each drawn when it is first met; axes of different names may turn out equal."""
 
@@ -264,7 +271,7 @@ def short(value: Any) -> str:
 # --- the check ------------------------------------------------------------------------------------------------------
 
 
-def check(mine: Callable, like: Callable, trials: int = 5, seed: int = 0) -> bool:
+def check(mine: Callable, like: Callable, trials: int = 5, seed: int = 0) -> Verdict:
     """Whether `mine` does what `like` does. One printed line says so, or what differs first; nothing is raised for it.
 
     >>> from clstudy.metrics import last
@@ -282,17 +289,17 @@ def check(mine: Callable, like: Callable, trials: int = 5, seed: int = 0) -> boo
             got = answer(mine, copy, options)
         except NotImplementedError:
             print(f"{name}: not written yet.")
-            return False
+            return Verdict(False)
         except Exception as error:
             where = f"{error}{line_of(error, mine)}".replace("\n", " ")
             print(f"{name}: yours raised {type(error).__name__}: {where}. The input: {shown(inputs)}.")
-            return False
+            return Verdict(False)
         pairs.append((got, expected))
         found = difference(got, expected)
         failure = failure or (found and f"For {shown(inputs)}: {found}{'' if found.endswith('?') else '.'}")
     verdict = f"not yet. {failure}{hint(pairs)}" if failure else f"right, in {trials} trials of random input."
     print(f"{name}: {verdict}")
-    return failure is None
+    return Verdict(failure is None)
 
 
 def optional(mine: Callable, like: Callable) -> set[str]:

@@ -1,5 +1,6 @@
 """The `clstudy` command. Nothing heavy is imported before it is known what to do."""
 import os
+import re
 import shutil
 import sys
 import time
@@ -128,6 +129,7 @@ def student(notebooks: Annotated[list[str] | None, typer.Argument(help="Names, a
     try:
         for path in batch.find_notebooks(notebooks or []):
             typer.echo(f"written: {module.write(path, out or RUNS / 'student', overwrite)}")
+        typer.echo("In JupyterLab (`make lab`) the file list goes up from notebooks/ to the folder of the project.")
     except (ValueError, OSError) as error:
         fail(error)
 
@@ -315,9 +317,14 @@ def list_(what: Annotated[str | None, typer.Argument(
             doc = sys.modules[thing.__module__].__doc__ if name == "methods" else thing.__doc__
             options = [p for n, p in inspect.signature(thing).parameters.items()
                        if n not in LOOPS]
-            typer.echo(f"  {key:16} {(doc or '').strip().splitlines()[0]}")
+            typer.echo(f"  {key:16} {_first_sentence(doc or '')}")
             if options:
                 typer.echo(f"  {'':16} {', '.join(_option(p) for p in options)}")
+
+
+def _first_sentence(doc: str) -> str:
+    """Of a docstring's first paragraph, in one line."""
+    return re.split(r"(?<=[.:;]) (?=[A-Z])|:$", " ".join(doc.strip().split("\n\n")[0].split()))[0]
 
 
 def _option(parameter) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -45,6 +45,25 @@ def check_arguments(field: str, function, given: dict[str, Any], reserved: tuple
         named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if named and parameter.default is parameter.empty and name not in given:
             raise ValueError(f"{field}: {name!r} is needed by {function.__name__}")
+
+
+def check_choice(name: str, value: Any) -> None:
+    """Refuse a word that no RunConfig has in the field of this name; what is no field, or free, passes."""
+    from .augment import AUGMENTATIONS
+    from .benchmarks import BENCHMARKS
+    from .streams import STREAMS
+
+    field = RunConfig.model_fields.get(name)
+    if field is None or not isinstance(value, str):
+        return
+    if get_origin(field.annotation) is Literal:
+        choose(name, value, get_args(field.annotation))
+    elif name in ("method", "tuner"):
+        methods, tuners, *_ = _methods_and_tuners()
+        choose(name, value, methods if name == "method" else tuners)
+    elif name in ("benchmark", "stream", "augmentation"):
+        known = {"benchmark": BENCHMARKS, "stream": STREAMS, "augmentation": AUGMENTATIONS}[name]
+        choose(name, value.split(":")[0], known)
 
 
 def with_path(benchmark: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:

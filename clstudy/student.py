@@ -23,7 +23,7 @@ EXERCISE = re.compile(r"^\*\*\d+\. .*\((easy|medium|hard), ", re.M)
 BINDINGS = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef)
 HEAD = ("*Student's version. First write what you expect, then run the cell, then say in one sentence what you see. "
         "The stubs at the end are yours to fill in.*")
-SENTENCE = "**Your sentence.** What is to be seen here? With one number, and what would speak against it.\n\n…"
+SENTENCE = "**Your sentence.** What do the results above show? With one number, and what would speak against it.\n\n…"
 GUESS = "**My guess**, written before the next cell is run:\n\n…"
 ANSWERS = "**My answers.**\n\n1. …"
 

@@ -85,14 +85,15 @@ TIMES: dict[str, list[float]] = {}  # milliseconds, by notebook and widget
 def told():
     """The pictures on a page, with what was measured now or, of widgets not tried now, before."""
     yield
-    said = {name: f"{len(times)} control{'s' * (len(times) > 1)}, {min(times):.0f} to {max(times):.0f} ms"
-            for name, times in TIMES.items() if times}
+    said = {name: f"{len(times)} controls, {min(times):.0f} to {max(times):.0f} ms" if len(times) > 1
+            else f"1 control, {times[0]:.0f} ms" for name, times in TIMES.items() if times}
     print("\nfrom a key to the last change of the picture", *(f"{name}: {one}" for name, one in said.items()), sep="\n")
     if PICTURES:
         kept = Path(PICTURES) / "times.json"
         said = (json.loads(kept.read_text()) if kept.exists() else {}) | said
         kept.write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
-        parts = [f"## {name[3:]}\n\n<img src=\"{name}.png\" width=\"720\">\n\nNotebook {name[:2]}"
+        parts = [f"## {name[3:].replace('_', ' ').capitalize()}, {name[:2]}\n\n"
+                 f"<img src=\"{name}.png\" width=\"720\">\n\nNotebook {name[:2]}"
                  + (f"; {said[name]} from a key to the last change of the picture." if name in said else ".")
                  for name in sorted(path.stem for path in Path(PICTURES).glob("*.png"))]
         (Path(PICTURES) / "README.md").write_text(PAGE + "\n\n".join(parts) + "\n")

@@ -67,7 +67,7 @@ def test_an_option_is_tried_when_the_answer_has_it(capsys) -> None:
     (lambda: 0.5, "yours raised TypeError"),
 ])
 def test_what_differs_is_said_in_plain_words(mine, word, capsys) -> None:
-    assert check(mine, like=metrics.last) is False
+    assert not check(mine, like=metrics.last)
     assert word in said(capsys)
 
 
@@ -138,3 +138,10 @@ def test_a_fault_of_the_package_is_not_blamed_on_the_answer() -> None:
 
     with pytest.raises(ZeroDivisionError):
         check(metrics.last, like=like)
+
+
+def test_jupyter_prints_the_sentence_and_not_the_truth_value_under_it(capsys) -> None:
+    from IPython.core.formatters import DisplayFormatter
+
+    verdict = check(metrics.last, like=metrics.last)
+    assert verdict and DisplayFormatter().format(verdict) == ({}, {})

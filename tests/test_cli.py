@@ -108,3 +108,12 @@ def test_clean_shows_and_removes_only_if_told(call, grid, tmp_path):
     assert "removed" in call("clean", "--do", "--figures", tmp_path / "figures").stdout
     assert not (tmp_path / "runs" / gone).exists() and (tmp_path / "runs" / kept / "result.json").exists()
     assert call("clean", "run").exit_code == 2
+
+
+def test_what_is_listed_says_whole_sentences(call):
+    assert cli._first_sentence("One line.\n\nMore.") == "One line."
+    assert cli._first_sentence("A sentence that goes on\n    in the next line (arXiv 1.2). Then another.") \
+        == "A sentence that goes on in the next line (arXiv 1.2)."
+    for line in call("list", "methods").stdout.splitlines()[1:]:
+        if not line.startswith(" " * 16):
+            assert line.rstrip()[-1] in ".:;)", line

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from clstudy import RunConfig
+from clstudy import RunConfig, config
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -225,3 +225,18 @@ def test_the_package_itself_imports_nothing_heavy_and_lists_its_names():
     assert {"RunConfig", "load_clip", "load_or_train", "load_runs"} <= set(dir(clstudy))
     with pytest.raises(AttributeError, match="load_clip"):
         clstudy.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [
+    ("tower", "texd", "tower='texd' is unknown.*both"), ("precision", "fp8", "bf16, fp32"), ("tuner", "loar", "lora"),
+    ("method", "sitt", "sit"), ("benchmark", "emojis", "emoji"), ("stream", "disjoined", "disjoint"),
+    ("augmentation", "heavy", "light")])
+def test_a_word_that_no_run_has_in_a_field_is_refused_before_a_run_is_made(name, value, said):
+    with pytest.raises(ValueError, match=said):
+        config.check_choice(name, value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("tower", "text"), ("benchmark", "folder:/a/b"), ("model", "ViT-B-16"),
+                                             ("towers", "anything"), ("tuner", ["lora", "full"]), ("seed", 3)])
+def test_a_word_that_fits_or_is_no_field_passes(name, value):
+    config.check_choice(name, value)

@@ -3,6 +3,7 @@ control that is set calls what a hand would call. How fast they answer: `python 
 import io
 import re
 from datetime import UTC, datetime
+from html import escape
 from types import SimpleNamespace
 
 import numpy as np
@@ -361,6 +362,14 @@ def test_the_nearest_pictures_are_those_with_the_largest_cosine(played, clip):
     assert first == [f"{value:.2f}" for value in best.tolist()] * 2
 
 
+def test_a_long_text_leaves_room_for_the_bars_and_is_no_markup(played):
+    long = "a very long text that goes on and on, with a <b>mark</b> and an ampersand & more"
+    played.written.value = f"short\n{long}"
+    short, wrapped = played.figure.data[0].y
+    assert short == "short" and max(map(len, wrapped.split("<br>"))) <= 32
+    assert wrapped.replace("<br>", " ") == escape(long)
+
+
 def test_the_twin_of_the_playground(clip, toy):
     assert isinstance(widgets.playground(clip, toy().test.images[:2], ["a", "b"], ["x", "y"]), Figure)
 
@@ -531,9 +540,10 @@ def test_an_own_picture_comes_with_its_name_as_the_first_text(under):
     under.name.value = "a fish"
     under.right.value = "a red tile"
     assert under.name.value == "a fish"  # and stay where they were put
+    assert under.figure.data[3].x[0] is None  # the symmetric loss does not move it: no arrow, no head
     under.upload.value = ({"name": "no.png", "content": memoryview(b"no"), "type": "image/png", "size": 1,
                            "last_modified": datetime.now(UTC)},)
-    assert "no picture" in under.said.value
+    assert "no picture" in under.fault.value
 
 
 def test_the_twin_of_the_picture_microscope_and_what_it_refuses(clip, toy):

@@ -60,7 +60,7 @@ class _Live:
         for column, (x, y) in enumerate((("optimiser step", "loss"), ("images of the stream seen", "%"),
                                          ("optimiser step", "1 − cosine to the start")), 1):
             self.figure.update_xaxes(title=x, rangemode="tozero", row=1, col=column)
-            self.figure.update_yaxes(title=y, row=1, col=column)
+            self.figure.update_yaxes(title=y, rangemode="tozero", row=1, col=column)
             below = {"x": self.figure.get_subplot(1, column).xaxis.domain[0], "y": -.28, "yanchor": "top"}
             self.figure.update_layout({LEGENDS[column - 1]: below})
             # without a line a panel has no axes, and the first line would be drawn before they are there
@@ -171,8 +171,8 @@ def lines(rows: Mapping[str, list]) -> dict[tuple[int, str], list[tuple[float, f
     for images, name, value in rows["evals"]:
         found.setdefault((2, name), []).append((images, 100 * value))
     for step, text, image in rows["drift"]:
-        found.setdefault((3, "texts"), []).append((step, text))
-        found.setdefault((3, "images"), []).append((step, image))
+        for name, value in (("texts", text), ("images", image)):  # rounding errors are no drift
+            found.setdefault((3, name), []).append((step, max(round(value, 6), 0.0)))
     return found
 
 

@@ -103,7 +103,7 @@ class _Microscope:
             self._bar_panel(method, column + 1)
         self._norm_panel(count + 1)
         self.figure.update_layout(barmode="relative", bargap=.15, legend={"orientation": "h", "y": 1.08, "yanchor":
-                                  "bottom"}, margin={"t": 110, "b": 130})
+                                  "bottom"}, margin={"t": 140, "b": 130, "autoexpand": False})  # not laid out twice
         self.figure.update_xaxes(showticklabels=True, tickangle=-60, tickfont={"size": 10}, row=1 + count, col=1)
 
     def _arrow_panel(self, method: str, column: int) -> None:

@@ -20,6 +20,9 @@ HELP = ("<b>Arrows</b>: where a step would move one text. Attraction, by the pic
         "to the left); black is their sum. <b>Bars</b>: the lengths of both, for every text. A text without a picture "
         "in the batch is only pushed away by the asymmetric loss, and left alone by the symmetric one.")
 
+SURE = ("The strongest pull of this step is {:.1g}: the model is nearly sure of every picture of the batch, so there "
+        "is little left to learn (the axes are stretched to show it).<br>")
+
 
 def forces(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], scale: Float[Tensor, ""],
            target: Int[Tensor, " batch"], symmetric: bool = False) -> pd.DataFrame:
@@ -64,19 +67,20 @@ class _Microscope:
         self.picture = ipw.Dropdown(options=[(name, i) for i, name in enumerate(names)], description="picture")
         self.upload = ipw.FileUpload(accept="image/*", description="your own picture",
                                      layout=ipw.Layout(width="max-content"))
-        self.right = ipw.Text(texts[0], description="its text", continuous_update=False, style=WHOLE,
+        self.right = ipw.Text(texts[0], description="its text (then Enter)", continuous_update=False, style=WHOLE,
                               layout=ipw.Layout(width="24em"))
         self.others = ipw.SelectMultiple(options=[(name, i) for i, name in enumerate(names)],
-                                         value=tuple(range(1, min(3, len(names)))), description="also in the batch",
+                                         value=tuple(range(1, min(3, len(names)))),
+                                         description="also in the batch (Ctrl: several)",
                                          rows=min(len(names), 6), style=WHOLE)
         self.name = ipw.Dropdown(options=[], description="arrows of", style=WHOLE, layout=ipw.Layout(width="24em"))
-        self.seen, self.said = ipw.HTML(), ipw.HTML(card(HELP))
+        self.seen, self.said, self.fault = ipw.HTML(), ipw.HTML(card(HELP)), ipw.HTML()
         self._draw_once()
         self.upload.observe(lambda change: self._take(), "value")
         watch([self.picture], self._named)
         watch([self.right, self.others, self.name], self.draw)
         self.draw()
-        left = ipw.VBox([self.picture, self.upload, self.right, self.others, self.name])
+        left = ipw.VBox([self.picture, self.upload, self.fault, self.right, self.others, self.name])
         row = ipw.Layout(flex_flow="row wrap")
         self.box = stack(ipw.HBox([left, self.seen], layout=row), self.figure, self.said)
 
@@ -89,16 +93,17 @@ class _Microscope:
                 self.figure.add_scatter(x=[0, 0], y=[0, 0], mode="lines+markers", name=part, legendgroup=part,
                                         showlegend=column == 1, row=1, col=column, marker=head,
                                         line={"color": colour, "width": width},
-                                        hovertemplate=f"{part}: %{{customdata:.4f}}<extra></extra>")
+                                        hovertemplate=f"{part}: %{{customdata:.2g}}<extra></extra>")
         for column in (1, 2):
             for part, colour in (("attraction", GREEN), ("repulsion", PINK)):
                 self.figure.add_bar(marker={"color": colour}, name=part, showlegend=False, row=2, col=column,
-                                    hovertemplate=f"%{{x}}, {part}: %{{customdata:.4f}}<extra></extra>")
+                                    hovertemplate=f"%{{x}}, {part}: %{{customdata:.2g}}<extra></extra>")
         self.figure.update_xaxes(tickangle=-45, row=2)
         self.figure.update_yaxes(title="norm of the pull", row=2, col=1)
         self.figure.update_xaxes(zeroline=True, zerolinecolor="#dddddd", row=1)
         self.figure.update_yaxes(zeroline=True, zerolinecolor="#dddddd", row=1)
-        self.figure.update_layout(barmode="relative", bargap=.3, margin={"t": 90, "b": 140},
+        self.figure.update_layout(barmode="relative", bargap=.3,
+                                  margin={"t": 90, "b": 140, "l": 80, "autoexpand": False},  # not laid out twice
                                   legend={"orientation": "h", "y": 1.08, "yanchor": "bottom"})
 
     def _take(self) -> None:
@@ -106,11 +111,11 @@ class _Microscope:
         try:
             taken = uploaded(self.upload, self.picture, self.images.shape[-1])
         except ValueError as error:
-            self.said.value = card(str(error))
+            self.fault.value = card(str(error))
             return
         if taken is None:
             return
-        self.uploaded, self.said.value = taken, card(HELP)
+        self.uploaded, self.fault.value = taken, ""
         name = self.picture.label
         self.right.value = name.rpartition(".")[0].replace("_", " ").replace("-", " ") or name
         self.draw()
@@ -150,9 +155,12 @@ class _Microscope:
         lengths = [(x * x + y * y) ** .5 for x, y in tips]
         span = {f"{axis}axis{number}.range": [-reach, reach] for number in ("", "2") for axis in "xy"}
         bars = [(table[part], sign) for table in tables for part, sign in (("attraction", 1), ("repulsion", -1))]
-        high = 1.1 * max(float(column.max()) for column, _ in bars)
+        most = max(float(column.max()) for column, _ in bars)
+        high = 1.1 * max(most, 1e-9)
+        self.said.value = card(SURE.format(most) if most < .01 else "", HELP)
         redraw(self.figure, self.figure.data, {
-            "x": [*([0, x] for x, _ in tips), *([names] * 4)],
+            "x": [*([0, x] if length > .01 * reach else [None, None]  # no head without an arrow
+                    for (x, _), length in zip(tips, lengths, strict=True)), *([names] * 4)],
             "y": [*([0, y] for _, y in tips), *((sign * column).tolist() for column, sign in bars)],
             "customdata": [*([length] * 2 for length in lengths), *(column.tolist() for column, _ in bars)]},
             {**span, "yaxis3.range": [-high, high], "yaxis4.range": [-high, high]})

@@ -1,6 +1,8 @@
 """The playground: own pictures, own texts, and what CLIP makes of them before and after tuning."""
 import io
 from collections.abc import Sequence
+from html import escape
+from textwrap import wrap
 
 import ipywidgets as ipw
 import numpy as np
@@ -79,9 +81,9 @@ class _Playground:
         self.picture = ipw.Dropdown(options=[(name, i) for i, name in enumerate(names)], description="picture")
         self.upload = ipw.FileUpload(accept="image/*", description="your own picture",
                                      layout=ipw.Layout(width="max-content"))
-        self.written = ipw.Textarea("\n".join(texts), description="texts", continuous_update=False, rows=8,
+        self.written = ipw.Textarea("\n".join(texts), description="texts", rows=8,
                                     layout=ipw.Layout(width="26em"))
-        self.wanted = ipw.Text(texts[0], description="nearest pictures to", continuous_update=False, style=WHOLE,
+        self.wanted = ipw.Text(texts[0], description="nearest pictures to", style=WHOLE,
                                layout=ipw.Layout(width="32em"))
         self.seen, self.said, self.near = ipw.HTML(), ipw.HTML(), ipw.HTML()
         self.figure = panels(height=320, width=560, layout={"margin": {"l": 10, "r": 30, "t": 40, "b": 40}})
@@ -125,10 +127,11 @@ class _Playground:
             return
         answers = {name: probabilities(model, image, texts) for name, model in self.models.items()}
         values = [list(found.values()) for found in answers.values()]
+        names = ["<br>".join(wrap(escape(text), 28)) for text in texts]
         redraw(self.figure, self.figure.data, {
-            "x": values, "y": [texts] * len(values), "text": [[f"{value:.2f}" for value in each] for each in values]},
-            {"height": 130 + (22 + 16 * len(answers)) * len(texts)})
-        first = [f"{name}: <b>{max(found, key=found.get)}</b>" for name, found in answers.items()]
+            "x": values, "y": [names] * len(values), "text": [[f"{value:.2f}" for value in each] for each in values]},
+            {"height": 130 + (22 + 16 * len(answers)) * len(texts) + 14 * sum(name.count("<br>") for name in names)})
+        first = [f"{name}: <b>{escape(max(found, key=found.get))}</b>" for name, found in answers.items()]
         self.said.value = card("<br>".join(first))
 
     @torch.inference_mode()
