@@ -233,7 +233,8 @@ def augment(rgb: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(chance(0.15), blurred, images)
 
 
-def loss(clip: Clip, head: nn.Module, corpus: Corpus, teacher: Callable[[Tensor], Tensor], step: int) -> dict[str, Tensor]:
+def loss(clip: Clip, head: nn.Module, corpus: Corpus, teacher: Callable[[Tensor], Tensor],
+         step: int) -> dict[str, Tensor]:
     recipe = corpus.recipe
     images, captions, concept, rows = corpus.draw(step)
     generator = torch.Generator().manual_seed(step)

@@ -60,7 +60,8 @@ def settings(recipes: list[dict]) -> list[str]:
              for name in recipes[-1]]
     head = ["setting", *(f"stage {i + 1}" for i in range(len(recipes)))]
     rule = ["---", *["---:"] * len(recipes)]
-    return ["| " + " | ".join(row) + " |" for row in [head, rule, *([f"`{n}`", *c] for n, c in zip(recipes[-1], cells))]]
+    rows = [[f"`{name}`", *row] for name, row in zip(recipes[-1], cells, strict=True)]
+    return ["| " + " | ".join(row) + " |" for row in [head, rule, *rows]]
 
 
 def main() -> None:

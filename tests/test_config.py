@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from clstudy import RunConfig, config
+from clstudy import RunConfig
+from clstudy.config import check_choice
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -233,10 +234,10 @@ def test_the_package_itself_imports_nothing_heavy_and_lists_its_names():
     ("augmentation", "heavy", "light")])
 def test_a_word_that_no_run_has_in_a_field_is_refused_before_a_run_is_made(name, value, said):
     with pytest.raises(ValueError, match=said):
-        config.check_choice(name, value)
+        check_choice(name, value)
 
 
 @pytest.mark.parametrize(("name", "value"), [("tower", "text"), ("benchmark", "folder:/a/b"), ("model", "ViT-B-16"),
                                              ("towers", "anything"), ("tuner", ["lora", "full"]), ("seed", 3)])
 def test_a_word_that_fits_or_is_no_field_passes(name, value):
-    config.check_choice(name, value)
+    check_choice(name, value)

@@ -98,7 +98,7 @@ def test_a_rarely_drawn_concept_is_drawn_more_often_than_its_share_and_its_logit
     rare, common = (next(label for label in objects if families[label] == n) for n in (1, 6))
     chance = {label: made.chance["emoji"][made.rows.label == label].sum() for label in (rare, common)}
     assert chance[common] / chance[rare] == pytest.approx(6 ** 0.5)
-    prior = dict(zip(made.concepts, made.prior.tolist()))
+    prior = dict(zip(made.concepts, made.prior.tolist(), strict=True))
     assert prior[common] > prior[rare]  # so that the model need not learn how often a concept comes
 
 
