@@ -198,6 +198,19 @@ class Corpus:
         return images, captions, torch.from_numpy(np.concatenate(concept)), torch.from_numpy(rows)
 
 
+def outlined(rgb: Tensor, alpha: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """A black line one pixel wide around what is drawn."""
+    opaque = torch.maximum(alpha, F.max_pool2d(alpha, 3, 1, 1) * which)
+    return rgb * alpha / opaque.clamp_min(1e-6), opaque
+
+
+def without_lines(images: Tensor) -> Tensor:
+    """Thin dark lines gone, but where hardly anything else is drawn."""
+    bare = F.max_pool2d(images, 3, 1, 1)
+    spread, left = (picture.flatten(1).std(1).view(-1, 1, 1, 1) for picture in (images, bare))
+    return torch.where(left > 0.6 * spread, bare, images)
+
+
 def augment(rgb: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
     """Light and shade, a black outline, paper of a random colour (white for two thirds), no outline, bends, moves,
     colour, ink, negatives. Outlines are drawn and taken away so that a concept that one family alone draws is not known
@@ -213,14 +226,11 @@ def augment(rgb: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
         return F.interpolate(knots, size=rgb.shape[-2:], mode="bicubic", align_corners=True)
 
     rgb = (rgb * (1 + field(1, 3, torch.where(chance(0.4), 0.3, 0.0)))).clamp(0, 1)
-    ring = F.max_pool2d(alpha, 3, 1, 1) * chance(0.2)
-    rgb, alpha = rgb * alpha / torch.maximum(alpha, ring).clamp_min(1e-6), torch.maximum(alpha, ring)
+    rgb, alpha = outlined(rgb, alpha, chance(0.2))
     tint = torch.rand(count, 3, 1, 1, generator=generator)
     paper = torch.where(chance(0.3), 0.6 + 0.4 * tint, torch.ones_like(tint))
     images = rgb * alpha + paper * (1 - alpha)
-    bare = F.max_pool2d(images, 3, 1, 1)  # thin dark lines go; not where hardly anything else is drawn
-    spread, left = (picture.flatten(1).std(1).view(-1, 1, 1, 1) for picture in (images, bare))
-    images = torch.where(chance(0.35) & (left > 0.6 * spread), bare, images)
+    images = torch.where(chance(0.35), without_lines(images), images)
     bend = field(2, 4, torch.where(chance(0.6), 0.07, 0.0)).permute(0, 2, 3, 1)
     straight = F.affine_grid(torch.eye(2, 3).expand(count, -1, -1), list(images.shape), align_corners=False)
     images = F.grid_sample(images - paper, straight + bend, align_corners=False) + paper

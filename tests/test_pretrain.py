@@ -113,6 +113,32 @@ def test_pretraining_goes_on_from_a_model_and_writes_down_both_recipes(corpus, r
     assert [made["seed"] for made in recipes] == [0, 1] and recipes[1]["init"] == str(first)
 
 
+def disc() -> tuple[torch.Tensor, torch.Tensor]:
+    """A red disc: colour and opacity, (1, channels, 64, 64)."""
+    x, y = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(64) - 31.5, indexing="ij")
+    alpha = ((x ** 2 + y ** 2).sqrt() < 20).float()[None, None]
+    return torch.tensor([0.9, 0.1, 0.1])[None, :, None, None] * torch.ones(1, 3, 64, 64), alpha
+
+
+def test_an_outline_is_drawn_around_a_drawing_and_taken_away_again():
+    rgb, alpha = disc()
+    plain, (lined, more) = rgb * alpha + 1 - alpha, pretrain.outlined(rgb, alpha, torch.ones(1, 1, 1, 1, dtype=bool))
+    drawn = lined * more + 1 - more
+    black = drawn.amax(1) == 0
+    around = (F.max_pool2d(alpha, 3, 1, 1) - alpha)[:, 0] == 1
+    assert torch.equal(black, around) and torch.equal(drawn[:, :, 32, 32], plain[:, :, 32, 32])
+    assert (pretrain.without_lines(drawn).amax(1) > 0.8).all()
+    same, opacity = pretrain.outlined(rgb, alpha, torch.zeros(1, 1, 1, 1, dtype=bool))
+    assert torch.equal(same * opacity, rgb * alpha) and torch.equal(opacity, alpha)
+
+
+def test_a_drawing_that_is_nothing_but_lines_keeps_them():
+    rgb, alpha = disc()
+    _, more = pretrain.outlined(rgb, alpha, torch.ones(1, 1, 1, 1, dtype=bool))
+    line = 1 - (more - alpha).expand(1, 3, 64, 64)  # the black outline alone, on white
+    assert torch.equal(pretrain.without_lines(line), line)
+
+
 def test_a_missing_corpus_is_said_before_any_work(tmp_path, recipe):
     with pytest.raises(FileNotFoundError, match="build_corpus"):
         pretrain.Corpus(recipe, pretrain.blank(recipe), tmp_path)
