@@ -361,15 +361,19 @@ def show(metric: Annotated[str, typer.Option(help="Column to sort by.")] = "A_au
 
 
 @app.command()
-def pretrain(images: Annotated[int | None, typer.Option(help="Drawings to see, in all.")] = None,
-             init: Annotated[str, typer.Option(help="A model folder to go on from; from nothing if not given")] = "",
-             lr: Annotated[float | None, typer.Option(help="Learning rate at its peak")] = None,
+def pretrain(parameter: Annotated[list[str] | None, typer.Option(
+                 "-p", "--parameter", help="NAME=VALUE of the recipe; init=FOLDER goes on from a model.")] = None,
              out: Annotated[Path | None, typer.Option(help="Default: data/icon-clip")] = None) -> None:
     """Make data/icon-clip again (hours on two cores); goes on where it was stopped."""
-    from . import pretrain as module
+    from pydantic import TypeAdapter
 
-    recipe = module.Recipe(init=init, **{k: v for k, v in (("images", images), ("lr", lr)) if v})
+    from . import pretrain as module
+    from .config import check_arguments
+
     try:
+        given = dict(_pair(text) for text in parameter or [])
+        check_arguments("recipe", module.Recipe, given)
+        recipe = TypeAdapter(module.Recipe).validate_python(given)
         typer.echo(module.pretrain(recipe, out or module.EMBEDDED["icon-clip"]))
     except (FileNotFoundError, ValueError) as error:
         fail(error)

@@ -2,15 +2,18 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 from clstudy import load_clip, pretrain
 from clstudy.benchmarks import emoji
+from clstudy.cli import app
 
 STEPS = 4
 
@@ -137,6 +140,19 @@ def test_a_drawing_that_is_nothing_but_lines_keeps_them():
     _, more = pretrain.outlined(rgb, alpha, torch.ones(1, 1, 1, 1, dtype=bool))
     line = 1 - (more - alpha).expand(1, 3, 64, 64)  # the black outline alone, on white
     assert torch.equal(pretrain.without_lines(line), line)
+
+
+def test_the_command_takes_settings_of_the_recipe_and_refuses_others(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(pretrain, "pretrain", lambda recipe, out: made.append((recipe, out)) or out)
+    call = partial(CliRunner().invoke, app)
+    settings = ["-p", "images=900", "-p", "lr=6e-4", "-p", "init=here"]
+    assert call(["pretrain", *settings, "--out", str(tmp_path)]).exit_code == 0
+    assert made == [(pretrain.Recipe(images=900, lr=6e-4, init="here"), tmp_path)]
+    for wrong, said in (("imges=9", "images"), ("images=many", "images"), ("lr", "NAME=VALUE")):
+        refused = call(["pretrain", "-p", wrong])
+        assert refused.exit_code == 2 and said in refused.output
+    assert len(made) == 1
 
 
 def test_a_missing_corpus_is_said_before_any_work(tmp_path, recipe):
