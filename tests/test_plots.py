@@ -348,11 +348,14 @@ def test_arrivals_are_shares_of_classes_among_the_images_in_time():
     assert colours[0] == colours[1] != colours[2]  # by home stage
 
 
-def test_pretraining_has_a_line_per_family_in_millions():
-    table = pd.DataFrame({"images": [1e6, 3e6], "noto/top1": [.1, .4], "twemoji/top1": [.2, .3], "noto/top5": [.5, .6]})
+def test_pretraining_has_a_line_per_family_in_millions_and_one_where_a_stage_ended():
+    table = pd.DataFrame({"images": [1e6, 3e6], "noto/top1": [.1, .4], "twemoji/top1": [.2, .3], "noto/top5": [.5, .6],
+                          "stage": [1, 2]})
     axis = plots.pretraining(table, ["twemoji", "noto"], title="zero-shot").axes[0]
-    assert {line.get_label(): points(line) for line in axis.lines} == {"twemoji": [[1, 20], [3, 30]],
-                                                                       "noto": [[1, 10], [3, 40]]}
+    *families, end = axis.lines
+    assert {line.get_label(): points(line) for line in families} == {"twemoji": [[1, 20], [3, 30]],
+                                                                     "noto": [[1, 10], [3, 40]]}
+    assert list(end.get_xdata()) == [1, 1]
     assert points(plots.pretraining(table, ["noto"], "top5").axes[0].lines[0]) == [[1, 50], [3, 60]]
 
 
