@@ -28,9 +28,9 @@ def many(configs: Sequence[RunConfig], workers: int | None = None, runs: Path | 
     """`load_or_train` for each, in worker processes with the cores divided among them; finished runs are read.
 
     workers: default one per core, or one where a GPU computes. A run that another process makes is waited for when the
-    others are done. One run that fails stops no other; the first error
-    is raised when all others are done. The processes stay for the next call, with what they have loaded: for two
-    minutes, since each holds up to 2 GB. They end with this one; an interrupt ends them at once."""
+    others are done. One run that fails stops no other; the first error is raised when all others are done. The
+    processes stay for the next call, with what they have loaded: for two minutes, since each holds up to 2 GB. They end
+    with this one; an interrupt ends them at once."""
     runs = runs or record.RUNS
     _check_probes(probes)
     todo = {config.run_id: config for config in configs if not _usable(find(config, runs), keep_model, probes)}
