@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from .metrics import interval
@@ -342,7 +343,7 @@ def frontier(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
         line[0].set_dashes(dash or (None, None))
         for row in rows.iloc[[0, -1]].itertuples() if len(rows) > 1 else ():
             axis.annotate(f"{row.weight:g}", (row.x, row.y), xytext=(4, 4), textcoords="offset points", fontsize=6.5,
-                          color=colour)
+                          color=colour, zorder=5, path_effects=[withStroke(linewidth=2, foreground="white")])
     axis.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, axes)
     return figure
