@@ -207,7 +207,9 @@ def test_arrows_have_the_lengths_and_the_angle_that_three_norms_fix():
     norms = [float(np.linalg.norm(one)) for one in (a, r, a + r)]
     for name, norm in zip(("attraction", "repulsion", "sum"), norms, strict=True):
         assert np.hypot(*microscope.arrows(*norms)[name]) == pytest.approx(norm)
-    assert microscope.arrows(0.0, 2.0, 2.0) == {"attraction": (0.0, 0.0), "repulsion": (-2.0, 0.0), "sum": (-2.0, 0.0)}
+    for nothing in (0.0, 1e-8):  # the sum of a class without pictures, and the same with its rounding
+        assert microscope.arrows(nothing, 2.0, 2.0) == {"attraction": (0.0, 0.0), "repulsion": (-2.0, 0.0),
+                                                        "sum": (-2.0, 0.0)}
 
 
 def test_the_microscope_moves_both_methods_in_step(live, pair):
@@ -544,6 +546,20 @@ def test_an_own_picture_comes_with_its_name_as_the_first_text(under):
     under.upload.value = ({"name": "no.png", "content": memoryview(b"no"), "type": "image/png", "size": 1,
                            "last_modified": datetime.now(UTC)},)
     assert "no picture" in under.fault.value
+
+
+def test_a_loss_that_hardly_pulls_is_named(clip, toy, monkeypatch):
+    """Else its panel is empty beside that of a loss that pulls."""
+    def found(clip, images, own, texts):
+        texts = list(dict.fromkeys([*own, *texts]))
+        norms = ["attraction", "repulsion", "gradient"]
+        pulls = [pd.DataFrame({"class": texts, "method": method, **dict.fromkeys(norms, pull)})
+                 for method, pull in (("finetune", .8), ("sit", .002))]
+        return pd.concat(pulls, ignore_index=True)
+
+    monkeypatch.setattr(picture._Microscope, "found", staticmethod(found))
+    said = picture._Microscope(clip, toy().test.images[:2], ["a", "b"], ["a", "b"], []).said.value
+    assert "<b>symmetric</b>: the strongest pull of this step is 0.002" in said and "<b>asymmetric</b>" not in said
 
 
 def test_the_twin_of_the_picture_microscope_and_what_it_refuses(clip, toy):

@@ -21,7 +21,9 @@ FEATURES = "mean norm of the gradient on a text, and on an image, over the class
 
 def arrows(attraction: float, repulsion: float, gradient: float) -> dict[str, tuple[float, float]]:
     """Descent along attraction and repulsion and their sum, in the plane that they span. With g = a + r the norms give
-    the angle: cos(a, r) = (‖g‖² − ‖a‖² − ‖r‖²) / 2‖a‖‖r‖."""
+    the angle: cos(a, r) = (‖g‖² − ‖a‖² − ‖r‖²) / 2‖a‖‖r‖. Below 10⁻⁴ of the other it is a sum's rounding: 0."""
+    least = 1e-4 * max(attraction, repulsion)
+    attraction, repulsion = (norm if norm > least else 0.0 for norm in (attraction, repulsion))
     if attraction * repulsion == 0:
         a, r = (attraction, 0.0), (-repulsion, 0.0)
     else:

@@ -20,8 +20,8 @@ HELP = ("<b>Arrows</b>: where a step would move one text. Attraction, by the pic
         "to the left); black is their sum. <b>Bars</b>: the lengths of both, for every text. A text without a picture "
         "in the batch is only pushed away by the asymmetric loss, and left alone by the symmetric one.")
 
-SURE = ("The strongest pull of this step is {:.1g}: the model is nearly sure of every picture of the batch, so there "
-        "is little left to learn (the axes are stretched to show it).<br>")
+SURE = ("<b>{}</b>: the strongest pull of this step is {:.1g}. Among its texts the model is nearly sure of every "
+        "picture of the batch, so there is little left to learn (the axes follow the stronger loss).<br>")
 
 
 def forces(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], scale: Float[Tensor, ""],
@@ -155,9 +155,11 @@ class _Microscope:
         lengths = [(x * x + y * y) ** .5 for x, y in tips]
         span = {f"{axis}axis{number}.range": [-reach, reach] for number in ("", "2") for axis in "xy"}
         bars = [(table[part], sign) for table in tables for part, sign in (("attraction", 1), ("repulsion", -1))]
-        most = max(float(column.max()) for column, _ in bars)
-        high = 1.1 * max(most, 1e-9)
-        self.said.value = card(SURE.format(most) if most < .01 else "", HELP)
+        most = {words: float(table[["attraction", "repulsion"]].to_numpy().max())
+                for words, table in zip(LOSSES.values(), tables, strict=True)}
+        high = 1.1 * max(*most.values(), 1e-9)
+        self.said.value = card(*(SURE.format(words.partition(":")[0], top) for words, top in most.items() if top < .01),
+                               HELP)
         redraw(self.figure, self.figure.data, {
             "x": [*([0, x] if length > .01 * reach else [None, None]  # no head without an arrow
                     for (x, _), length in zip(tips, lengths, strict=True)), *([names] * 4)],
