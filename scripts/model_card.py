@@ -77,7 +77,7 @@ def main() -> None:
     recipes = json.loads((FOLDER / "recipes.json").read_text())
     count = sum(p.numel() for p in clip.parameters())
     image = sum(p.numel() for _, p in clip.tower("image"))
-    text = text.format(families="\n".join(family_table(clip)), emoji="\n".join(emoji_rows(clip)), 
+    text = text.format(families="\n".join(family_table(clip)), emoji="\n".join(emoji_rows(clip)),
                        settings="\n".join(settings(recipes)),
                        images=f"{curve.images.max():,}", parameters=f"{count / 1e6:.1f}",
                        image=f"{image / 1e6:.1f}", known=percent(known), blank=percent(blank),
