@@ -49,7 +49,7 @@ lab: .venv/.ready ## open the notebooks in JupyterLab
 
 docs: .venv/.ready ## build the documentation into build/site (needs no network to read)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[docs]'
-	$(BIN)/python scripts/build_site.py
+	$(BIN)/python scripts/site/build_site.py
 
 lint: .venv/.ready ## check the code, and that no notebook holds outputs
 	$(BIN)/ruff check .

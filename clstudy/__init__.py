@@ -1,7 +1,7 @@
 """clstudy: a laboratory for continual learning of CLIP.
 
 Importing it costs nothing: the names below, and torch with them, are imported when first used (PEP 562).
-Modules are imported by their own name: `from clstudy import plots`, `from clstudy.check import check`.
+Modules are imported by their own name: `from clstudy import plots`, `from clstudy.notebooks.exercises import check`.
 """
 
 from importlib import import_module
@@ -11,11 +11,11 @@ __version__ = "0.1.0"
 
 # No function with its module's name (train.train, check.check): importing the module would replace it.
 _HOME = {
-    "RunConfig": "clstudy.config",
-    "load_clip": "clstudy.clip",
-    "load_or_train": "clstudy.record",
-    "load_runs": "clstudy.record",
-    "many": "clstudy.workers",
+    "RunConfig": "clstudy.training.config",
+    "load_clip": "clstudy.models.loading",
+    "load_or_train": "clstudy.runs.store",
+    "load_runs": "clstudy.runs.run",
+    "many": "clstudy.runs.workers",
 }
 
 

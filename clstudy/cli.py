@@ -11,7 +11,6 @@ import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="A laboratory for continual learning of CLIP.")
-ROOT = Path(__file__).parent.parent
 Profile = Annotated[str, typer.Option(help="Which of a notebook's sets of parameters: quick, full, or paper (where a "
                                            "notebook has the settings of its paper).")]
 
@@ -28,13 +27,13 @@ def run(notebooks: Annotated[list[str], typer.Argument(help="Names (03_candidate
         profile: Profile = "quick", out: Annotated[Path | None, typer.Option(help="Default: runs/notebooks")] = None,
         timeout: Annotated[float | None, typer.Option(help="Seconds for one notebook.")] = None) -> None:
     """Execute notebooks headlessly; executed copies and HTML go to runs/notebooks."""
-    from . import batch
+    from clstudy.notebooks import parameters
 
     try:
         given = dict(_pair(text) for text in parameter or [])
-        found = batch.find_notebooks(notebooks)
-        tasks = [(path, batch.choose_parameters(path, given, profile)) for path in found]
-        batch.check_data(tasks)
+        found = parameters.find_notebooks(notebooks)
+        tasks = [(path, parameters.choose_parameters(path, given, profile)) for path in found]
+        parameters.check_data(tasks)
     except (ValueError, OSError) as error:
         fail(error)
     raise typer.Exit(0 if _execute(tasks, out or _out(), timeout) else 1)
@@ -48,19 +47,19 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _out() -> Path:
-    from .record import RUNS
+    from clstudy.utils import paths
 
-    return RUNS / "notebooks"
+    return paths.RUNS / "notebooks"
 
 
 def _execute(tasks: list, out: Path, timeout: float | None = None) -> bool:
-    from . import batch, pages
+    from clstudy.notebooks import execute, html
 
     rows = []
     for path, given in tasks:
         typer.echo(f"── {path.stem} " + " ".join(f"{name}={value}" for name, value in given.items()))
-        rows.append((path.stem, batch.run_notebook(path, given, out, timeout=timeout)))
-        pages.index(out)
+        rows.append((path.stem, execute.run_notebook(path, given, out, timeout=timeout)))
+        html.index(out)
         if not rows[-1][1].ok:
             typer.secho(f"   failed: {rows[-1][1].error}", fg="red", err=True)
     typer.echo("")
@@ -75,39 +74,39 @@ def study(profile: Profile = "quick",
           part: Annotated[str, typer.Option("--part", help="main; memory: the notebooks on small memories; all")
                           ] = "main") -> None:
     """Run the notebooks of a study and draw their figures: the main study on the embedded data."""
-    from . import batch
-    from .config import choose
-    from .record import RUNS
+    from clstudy.notebooks import parameters
+    from clstudy.utils import paths
+    from clstudy.utils.validation import choose
 
     started = time.perf_counter()
     try:
-        known = {path: batch.part(path) for path in batch.find_notebooks()}
+        known = {path: parameters.part(path) for path in parameters.find_notebooks()}
         choose("part", part, [*dict.fromkeys(known.values()), "all"])
         found = [path for path, of in known.items() if part in (of, "all")]
-        without = [path.stem for path in found if profile not in batch.profiles(path)]
+        without = [path.stem for path in found if profile not in parameters.profiles(path)]
         if len(without) == len(found):
-            batch.choose_parameters(found[0], {}, profile)  # raises, with the choices
-        tasks = [(path, batch.choose_parameters(path, {}, profile)) for path in found if path.stem not in without]
-        batch.check_data(tasks)
+            parameters.choose_parameters(found[0], {}, profile)  # raises, with the choices
+        tasks = [(path, parameters.choose_parameters(path, {}, profile)) for path in found if path.stem not in without]
+        parameters.check_data(tasks)
     except (ValueError, OSError) as error:
         fail(error)
     if without:
         typer.echo(f"without a profile {profile!r}, left out: {', '.join(without)}")
     ok = _execute(tasks, _out())
-    for table in sorted((ROOT / "figures").glob("*.md")):
+    for table in sorted(paths.FIGURES.glob("*.md")):
         if table.stem[:2] in {path.stem[:2] for path in found}:
             typer.echo(f"\n{table.read_text()}")
     _gallery()
-    typer.echo(f"figures: {ROOT / 'figures'}   runs: {RUNS}   executed notebooks: {_out()}   "
+    typer.echo(f"figures: {paths.FIGURES}   runs: {paths.RUNS}   executed notebooks: {_out()}   "
                f"time: {(time.perf_counter() - started) / 60:.1f} min")
     raise typer.Exit(0 if ok else 1)
 
 
 def _gallery() -> Path:
-    from . import gallery
-    from .plots import FIGURES
+    from clstudy.notebooks import gallery
+    from clstudy.utils import paths
 
-    return gallery.write(FIGURES)
+    return gallery.write(paths.FIGURES)
 
 
 @app.command()
@@ -122,13 +121,13 @@ def student(notebooks: Annotated[list[str] | None, typer.Argument(help="Names, a
             overwrite: Annotated[bool, typer.Option("--overwrite", help="Also what was changed there.")] = False
             ) -> None:
     """Write the student's version of notebooks: claims taken out, guesses to fill in; stubs and hints stay."""
-    from . import batch
-    from . import student as module
-    from .record import RUNS
+    from clstudy.notebooks import parameters
+    from clstudy.notebooks import student as students
+    from clstudy.utils import paths
 
     try:
-        for path in batch.find_notebooks(notebooks or []):
-            typer.echo(f"written: {module.write(path, out or RUNS / 'student', overwrite)}")
+        for path in parameters.find_notebooks(notebooks or []):
+            typer.echo(f"written: {students.write(path, out or paths.RUNS / 'student', overwrite)}")
         typer.echo("In JupyterLab (`make lab`) the file list goes up from notebooks/ to the folder of the project.")
     except (ValueError, OSError) as error:
         fail(error)
@@ -138,13 +137,13 @@ def student(notebooks: Annotated[list[str] | None, typer.Argument(help="Names, a
 def slides(notebooks: Annotated[list[str], typer.Argument(help="Names, as for run; they must have been executed.")],
            out: Annotated[Path | None, typer.Option(help="Default: runs/slides")] = None) -> None:
     """Slides of executed notebooks: questions, figures and claims without code, one HTML file that needs no network."""
-    from . import batch
-    from . import slides as module
-    from .record import RUNS
+    from clstudy.notebooks import parameters
+    from clstudy.notebooks import slides as decks
+    from clstudy.utils import paths
 
     try:
-        for path in batch.find_notebooks(notebooks):
-            typer.echo(f"written: {module.write(_out() / path.name, out or RUNS / 'slides')}")
+        for path in parameters.find_notebooks(notebooks):
+            typer.echo(f"written: {decks.write(_out() / path.name, out or paths.RUNS / 'slides')}")
     except (ValueError, OSError) as error:
         fail(error)
 
@@ -157,14 +156,15 @@ def train(file: Annotated[Path, typer.Argument(metavar="CONFIG.json", help="Sett
     """Make one run. On several GPUs or processes: torchrun --nproc-per-node 2 -m clstudy.cli train CONFIG.json"""
     import json
 
-    from . import distributed
-    from .config import RunConfig
-    from .record import Busy
+    from clstudy.runs import multi_process
+    from clstudy.runs.lock import Busy
+    from clstudy.training.config import RunConfig
+    from clstudy.utils import distributed
 
     try:
         config = RunConfig(**json.loads(file.read_text()))
         with distributed.joined():
-            made = distributed.load_or_train(config, keep_model=keep_model, probes=probes or [])
+            made = multi_process.load_or_train(config, keep_model=keep_model, probes=probes or [])
             if distributed.first():
                 typer.echo(made.folder)
     except (ValueError, TypeError, OSError, Busy) as error:
@@ -207,9 +207,11 @@ def sweep(words: Annotated[list[str], typer.Argument(metavar="NAME=VALUES … | 
 
 def _plan(words: list[str], given: dict):
     """The plan that some words mean, and all options; those given beat those of a file."""
-    from . import batch, grid
-    from . import sweep as sweeps
-    from .record import _check_probes
+    from clstudy.notebooks import parameters
+    from clstudy.notebooks import sweep as notebook_sweeps
+    from clstudy.runs import grid
+    from clstudy.runs import sweep as sweeps
+    from clstudy.runs.store import _check_probes
 
     files = [Path(word) for word in words if word.endswith(".toml")]
     names = [word for word in words if "=" not in word and not word.endswith(".toml")]
@@ -221,7 +223,10 @@ def _plan(words: list[str], given: dict):
     names = names or options.pop("notebooks", [])
     more = grid.words(word for word in words if "=" in word and not word.endswith(".toml"))
     grids = [{**one, **more} for one in grids]
-    tasks = (grid.notebook_tasks(batch.find_notebooks(names), grids, profile) if names else grid.run_tasks(grids))
+    if names:
+        tasks = notebook_sweeps.tasks(parameters.find_notebooks(names), grids, profile)
+    else:
+        tasks = grid.run_tasks(grids)
     _check_probes(options.get("probes", []))
     return sweeps.arrange(tasks, **{key: value for key, value in options.items() if key not in ("scheduler", "slurm")}
                           ), options
@@ -230,13 +235,13 @@ def _plan(words: list[str], given: dict):
 def _carry_out(planned, options: dict) -> int:
     from contextlib import nullcontext
 
-    from . import board
-    from . import sweep as sweeps
+    from clstudy.runs import status as board
+    from clstudy.runs import sweep as sweeps
 
     engine = nullcontext((None, planned.workers))
     where = {key: options.get(key) for key in ("scheduler", "slurm") if options.get(key)}
     if where:
-        from .cluster import connect
+        from clstudy.runs.dask_workers import connect
 
         if "slurm" in where:
             where["slurm"] = Path(where["slurm"])
@@ -256,7 +261,7 @@ def _carry_out(planned, options: dict) -> int:
 @app.command()
 def status(name: Annotated[str | None, typer.Argument(help="Of a sweep. Default: the latest.")] = None) -> None:
     """How a sweep stands: done, running (and where), waiting, failed; time left."""
-    from . import board
+    from clstudy.runs import status as board
 
     try:
         typer.echo(board.status(name))
@@ -270,15 +275,15 @@ def clean(kinds: Annotated[list[str] | None, typer.Argument(
           do: Annotated[bool, typer.Option("--do", help="Remove; otherwise only shown.")] = False,
           figures: Annotated[Path | None, typer.Option(help="Whose runs are kept. Default: figures")] = None) -> None:
     """Remove what no figure needs and nobody is making. Shows what would go, unless --do is given."""
-    from . import clean as module
+    from clstudy.runs import cleanup
 
     try:
-        items = module.unneeded(None, figures, tuple(kinds or module.USUAL))
+        items = cleanup.unneeded(None, figures, tuple(kinds or cleanup.USUAL))
     except ValueError as error:
         fail(error)
-    typer.echo(module.table(items))
+    typer.echo(cleanup.table(items))
     if do:
-        typer.echo(f"removed: {module.megabytes(module.remove(items))}")
+        typer.echo(f"removed: {cleanup.megabytes(cleanup.remove(items))}")
     elif items:
         typer.echo("nothing was removed; --do removes it")
 
@@ -292,14 +297,14 @@ def list_(what: Annotated[str | None, typer.Argument(
     """What there is to choose from; for notebooks, with their parameters."""
     import inspect
 
-    from . import batch
-    from .augment import AUGMENTATIONS
-    from .benchmarks import BENCHMARKS
-    from .config import choose
-    from .methods import METHODS
-    from .streams import STREAMS
-    from .tuners import TUNERS
-    from .vocabulary import VOCABULARIES
+    from clstudy.data.augment import AUGMENTATIONS
+    from clstudy.data.benchmarks import BENCHMARKS
+    from clstudy.data.streams import STREAMS
+    from clstudy.losses.vocabularies import VOCABULARIES
+    from clstudy.methods import METHODS
+    from clstudy.models.tuners import TUNERS
+    from clstudy.notebooks import parameters
+    from clstudy.utils.validation import choose
 
     tables = {"benchmarks": BENCHMARKS, "streams": STREAMS, "tuners": TUNERS, "methods": METHODS,
               "augmentations": AUGMENTATIONS, "vocabularies": VOCABULARIES, "notebooks": None}
@@ -310,8 +315,8 @@ def list_(what: Annotated[str | None, typer.Argument(
     for name in names:
         typer.secho(name, bold=True)
         if name == "notebooks":
-            for path in batch.find_notebooks():
-                typer.echo(f"  {path.stem}\n{_indent(batch.table(batch.parameters(path)))}")
+            for path in parameters.find_notebooks():
+                typer.echo(f"  {path.stem}\n{_indent(parameters.table(parameters.parameters(path)))}")
             continue
         for key, thing in tables[name].items():
             doc = sys.modules[thing.__module__].__doc__ if name == "methods" else thing.__doc__
@@ -341,14 +346,15 @@ def show(metric: Annotated[str, typer.Option(help="Column to sort by.")] = "A_au
     """Table of finished runs."""
     import pandas as pd
 
-    from .record import RUNS, finished
-    from .tables import scores
+    from clstudy.analysis.scores import scores
+    from clstudy.runs.run import finished
+    from clstudy.utils import paths
 
     rows = [{"run": r.id, "benchmark": r.config.benchmark, "stream": r.config.stream, "method": r.config.method,
              "tuner": r.config.tuner, "tower": r.config.tower, "seed": r.config.seed,
-             "seconds": r.result["seconds"], **scores(r)} for r in finished(RUNS)]
+             "seconds": r.result["seconds"], **scores(r)} for r in finished(paths.RUNS)]
     if not rows:
-        typer.echo(f"no finished runs in {RUNS}: start with `clstudy study`")
+        typer.echo(f"no finished runs in {paths.RUNS}: start with `clstudy study`")
         return
     table = pd.DataFrame(rows)
     if metric not in table:
@@ -361,33 +367,14 @@ def show(metric: Annotated[str, typer.Option(help="Column to sort by.")] = "A_au
 
 
 @app.command()
-def pretrain(parameter: Annotated[list[str] | None, typer.Option(
-                 "-p", "--parameter", help="NAME=VALUE of the recipe; init=FOLDER goes on from a model.")] = None,
-             out: Annotated[Path | None, typer.Option(help="Default: data/icon-clip")] = None) -> None:
-    """Make data/icon-clip again (hours on two cores); goes on where it was stopped."""
-    from pydantic import TypeAdapter
-
-    from . import pretrain as module
-    from .config import check_arguments
-
-    try:
-        given = dict(_pair(text) for text in parameter or [])
-        check_arguments("recipe", module.Recipe, given)
-        recipe = TypeAdapter(module.Recipe).validate_python(given)
-        typer.echo(module.pretrain(recipe, out or module.EMBEDDED["icon-clip"]))
-    except (FileNotFoundError, ValueError) as error:
-        fail(error)
-
-
-@app.command()
 def data(words: Annotated[list[str] | None, typer.Argument(metavar="[get NAME …]", help="Nothing: list them.")] = None
          ) -> None:
     """List the published data sets: what is there, its size, how to get the rest. `data get NAME …` fetches some."""
     if not words:
         return _list_data()
-    from .benchmarks.sets import SETS
-    from .config import choose
-    from .download import get
+    from clstudy.data.benchmarks.datasets import SETS
+    from clstudy.data.download import get
+    from clstudy.utils.validation import choose
 
     try:
         choose("data", words[0], ("get",))
@@ -401,15 +388,16 @@ def data(words: Annotated[list[str] | None, typer.Argument(metavar="[get NAME �
 
 
 def _list_data() -> None:
-    from . import cache
-    from .benchmarks import BENCHMARKS, sets
+    from clstudy.data import image_store
+    from clstudy.data.benchmarks import BENCHMARKS, datasets
+    from clstudy.utils import paths
 
-    typer.echo(f"looked for in {sets.root()} (CLSTUDY_DATA names another folder)\n")
-    for name, one in sets.SETS.items():
-        lacks, place = sets.missing(name), sets.root() / one.folder
+    typer.echo(f"looked for in {paths.downloads()} (CLSTUDY_DATA names another folder)\n")
+    for name, one in datasets.SETS.items():
+        lacks, place = datasets.missing(name), paths.downloads() / one.folder
         use = "benchmark" if name in BENCHMARKS else one.use
         if not lacks:
-            state = f"found    {cache.size(place) / 1e9:6.2f} GB  {place}"
+            state = f"found    {image_store.size(place) / 1e9:6.2f} GB  {place}"
         elif place.exists():
             cure = f"move it away, then `clstudy data get {name}`" if one.archives else one.by_hand
             state = f"PARTLY             {place} lacks {', '.join(lacks)}: {cure}"
@@ -417,8 +405,8 @@ def _list_data() -> None:
             get = f"`clstudy data get {name}` fetches {one.megabytes / 1000:.2f} GB" if one.archives else one.by_hand
             state = f"missing            {get}"
         typer.echo(f"{name:20} {use:10} {state}")
-    decoded = cache.folder()
-    taken = cache.size(decoded) / 1e9 if decoded.is_dir() else 0
+    decoded = paths.image_store()
+    taken = image_store.size(decoded) / 1e9 if decoded.is_dir() else 0
     typer.echo(f"\ndecoded images: {taken:.2f} GB in {decoded} (CLSTUDY_CACHE names another folder; may be deleted at "
                "any time)")
 
@@ -430,8 +418,9 @@ def doctor() -> None:
 
     import torch
 
-    from .benchmarks.sets import SETS, root
-    from .benchmarks.sets import missing as absent
+    from clstudy.data.benchmarks.datasets import SETS
+    from clstudy.data.benchmarks.datasets import missing as absent
+    from clstudy.utils import paths
 
     typer.echo(f"python {sys.version.split()[0]}")
     for name in "clstudy torch torchvision open_clip_torch peft jupyterlab papermill plotly seaborn".split():
@@ -443,15 +432,20 @@ def doctor() -> None:
     typer.echo(f"cuda {cuda}; threads {torch.get_num_threads()} of {os.cpu_count()} cores; "
                f"bf16 autocast {'set precision=bf16' if _fast_bf16() else 'not faster here: keep precision=fp32'}")
     missing = False
-    for path, cure in ((ROOT / "data/emoji.parquet", "git checkout data, or python scripts/build_emoji.py"),
-                       (ROOT / "data/icon-clip/open_clip_model.safetensors", "git checkout data, or clstudy pretrain"),
-                       (ROOT / "notebooks", "run from a clone of the repository")):
+    for path, cure in (
+        (paths.DATA / "emoji.parquet", "git checkout data, or python scripts/emoji/build_emoji.py"),
+        (
+            paths.DATA / "icon-clip/open_clip_model.safetensors",
+            "git checkout data, or python scripts/icon_clip/pretrain.py",
+        ),
+        (paths.NOTEBOOKS, "run from a clone of the repository"),
+    ):
         missing |= not path.exists()
-        typer.echo(f"{'found  ' if path.exists() else 'MISSING'} {path.relative_to(ROOT)}"
+        typer.echo(f"{'found  ' if path.exists() else 'MISSING'} {path.relative_to(paths.REPOSITORY)}"
                    + ("" if path.exists() else f": {cure}"))
     there = [name for name in SETS if not absent(name)]
-    typer.echo(f"found   {len(there)} of {len(SETS)} published sets in {root()}; `clstudy data` lists them")
-    free = shutil.disk_usage(ROOT).free / 1e9
+    typer.echo(f"found   {len(there)} of {len(SETS)} published sets in {paths.downloads()}; `clstudy data` lists them")
+    free = shutil.disk_usage(paths.REPOSITORY).free / 1e9
     typer.echo(f"disk {free:.0f} GB free")
     raise typer.Exit(1 if missing else 0)
 

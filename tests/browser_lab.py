@@ -25,7 +25,7 @@ import pytest
 from conftest import TOY_MODEL
 from PIL import Image
 
-from clstudy.batch import NOTEBOOKS
+from clstudy.utils.paths import NOTEBOOKS
 from clstudy.widgets import __all__ as WIDGETS
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install 'clstudy[browser]'")

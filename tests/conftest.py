@@ -28,7 +28,9 @@ from jaxtyping import install_import_hook
 # out: they take labels of any kind, and what they refuse, they refuse in words of their own.
 sys.modules["clstudy_checker"] = SimpleNamespace(check=beartype(conf=BeartypeConf(is_pep484_tower=True)))
 PACKAGE = Path(__file__).parent.parent / "clstudy"
-install_import_hook([f"clstudy.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("__init__", "streams")],
+CHECKED = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+           for path in sorted(PACKAGE.rglob("*.py"))]
+install_import_hook([name for name in CHECKED if name not in ("clstudy", "clstudy.data", "clstudy.data.streams")],
                     "clstudy_checker.check")
 atexit.register(shutil.rmtree, os.environ["CLSTUDY_RUNS"], ignore_errors=True)
 
@@ -45,7 +47,7 @@ TOY_MODEL = {"embed_dim": 16,
 
 def _toy(images: int = 10, classes: int = 6):
     """Colours: `images` training images of each class, 4 test images; a side set of two classes, and captions."""
-    from clstudy.data import Benchmark, Captioned, Labelled
+    from clstudy.data.types import Benchmark, Captioned, Labelled
 
     rng, names = np.random.default_rng(0), tuple(COLOURS)[:classes]
 
@@ -57,7 +59,7 @@ def _toy(images: int = 10, classes: int = 6):
     def labelled(labels: np.ndarray) -> Labelled:
         return Labelled(draw(labels), labels, names, "a picture of a {}.")
 
-    train, test = (labelled(np.tile(np.arange(classes), count)) for count in (images, 4))
+    loop, test = (labelled(np.tile(np.arange(classes), count)) for count in (images, 4))
     shades = Labelled(draw(np.array([3, 5, 5, 3])), np.array([0, 1, 1, 0]), ("light", "dark"), "something {}")
     captions = tuple(caption for name in names for caption in (name, f"noise on {name.split()[0]}"))
     pairs = Captioned(draw(np.arange(classes)), captions, np.repeat(np.arange(classes), 2))
@@ -65,14 +67,14 @@ def _toy(images: int = 10, classes: int = 6):
     known = tuple(caption for name in names for caption in (name, name, f"noise on {name}"))  # two images a class
     reference = Captioned(draw(np.repeat(np.arange(classes), 2)), known,
                           (2 * np.arange(classes)[:, None] + [0, 1, 1]).ravel())
-    return Benchmark("toy", train, test, tuple(names[label] for label in train.labels), groups,
+    return Benchmark("toy", loop, test, tuple(names[label] for label in loop.labels), groups,
                      {"shades": shades}, {"drawings": pairs}, lambda: reference)
 
 
 @pytest.fixture
 def toy(monkeypatch):
     """The toy benchmark, under its name for the length of a test; its function."""
-    from clstudy.benchmarks import BENCHMARKS
+    from clstudy.data.benchmarks import BENCHMARKS
 
     monkeypatch.setitem(BENCHMARKS, "toy", _toy)
     return _toy
@@ -125,19 +127,19 @@ def runs(tmp_path) -> Path:
 @pytest.fixture
 def no_training(monkeypatch):
     """Call it, and from then on training is an error."""
-    from clstudy import train
+    from clstudy.training import loop
 
     def refuse(*_, **__):
         raise AssertionError("trained again")
 
-    return lambda: monkeypatch.setattr(train, "train", refuse)
+    return lambda: monkeypatch.setattr(loop, "train", refuse)
 
 
 @pytest.fixture
 def batch(toy):
     """Eight images of three classes, with all six offered."""
-    from clstudy.data import Batch
-    from clstudy.streams import Stage
+    from clstudy.data.streams import Stage
+    from clstudy.data.types import Batch
 
     images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     prompts = torch.zeros(6, 9, dtype=torch.long)

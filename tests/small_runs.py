@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from clstudy.config import RunConfig
-from clstudy.metrics import EXAMPLE
-from clstudy.record import Run
+from clstudy.evaluation.metrics import EXAMPLE
+from clstudy.runs.run import Run
+from clstudy.training.config import RunConfig
 
 OWN = [[.9, .5, .5], [.9, .8, .5], [.9, .8, .7]]  # after the stages 1, 2, 3
 SEEN = [[.9, .0, .0], [.5, .7, .0], [.4, .4, .4]]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clstudy.benchmarks import sets
-from clstudy.benchmarks.coco import RETRIEVAL
+from clstudy.data.benchmarks import datasets as sets
+from clstudy.data.benchmarks.coco import RETRIEVAL
 
 Expected = dict[str, dict[str, list]]
 BREEDS = ("Abyssinian", "american_bulldog", "american_pit_bull_terrier")

@@ -29,12 +29,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import psutil  # noqa: E402 (of ipykernel)
 from toy_world import SETTINGS, toy_model  # noqa: E402 (workers import this program, and with it the toy world)
 
-from clstudy import board, sweep  # noqa: E402
-from clstudy.config import RunConfig  # noqa: E402
 from clstudy.methods import METHODS  # noqa: E402
-from clstudy.record import find, finished, load_or_train, load_runs, load_tuned  # noqa: E402
-from clstudy.resume import states  # noqa: E402
-from clstudy.tuners import ONLY  # noqa: E402
+from clstudy.models.tuners import ONLY  # noqa: E402
+from clstudy.runs import status, sweep  # noqa: E402
+from clstudy.runs.run import find, finished, load_runs, load_tuned  # noqa: E402
+from clstudy.runs.store import load_or_train  # noqa: E402
+from clstudy.training.checkpoint import states  # noqa: E402
+from clstudy.training.config import RunConfig  # noqa: E402
 
 SMALL = {"sit": {"size": 10, "replay": 5}, "finetune": {}, "er": {"size": 10, "replay": 5}, "lwf": {},
          "derpp": {"size": 10, "replay": 5}, "clib": {"size": 12, "look": 6}, "agem": {"size": 6, "replay": 5},
@@ -92,9 +93,9 @@ def drive(model: str, runs: str, count: str, name: str, how: str = "") -> int:
     options = {"runs": Path(runs), "name": name, "workers": 2, "show": False}
     if not how:
         return sweep.sweep(wanted, **options).code
-    from clstudy import cluster
+    from clstudy.runs import dask_workers
 
-    with cluster.connect("local", workers=2) as (engine, _):
+    with dask_workers.connect("local", workers=2) as (engine, _):
         setup(engine.keywords["client"])
         return sweep.sweep(wanted, engine=engine, **options).code
 
@@ -116,7 +117,7 @@ def setup(client) -> None:
 
 def at_work(runs: Path, name: str) -> list[int]:
     """Processes that make a run now."""
-    return sorted({about["pid"] for about in board.now(runs / "sweeps" / name).values()})
+    return sorted({about["pid"] for about in status.now(runs / "sweeps" / name).values()})
 
 
 def kill(process: subprocess.Popen, runs: Path, whom: str, name: str = "soak", wait: float = 60) -> str:
@@ -412,7 +413,7 @@ def sweep_files(model: Path, place: Path) -> int:
             yield item, function(item)
 
     def again():
-        board.status(None, runs)
+        status.status(None, runs)
         return sweep.sweep(wanted, runs=runs, name="mine", engine=here, show=False)
 
     again()
@@ -428,7 +429,8 @@ def sweep_files(model: Path, place: Path) -> int:
 
 def gathered(model: Path, place: Path) -> int:
     """scores.parquet of the leaderboard is made again, and so are tables beside the weights of a run."""
-    from clstudy import clean, leaderboard
+    from clstudy.analysis import leaderboard
+    from clstudy.runs import cleanup
 
     runs = place / "runs"
     for config in configs(model, 2):
@@ -436,7 +438,7 @@ def gathered(model: Path, place: Path) -> int:
     kept = runs / "scores.parquet"
     right = leaderboard.scored(finished(runs), kept)
     count = try_out(kept, lambda: leaderboard.scored(finished(runs), kept), right.equals)
-    return count + try_out(kept, lambda: clean.unneeded(runs, place / "figures"), quiet=True)
+    return count + try_out(kept, lambda: cleanup.unneeded(runs, place / "figures"), quiet=True)
 
 
 def data_files(model: Path, place: Path) -> int:
@@ -444,8 +446,10 @@ def data_files(model: Path, place: Path) -> int:
     import numpy as np
     from PIL import Image
 
-    from clstudy import batch, grid, vocabulary
-    from clstudy.benchmarks import emoji, folder
+    from clstudy.data.benchmarks import emoji, folder
+    from clstudy.losses import vocabularies
+    from clstudy.notebooks import parameters
+    from clstudy.runs import grid
 
     place.mkdir(parents=True)
     count, table = 0, place / "emoji.parquet"
@@ -481,14 +485,14 @@ def data_files(model: Path, place: Path) -> int:
     count += try_out(picture, pictures)
     texts = place / "texts.txt"
     texts.write_text("a dog\na cat\n")
-    count += try_out(texts, lambda: (vocabulary.lines.cache_clear(), vocabulary.check(f"file:{texts}")))
+    count += try_out(texts, lambda: (vocabularies.lines.cache_clear(), vocabularies.check(f"file:{texts}")))
     toml = place / "mine.toml"
     toml.write_text('method = ["sit", "er"]\nseed = "0..4"\n[sweep]\nworkers = 2\n')
     count += try_out(toml, lambda: grid.read(toml))
     notebook = place / "n.ipynb"
     cell = {"cell_type": "code", "source": ["size: int = 3  # how many"], "metadata": {"tags": ["parameters"]}}
     notebook.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
-    return count + try_out(notebook, lambda: batch.check_parameters(notebook, {"size": "4"}), quiet=True)
+    return count + try_out(notebook, lambda: parameters.check_parameters(notebook, {"size": "4"}), quiet=True)
 
 
 KINDS = {"finished runs": result_files, "drafts": draft_files, "sweeps": sweep_files, "gathered tables": gathered,

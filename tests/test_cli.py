@@ -6,7 +6,9 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from clstudy import board, cli, record, workers
+from clstudy import cli
+from clstudy.utils import paths
+from clstudy.runs import status, store, workers
 
 
 @pytest.fixture
@@ -16,7 +18,7 @@ def call(monkeypatch, tmp_path):
         for item in items:
             yield item, function(item)
 
-    monkeypatch.setattr(record, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(workers, "local", here)
     return lambda *words: CliRunner().invoke(cli.app, [str(word) for word in words])
 
@@ -47,7 +49,7 @@ def test_a_sweep_is_planned_made_shown_and_not_made_again(call, grid, tmp_path):
 
 def test_a_failure_is_1_and_a_mistake_2(call, grid, tmp_path):
     failed = call("sweep", *grid, "stream_args.tasks=2,1000")
-    assert failed.exit_code == board.FAILED == 1 and "FAILED stream_args" in failed.stdout
+    assert failed.exit_code == status.FAILED == 1 and "FAILED stream_args" in failed.stdout
     for words in (("method=sitt",), ("seed=3..1",), ("--probe", "gradient"), ("no_such_notebook",),
                   ("--name", "../up"), (tmp_path / "a.toml", tmp_path / "b.toml"), (tmp_path / "none.toml",),
                   ("seed=9", "--scheduler", "local", "--slurm", "x.toml")):
@@ -63,7 +65,7 @@ def test_an_interrupt_is_130(call, grid, monkeypatch):
 
     monkeypatch.setattr(workers, "local", interrupted)
     done = call("sweep", *grid)
-    assert done.exit_code == board.INTERRUPTED == 130 and "The same command goes on" in done.output
+    assert done.exit_code == status.INTERRUPTED == 130 and "The same command goes on" in done.output
 
 
 def test_words_beat_the_file_and_options_are_read_from_it(call, tiny, tmp_path):

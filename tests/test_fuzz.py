@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_runs import evaluations, make
 
-from clstudy import RunConfig, batch, board, durations, grid, vocabulary
-from clstudy.benchmarks import coco, domainnet, emoji, folder, imagenet
-from clstudy.cache import DamagedError
-from clstudy.data import Benchmark  # noqa: F401 (imported before the clock runs)
-from clstudy.record import Damaged, Run, find, finished, load_runs
+from clstudy import RunConfig
+from clstudy.data.benchmarks import coco, datasets, domainnet, emoji, folder, imagenet
+from clstudy.data.image_store import DamagedError
+from clstudy.data.types import Benchmark  # noqa: F401 (imported before the clock runs)
+from clstudy.losses import vocabularies
+from clstudy.notebooks import parameters
+from clstudy.runs import durations, grid, status
+from clstudy.runs.run import Damaged, Run, find, finished, load_runs
 
 # jaxtyping's checks and a cold import take longer than a deadline for one example
 settings.register_profile("fuzz", derandomize=True, deadline=None, max_examples=60, database=None,
@@ -136,7 +139,7 @@ TYPES = st.sampled_from(["int", "float", "bool", "str", "list[int]", "str | None
 @example("int", "\x00")
 @example("Literal['a']", [])
 def test_values_of_parameters(kind, value):
-    parameter = batch.Parameter("size", kind, "3", "how many")
+    parameter = parameters.Parameter("size", kind, "3", "how many")
     refused(lambda: parameter.convert(value), "size")
 
 
@@ -159,8 +162,8 @@ NOTEBOOK = {"cells": [CELL], "metadata": {"clstudy": {"profiles": {"quick": {"si
 def test_notebooks(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "some.ipynb"
     path.write_bytes(content)
-    refused(lambda: batch.check_parameters(path, {"size": "4"}), "some")
-    refused(lambda: batch.profile_parameters(path, "quick"), "some")
+    refused(lambda: parameters.check_parameters(path, {"size": "4"}), "some")
+    refused(lambda: parameters.profile_parameters(path, "quick"), "some")
 
 
 # ---- runs on disk
@@ -210,7 +213,7 @@ def test_the_state_of_a_sweep(tmp_path_factory, content):
     path = runs / "sweeps/mine/state.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    assert isinstance(board.status(None, runs), str)
+    assert isinstance(status.status(None, runs), str)
 
 
 # ---- data
@@ -295,7 +298,7 @@ def test_the_optional_file_of_a_folder(own, content):
 
 
 def classes_of_coco() -> list[dict]:
-    return [{"id": int(key), "name": name} for key, name in coco.about_classes("coco")["classes"].items()]
+    return [{"id": int(key), "name": name} for key, name in datasets.about_classes("coco")["classes"].items()]
 
 
 BOXES = {"images": [{"id": 1, "file_name": "x.jpg"}], "categories": classes_of_coco(),
@@ -367,12 +370,12 @@ def test_the_labels_of_imagenet(data, content):
 def test_a_vocabulary_of_a_file(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "texts.txt"
     path.write_bytes(content)
-    vocabulary.lines.cache_clear()
-    refused(lambda: vocabulary.check(f"file:{path}"), "texts.txt", kinds=ValueError)
+    vocabularies.lines.cache_clear()
+    refused(lambda: vocabularies.check(f"file:{path}"), "texts.txt", kinds=ValueError)
 
 
 @given(st.text(max_size=20))
 @example("\x00")
 @example("~nobody/x")
 def test_a_vocabulary_of_any_path(name):
-    refused(lambda: vocabulary.check(f"file:{name}"), "vocabulary", kinds=ValueError)
+    refused(lambda: vocabularies.check(f"file:{name}"), "vocabulary", kinds=ValueError)

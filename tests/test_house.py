@@ -4,15 +4,16 @@ import inspect
 import json
 import re
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from clstudy.augment import AUGMENTATIONS
-from clstudy.benchmarks import BENCHMARKS
+from clstudy.data.augment import AUGMENTATIONS
+from clstudy.data.benchmarks import BENCHMARKS
+from clstudy.data.streams import STREAMS
 from clstudy.methods import METHODS
-from clstudy.streams import STREAMS
-from clstudy.tuners import TUNERS
+from clstudy.models.tuners import TUNERS
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "clstudy").rglob("*.py"))
@@ -20,17 +21,34 @@ README = ROOT / "README.md"
 NAMES = {"benchmarks": dict(BENCHMARKS), "streams": dict(STREAMS), "tuners": dict(TUNERS), "methods": dict(METHODS)}
 NAMED = [(axis, name) for axis, choices in NAMES.items() for name in choices]
 
+ROOMS = (
+    "utils",
+    "data",
+    "models",
+    "probes",
+    "losses",
+    "evaluation",
+    "methods",
+    "training",
+    "runs",
+    "analysis",
+    "plots",
+    "notebooks",
+    "widgets",
+    "cli",
+)  # an import points to its own room, or to one that stands before it
 ALLOWED = {
     # what may import it → why
-    "open_clip": {"clip.py": "the one place that knows it", "pretrain.py": "builds a model from a configuration"},
-    "matplotlib": {"plots.py": "paper figures", "widgets/": "their static twins"},
-    "seaborn": {"plots.py": "paper figures", "widgets/": "their static twins"},
-    "plotly": {"plots.py": "interactive figures", "widgets/": "the same", "pages.py": "puts the library into a page"},
+    "open_clip": {"models/": "the one room that knows it"},
+    "matplotlib": {"plots/": "paper figures", "widgets/": "their static twins"},
+    "seaborn": {"plots/": "paper figures", "widgets/": "their static twins"},
+    "plotly": {"plots/": "interactive figures", "widgets/": "the same",
+               "notebooks/html.py": "puts the library into a page"},
     "ipywidgets": {"widgets/": "controls"},
-    "papermill": {"batch.py": "executes notebooks"},
-    "peft": {"tuners/lora.py": "LoRA layers", "tuners/lora_layer.py": "fewer passes over memory"},
-    "distributed": {"cluster.py": "workers elsewhere"},
-    "dask_jobqueue": {"cluster.py": "workers by Slurm"},
+    "papermill": {"notebooks/execute.py": "executes notebooks"},
+    "peft": {"models/tuners/lora.py": "LoRA layers", "models/tuners/lora_layer.py": "fewer passes over memory"},
+    "distributed": {"runs/dask_workers.py": "workers elsewhere"},
+    "dask_jobqueue": {"runs/dask_workers.py": "workers by Slurm"},
 }
 
 
@@ -54,6 +72,38 @@ def where(path: Path) -> str:
     return path.relative_to(ROOT / "clstudy").as_posix()
 
 
+def ours(path: Path) -> set[str]:
+    """Modules of clstudy that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "clstudy"):
+            assert not node.level, f"{where(path)}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "clstudy"}
+    return found
+
+
+def test_imports_point_down_and_never_in_a_circle():
+    known = {".".join(("clstudy", *path.relative_to(ROOT / "clstudy").with_suffix("").parts)).removesuffix(".__init__")
+             for path in MODULES}
+    graph = {}
+    for path in MODULES:
+        room = where(path).split("/")[0].removesuffix(".py")
+        module = f"clstudy.{where(path).removesuffix('.py').replace('/', '.')}".removesuffix(".__init__")
+        targets = {name if name in known else name.rpartition(".")[0] for name in ours(path)} - {module}
+        graph[module] = targets
+        for target in targets if room != "__init__" else ():
+            assert target != "clstudy", f"{where(path)} imports the roof"
+            assert ROOMS.index(target.split(".")[1]) <= ROOMS.index(room), f"{where(path)} looks up to {target}"
+    list(TopologicalSorter(graph).static_order())  # CycleError names the circle
+
+
+def test_tests_stand_in_the_folders_of_the_package():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and list(path.glob("test_*.py"))}
+    assert folders <= {*ROOMS, "scripts"}
+
+
 @pytest.mark.parametrize("package", ALLOWED)
 def test_a_package_is_imported_where_it_belongs_and_nowhere_else(package):
     importing = {where(path) for path in MODULES if any(name.split(".")[0] == package for name in imports(path))}
@@ -61,7 +111,7 @@ def test_a_package_is_imported_where_it_belongs_and_nowhere_else(package):
 
 
 def test_pages_take_of_plotly_only_what_writes_pages():
-    names = imports(ROOT / "clstudy" / "pages.py")
+    names = imports(ROOT / "clstudy" / "notebooks" / "html.py")
     assert {name for name in names if name.startswith("plotly")} <= {"plotly.io"}
 
 
@@ -75,9 +125,9 @@ def test_a_module_says_what_it_is_and_keeps_its_lines_short(path):
 
 
 def test_the_loop_fits_on_its_screens():
-    from clstudy import train
+    from clstudy.training import loop
 
-    source = inspect.getsource(train.train)
+    source = inspect.getsource(loop.train)
     assert len(source.splitlines()) <= 75
 
 
@@ -116,10 +166,10 @@ def test_a_notebook_is_stored_without_outputs(path):
 
 
 def test_every_public_function_of_the_losses_has_its_formula_and_source():
-    from clstudy import losses
+    from clstudy.losses import functional
 
-    for name, function in inspect.getmembers(losses, inspect.isfunction):
-        if function.__module__ == losses.__name__:
+    for name, function in inspect.getmembers(functional, inspect.isfunction):
+        if function.__module__ == functional.__name__:
             assert "arXiv" in function.__doc__, name
 
 
@@ -134,8 +184,8 @@ def test_shapes_and_types_are_checked_over_the_whole_suite():
     import torch
     from jaxtyping import TypeCheckError
 
-    from clstudy.benchmarks.emoji import on_white
-    from clstudy.losses import match
+    from clstudy.data.benchmarks.emoji import on_white
+    from clstudy.losses.functional import match
 
     image, text, target = torch.rand(3, 4), torch.rand(2, 5), torch.zeros(3, dtype=torch.long)
     with pytest.raises(TypeCheckError):

@@ -10,7 +10,7 @@ import jaxtyping
 jaxtyping.install_import_hook = lambda *_: None
 import conftest  # noqa: E402
 
-from clstudy.benchmarks import BENCHMARKS  # noqa: E402
+from clstudy.data.benchmarks import BENCHMARKS  # noqa: E402
 
 BENCHMARKS["toy"] = conftest._toy
 SETTINGS = {"benchmark": "toy", "stream": "disjoint", "stream_args": {"tasks": 2}, "tuner": "lora", "method": "sit",

@@ -1,25 +1,25 @@
 """Methods by name. A method is a dataclass with a `loss`; add yours to the dict."""
-from .agem import AGEM
-from .clib import CLIB
-from .clip_loss import ClipLoss
-from .compose import Compose
-from .derpp import DERpp
-from .dualprompt import DualPrompt
-from .er import ER
-from .ewc import EWC
-from .finetune import Finetune
-from .frozen import Frozen
-from .gcl import GCL
-from .gdro import GDRO
-from .geodl import GeoDL
-from .imm import IMM
-from .l2p import L2P
-from .lwf import LwF
-from .mvp import MVP
-from .sit import SIT
-from .vr_lwf import VRLwF
-from .wise_ft import WiSEFT
-from .zscl import ZSCL
+from clstudy.methods.agem import AGEM
+from clstudy.methods.clib import CLIB
+from clstudy.methods.clip_loss import ClipLoss
+from clstudy.methods.compose import Compose
+from clstudy.methods.derpp import DERpp
+from clstudy.methods.dualprompt import DualPrompt
+from clstudy.methods.er import ER
+from clstudy.methods.ewc import EWC
+from clstudy.methods.finetune import Finetune
+from clstudy.methods.frozen import Frozen
+from clstudy.methods.gcl import GCL
+from clstudy.methods.gdro import GDRO
+from clstudy.methods.geodl import GeoDL
+from clstudy.methods.imm import IMM
+from clstudy.methods.l2p import L2P
+from clstudy.methods.lwf import LwF
+from clstudy.methods.mvp import MVP
+from clstudy.methods.sit import SIT
+from clstudy.methods.vr_lwf import VRLwF
+from clstudy.methods.wise_ft import WiSEFT
+from clstudy.methods.zscl import ZSCL
 
 METHODS = {
     "frozen": Frozen,

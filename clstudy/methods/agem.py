@@ -27,12 +27,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..clip import Clip
-from ..config import choose
-from ..data import CANDIDATES, Batch
-from ..losses import contrastive, match
-from ..memory import Memory
-from .base import Method
+from clstudy.data.replay_buffer import Memory
+from clstudy.data.types import CANDIDATES, Batch
+from clstudy.losses.functional import contrastive, match
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip
+from clstudy.utils.validation import choose
 
 
 @dataclass

@@ -4,9 +4,9 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ..clip import Clip
-from ..data import Batch
-from ..streams import Stage
+from clstudy.data.streams import Stage
+from clstudy.data.types import Batch
+from clstudy.models.clip import Clip
 
 
 class Method(Protocol):

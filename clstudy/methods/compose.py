@@ -42,16 +42,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import vocabulary as vocabularies
-from ..clip import Clip, Encoded
-from ..config import choose
-from ..contrast import GlobalContrast
-from ..data import CANDIDATES, Batch
-from ..losses import distillation
-from ..memory import Memory
-from ..robust import FORMS, ClassWeights
-from ..streams import Stage
-from .base import Method
+from clstudy.data.replay_buffer import Memory
+from clstudy.data.streams import Stage
+from clstudy.data.types import CANDIDATES, Batch
+from clstudy.losses import vocabularies
+from clstudy.losses.class_weights import FORMS, ClassWeights
+from clstudy.losses.functional import distillation
+from clstudy.losses.global_contrastive import GlobalContrast
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip, Encoded
+from clstudy.utils.validation import choose
 
 CLASS_WEIGHTS = ("uniform", *FORMS)
 Each = Float[Tensor, " batch"]

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..clip import Clip
-from ..data import Batch
-from ..losses import match
-from ..memory import Memory
-from .base import Method
+from clstudy.data.replay_buffer import Memory
+from clstudy.data.types import Batch
+from clstudy.losses.functional import match
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip
 
 
 @dataclass

@@ -21,13 +21,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..clip import Clip
-from ..config import choose
-from ..data import Batch
-from ..losses import match
-from ..streams import Stage
-from ..tuners.pool import pool_of
-from .base import Method
+from clstudy.data.streams import Stage
+from clstudy.data.types import Batch
+from clstudy.losses.functional import match
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip
+from clstudy.models.tuners.prompt_pool import pool_of
+from clstudy.utils.validation import choose
 
 
 @dataclass

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..clip import Clip
-from ..config import choose
-from ..data import CANDIDATES, Batch
-from ..losses import match
-from .base import Method
+from clstudy.data.types import CANDIDATES, Batch
+from clstudy.losses.functional import match
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip
+from clstudy.utils.validation import choose
 
 
 @dataclass

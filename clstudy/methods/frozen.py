@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..clip import Clip
-from ..data import Batch
-from .base import Method
+from clstudy.data.types import Batch
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip
 
 
 @dataclass

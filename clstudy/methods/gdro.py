@@ -26,14 +26,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..clip import Clip
-from ..config import choose
-from ..contrast import GlobalContrast
-from ..data import CANDIDATES, Batch
-from ..memory import Memory
-from ..robust import ClassWeights
-from ..streams import Stage
-from .base import Method
+from clstudy.data.replay_buffer import Memory
+from clstudy.data.streams import Stage
+from clstudy.data.types import CANDIDATES, Batch
+from clstudy.losses.class_weights import ClassWeights
+from clstudy.losses.global_contrastive import GlobalContrast
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip
+from clstudy.utils.validation import choose
 
 
 @dataclass

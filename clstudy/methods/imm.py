@@ -31,14 +31,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..clip import Clip
-from ..config import choose
-from ..data import CANDIDATES, Batch
-from ..fisher import mean_one, squared_scores
-from ..losses import match
-from ..streams import Stage
-from ..weights import Values, between, named, put, put_beside, tuned
-from .base import Method
+from clstudy.data.streams import Stage
+from clstudy.data.types import CANDIDATES, Batch
+from clstudy.losses.functional import match
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip
+from clstudy.models.fisher import mean_one, squared_scores
+from clstudy.models.weight_space import Values, between, named, put, put_beside, tuned
+from clstudy.utils.validation import choose
 
 
 @dataclass

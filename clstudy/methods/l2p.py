@@ -21,12 +21,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..clip import Clip
-from ..config import choose
-from ..data import Batch
-from ..losses import match
-from ..tuners.pool import pool_of
-from .base import Method
+from clstudy.data.types import Batch
+from clstudy.losses.functional import match
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip
+from clstudy.models.tuners.prompt_pool import pool_of
+from clstudy.utils.validation import choose
 
 
 @dataclass

@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..clip import Clip
-from ..config import choose
-from ..data import CANDIDATES, Batch
-from ..losses import distillation, match
-from ..streams import Stage
-from .base import Method
+from clstudy.data.streams import Stage
+from clstudy.data.types import CANDIDATES, Batch
+from clstudy.losses.functional import distillation, match
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip
+from clstudy.utils.validation import choose
 
 
 @dataclass

@@ -34,11 +34,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..clip import Clip
-from ..config import choose
-from ..data import Batch
-from ..tuners.pool import Pool, pool_of
-from .base import Method
+from clstudy.data.types import Batch
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip
+from clstudy.models.tuners.prompt_pool import Pool, pool_of
+from clstudy.utils.validation import choose
 
 
 @dataclass

@@ -33,13 +33,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import vocabulary as vocabularies
-from ..clip import Clip
-from ..config import choose
-from ..data import CANDIDATES, Batch
-from ..losses import distillation, match, reversed_distillation
-from ..streams import Stage
-from .base import Method
+from clstudy.data.streams import Stage
+from clstudy.data.types import CANDIDATES, Batch
+from clstudy.losses import vocabularies
+from clstudy.losses.functional import distillation, match, reversed_distillation
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip
+from clstudy.utils.validation import choose
 
 
 class Form(NamedTuple):

@@ -34,13 +34,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..clip import Clip
-from ..config import choose
-from ..data import CANDIDATES, Batch
-from ..losses import distillation, match
-from ..streams import Stage
-from ..weights import Values, between, put, put_beside, tuned
-from .base import Method
+from clstudy.data.streams import Stage
+from clstudy.data.types import CANDIDATES, Batch
+from clstudy.losses.functional import distillation, match
+from clstudy.methods.base import Method
+from clstudy.models.clip import Clip
+from clstudy.models.weight_space import Values, between, put, put_beside, tuned
+from clstudy.utils.validation import choose
 
 
 @dataclass

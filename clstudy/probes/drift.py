@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .common import Names, listed, to_table
+from clstudy.probes.common import Names, listed, to_table
 
 
 class Drift:

@@ -2,14 +2,14 @@
 trains (`live_training`, in another process). Every control is reached by keyboard too.
 
 CLSTUDY_HEADLESS=1 (`clstudy run`, tests): instead of the newer ones a static figure, their twin, is returned."""
-from .board import Answers, answers, forgetting_board
-from .compare import run_comparer
-from .live import live_training
-from .microscope import gradient_microscope
-from .picture import picture_microscope
-from .simple import chooser, map_walker
-from .streams import stream_explorer
-from .zero_shot import playground, probabilities
+from clstudy.widgets.accuracy_matrix import Answers, answers, forgetting_board
+from clstudy.widgets.choosers import chooser, map_walker
+from clstudy.widgets.gradient_microscope import gradient_microscope
+from clstudy.widgets.live_training import live_training
+from clstudy.widgets.picture_gradients import picture_microscope
+from clstudy.widgets.playground import playground, probabilities
+from clstudy.widgets.run_comparison import run_comparer
+from clstudy.widgets.stream_explorer import stream_explorer
 
 __all__ = ["Answers", "answers", "chooser", "forgetting_board", "gradient_microscope", "live_training", "map_walker",
            "picture_microscope", "playground", "probabilities", "run_comparer", "stream_explorer"]

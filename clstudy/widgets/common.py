@@ -16,7 +16,7 @@ from PIL import Image
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from ..plots import PALETTE
+from clstudy.plots.style import PALETTE
 
 Shown = ipw.Widget | Figure
 WHOLE = {"description_width": "initial"}  # else long words before a slider are cut

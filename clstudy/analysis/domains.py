@@ -1,0 +1,99 @@
+"""Streams of domains: the accuracy matrix over domains, forgetting and transfer between them."""
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from clstudy.analysis import tables
+from clstudy.analysis.scores import scores
+from clstudy.data.streams import STREAMS
+from clstudy.data.types import Benchmark
+from clstudy.evaluation import metrics
+from clstudy.evaluation.metrics import Interval
+from clstudy.runs.run import Run
+
+
+def arrival(run: Run, benchmark: Benchmark) -> list[str]:
+    """The domains of a stream `domains`, in their order of arrival."""
+    options = {"domains": benchmark.train.domains, **run.config.stream_args}
+    seed = run.config.seed if run.config.stream_seed is None else run.config.stream_seed
+    stages = STREAMS["domains"](benchmark.train.labels, seed, **options)
+    return [benchmark.train.domain_names[benchmark.train.domains[stage.index[0]]] for stage in stages]
+
+
+def domain_matrix(run: Run, benchmark: Benchmark) -> np.ndarray:
+    """R[s, t]: accuracy on the domain that came as number t + 1, after stage s; row 0 is before training. All classes
+    are candidates. Metrics that take a matrix take it (`metrics.METRICS`)."""
+    return run.domains("all")[arrival(run, benchmark)].to_numpy()
+
+
+def domain_means(groups: Mapping[str, Sequence[Run]], benchmark: Benchmark) -> dict[str, np.ndarray]:
+    """The mean of `domain_matrix` over runs. With other orders of arrival, a column is a place in the order."""
+    return {label: np.mean([domain_matrix(run, benchmark) for run in runs], axis=0) for label, runs in groups.items()}
+
+
+def domain_scores(run: Run, benchmark: Benchmark) -> dict[str, float]:
+    """In points, of the matrix of domains: "average" of its last row, "worst domain" of it, "forgetting" (Chaudhry et
+    al. 2018), and "transfer": by how much a domain is better just before it comes than before training (FWT, Lopez-Paz
+    and Ranzato 2017). Of a stream that is not of domains, the first two; the others are NaN."""
+    last = 100 * run.domains("all").iloc[-1].to_numpy()
+    found = {"average": float(last.mean()), "worst domain": metrics.worst_domain(last), "forgetting": float("nan"),
+             "transfer": float("nan")}
+    if run.config.stream == "domains":
+        R = 100 * domain_matrix(run, benchmark)
+        found |= {"forgetting": metrics.forgetting(R), "transfer": metrics.forward_transfer(R)}
+    return found
+
+
+def domain_summary(groups: Mapping[str, Sequence[Run]], benchmark: Benchmark, side: Sequence[str] = ()
+                   ) -> pd.DataFrame:
+    """`domain_scores` of each group, and the accuracy on side sets: mean ± half width of the 95 % interval over
+    seeds."""
+    rows = {}
+    for label, runs in groups.items():
+        found = pd.DataFrame([domain_scores(run, benchmark) | {name: scores(run)[name] for name in side}
+                              for run in runs])
+        texts = {name: tables._text(metrics.interval(found[name].tolist())) for name in found}
+        rows[label] = {name: "-" if text.startswith("nan") else text for name, text in texts.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
+def domain_gains(groups: Mapping[str, Sequence[Run]], benchmark: Benchmark) -> pd.DataFrame:
+    """By how much domains that have come, and those that have not, are better than before training after each stage,
+    in points, for `plots.series`: columns panel, method, x, mean, half_width. After the last stage none is to come."""
+    rows = []
+    for label, runs in groups.items():
+        gains = [100 * (R - R[0]) for R in (domain_matrix(run, benchmark) for run in runs)]
+        for stage in range(1, len(gains[0])):
+            parts = {"have come": slice(None, stage), "are still to come": slice(stage, None)}
+            rows += [{"panel": panel, "method": label, "x": stage,
+                      **tables._point([float(gain[stage, part].mean()) for gain in gains])}
+                     for panel, part in parts.items() if gains[0][stage, part].size]
+    return pd.DataFrame(rows)
+
+
+def domain_interval(runs: Sequence[Run], benchmark: Benchmark, name: str, against: Sequence[Run] = ()) -> Interval:
+    """One of `domain_scores` over seeds; against: the difference to other runs, paired by seed."""
+    values = [domain_scores(run, benchmark)[name] for run in runs]
+    if not against:
+        return metrics.interval(values)
+    return metrics.paired_interval(values, [domain_scores(run, benchmark)[name] for run in against])
+
+
+def in_every_domain(benchmark: Benchmark, things: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """One training image of each thing in each domain, uint8 (things × domains, 3, height, width), thing after thing,
+    and a title for each: the domain. A thing is a class, or what a caption begins with. White where a domain has none.
+    ValueError: a thing that no domain has."""
+    train, names = benchmark.train, list(benchmark.train.class_names)
+    begins = [caption.split(":")[0] for caption in benchmark.captions]
+    empty, pictures = np.full(train.images.shape[1:], 255, np.uint8), []
+    for thing in things:
+        mine = np.array([thing in (begin, names[label]) for begin, label in zip(begins, train.labels, strict=True)])
+        if not mine.any():
+            raise ValueError(f"things: no training image is of {thing!r}, by its class or the begin of its caption")
+        for domain in range(len(train.domain_names)):
+            rows = np.flatnonzero(mine & (train.domains == domain))
+            first = torch.from_numpy(rows[:1]).to(train.images.device)
+            pictures.append(train.images[first][0].cpu().numpy() if len(rows) else empty)
+    return np.stack(pictures), list(train.domain_names) * len(things)

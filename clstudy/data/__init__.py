@@ -1,0 +1,1 @@
+"""Images, labels, texts, and the order in which they come."""

@@ -1,0 +1,89 @@
+"""Accuracy of a model on a benchmark: on each task, on all classes, on untouched sets, and retrieval.
+
+Class texts are encoded once for an evaluation, images once; own / seen / all differ only in which columns compete."""
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from clstudy.data.types import Benchmark, Labelled
+from clstudy.evaluation.features import Cache, class_features, features
+from clstudy.evaluation.retrieval import retrieval
+from clstudy.evaluation.rows import row
+from clstudy.models.clip import Clip
+
+
+def hits(similarity: Float[Tensor, "images classes"], labels: Int[Tensor, " images"],
+         offered: Bool[Tensor, "#images classes"]) -> Bool[Tensor, " images"]:
+    """Whether the most similar of the classes offered is the right one. A class that is not offered is never hit."""
+    best = similarity.masked_fill(~offered, -torch.inf).argmax(1)
+    return (best == labels) & offered.expand_as(similarity).gather(1, labels[:, None])[:, 0]
+
+
+def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]], seen: Sequence[int],
+             complete: bool = True, sides: bool = True, cache: Cache | None = None) -> list[dict]:
+    """Rows of (set, candidates, metric, value, count).
+
+    tasks: classes of each task; seen: classes that have arrived. Sets: "seen classes" (candidates seen); if
+    `complete` also "task 1" … (own / seen / all), "all classes" (all), and each class (set "class NAME", seen and
+    all); if `sides` also the side sets (own) and retrieval; where test images have domains, also each of these (set
+    "domain NAME", seen and all). An empty set gives no row."""
+    cache = cache or Cache()
+    clip.eval()
+    test, count = benchmark.test, len(benchmark.test.class_names)
+    similarity = features(clip, test.images, cache) @ class_features(clip, test.class_names, test.template, cache).T
+    labels = torch.from_numpy(test.labels).to(similarity.device)
+    home = np.full(count, -1)
+    for number, classes in enumerate(tasks):
+        home[list(classes)] = number
+    own = torch.from_numpy(home[:, None] == home[None, :]).to(similarity.device)[labels]
+    arrived = np.zeros(count, bool)
+    arrived[list(seen)] = True
+    streamed = torch.from_numpy(home >= 0).to(similarity.device)[None]
+    offered = {"own": own, "seen": torch.from_numpy(arrived).to(similarity.device)[None], "all": streamed}
+    right = {name: hits(similarity, labels, mask).cpu().numpy() for name, mask in offered.items()}
+    rows = row("seen classes", "seen", right["seen"][arrived[test.labels]])
+    if complete:
+        rows += _complete(right, test, tasks, home, arrived)
+    for name, side in benchmark.side.items() if sides else ():
+        rows += row(name, "own", zero_shot(clip, side, cache))
+    for name, pairs in benchmark.retrieval.items() if sides else ():
+        rows += retrieval(clip, pairs, name, cache=cache)
+    return rows
+
+
+def _complete(right: dict[str, np.ndarray], test: Labelled, tasks: Sequence[tuple[int, ...]], home: np.ndarray,
+              arrived: np.ndarray) -> list[dict]:
+    """Rows of every task and class. home: task of each class or −1; arrived: whether a class has been seen."""
+    rows = row("all classes", "all", right["all"][home[test.labels] >= 0])
+    for number in range(len(tasks)):
+        for name in right if arrived.any() else ("own", "all"):
+            here = home[test.labels] == number
+            rows += row(f"task {number + 1}", name, right[name][here])
+            rows += _balanced(f"task {number + 1}", name, right[name][here], test.labels[here])
+    for label, name in enumerate(test.class_names):
+        if home[label] >= 0:
+            here = test.labels == label
+            rows += row(f"class {name}", "all", right["all"][here])
+            rows += row(f"class {name}", "seen", right["seen"][here]) if arrived[label] else []
+    for number, name in enumerate(test.domain_names):
+        here = (test.domains == number) & (home[test.labels] >= 0)
+        rows += row(f"domain {name}", "all", right["all"][here])
+        rows += row(f"domain {name}", "seen", right["seen"][here & arrived[test.labels]])
+    return rows
+
+
+def _balanced(name: str, candidates: str, right: np.ndarray, labels: np.ndarray) -> list[dict]:
+    """The mean over classes of their accuracies."""
+    each = np.array([right[labels == label].mean() for label in np.unique(labels)])
+    return row(name, candidates, each, "class-balanced accuracy")
+
+
+def zero_shot(clip: Clip, side: Labelled, cache: Cache | None = None) -> np.ndarray:
+    """For each image of a side set, whether its class wins among the set's own classes."""
+    similarity = features(clip, side.images, cache) @ class_features(clip, side.class_names, side.template, cache).T
+    return similarity.argmax(1).cpu().numpy() == side.labels
+
+

@@ -1,0 +1,93 @@
+"""Image and text features of a model, each encoded once."""
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clstudy.data.image_shards import Shards
+from clstudy.models.clip import Clip
+
+CHUNK = 256  # images at a time
+
+
+class Cache:
+    """Features of one state of the weights: each image set and each set of texts is encoded once, and a tower that
+    does not move once ever. `forget(tower)` when a tower has moved. An image that stands in several sets (in the test
+    set, and with its caption in retrieval) is encoded with the first of them."""
+
+    def __init__(self):
+        self.image: dict[int, Tensor] = {}
+        self.text: dict[tuple, Tensor] = {}
+        self.places: dict[bytes, tuple[int, int]] = {}  # of an image, by its content: the set and the row
+
+    def copy(self) -> "Cache":
+        """A cache of its own with the same features."""
+        other = Cache()
+        other.image, other.text, other.places = dict(self.image), dict(self.text), dict(self.places)
+        return other
+
+    def forget(self, image: bool = True, text: bool = True) -> None:
+        if image:
+            self.image.clear()
+            self.places.clear()
+        if text:
+            self.text.clear()
+
+    def add(self, clip: Clip, images: Tensor) -> None:
+        """The features of a set of images, of which those that other sets hold are taken from there."""
+        keys = [hashlib.blake2b(image.data, digest_size=16).digest() for image in images.contiguous().numpy()]
+        new = [row for row, key in enumerate(keys) if key not in self.places]
+        if len(new) == len(keys):
+            self.image[id(images)] = _encoded(clip, images)
+        else:
+            there = [self.image[self.places[key][0]][self.places[key][1]] for key in keys if key in self.places]
+            found = torch.empty(len(keys), len(there[0]), device=there[0].device)
+            known = torch.ones(len(keys), dtype=torch.bool)
+            known[new] = False
+            found[known.to(found.device)] = torch.stack(there)
+            if new:
+                found[torch.tensor(new, device=found.device)] = _encoded(clip, images[new])
+            self.image[id(images)] = found
+        self.places |= {keys[row]: (id(images), row) for row in new}
+
+
+@torch.inference_mode()
+def features(clip: Clip, images: Tensor | Shards, cache: Cache | None = None) -> Float[Tensor, "images dim"]:
+    """Unit-norm image features, a chunk at a time. In a cache they stand under the identity of the tensor."""
+    if cache is None:
+        return _encoded(clip, images)
+    if id(images) not in cache.image:
+        if isinstance(images, Tensor) and images.device.type == "cpu":  # where encoding is dear, and looking is not
+            cache.add(clip, images)
+        else:
+            cache.image[id(images)] = _encoded(clip, images)
+    return cache.image[id(images)]
+
+
+def _encoded(clip: Clip, images: Tensor | Shards) -> Float[Tensor, "images dim"]:
+    return torch.cat([clip.encode_image(chunk.to(clip.device)) for chunk in images.split(CHUNK)])
+
+
+@torch.inference_mode()
+def text_features(clip: Clip, texts: Sequence[str], cache: Cache | None = None) -> Float[Tensor, "texts dim"]:
+    """Unit-norm text features, a chunk at a time."""
+    known, key = {} if cache is None else cache.text, tuple(texts)
+    if key not in known:
+        tokens = clip.cut(_tokens(clip.tokenizer, key)).to(clip.device)
+        known[key] = torch.cat([clip.encode_text(chunk) for chunk in tokens.split(CHUNK)])
+    return known[key]
+
+
+@lru_cache(maxsize=64)
+def _tokens(tokenizer, texts: tuple[str, ...]) -> Tensor:
+    """Token rows of texts that are asked for again and again."""
+    return tokenizer(list(texts))
+
+
+def class_features(clip: Clip, names: Sequence[str], template: str, cache: Cache | None = None
+                   ) -> Float[Tensor, "classes dim"]:
+    """Unit-norm text features of one prompt per class."""
+    return text_features(clip, [template.format(name) for name in names], cache)

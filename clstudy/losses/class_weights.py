@@ -1,0 +1,105 @@
+"""Weights of classes: equal, or robust, where the worse a class does, the more it counts. One interface, four forms.
+
+    balanced  p_c = 1 / C, which is "kl" with λ → ∞
+    kl        p_c = exp(F_c / λ) / Σ exp(F / λ)     max_p Σ p_c F_c − λ Σ p_c log(C p_c)   Qi et al. 2021, 2006.06138
+    cvar      p_c = 1 / (α C) for the worst α C classes                     Rockafellar and Uryasev 2000; Curi 2020
+    eg        q_c ← q_c exp(η F_c), p = q / Σ q                 group DRO, Sagawa et al. 2019, arXiv 1911.08731, alg. 1
+
+F_c is a moving average of the class's loss; a class that is not in the batch keeps its own. An image of class c weighs
+w = p_c / r_c, r_c the share of the class among the images drawn: then Σ_c p_c F_c is the expectation. Which of the
+forms "Memory-Efficient Continual Learning with CLIP Models" (arXiv 2605.03866) uses is not public."""
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clstudy.data.types import Batch
+from clstudy.utils.validation import choose
+
+FORMS = ("balanced", "kl", "cvar", "eg")
+
+
+@dataclass
+class ClassWeights:
+    """form: "balanced", "kl", "cvar" or "eg". strength: λ, the unit of the loss ("kl"); share: α ("cvar"); rate: η
+    ("eg"); beta: weight of a new class loss in its average; correct: for how often a class is drawn, else r = 1 / C;
+    cap: largest weight of an image. ValueError: these."""
+
+    form: str = "kl"
+    strength: float = 0.1
+    share: float = 0.3
+    rate: float = 0.1
+    beta: float = 0.1
+    correct: bool = True
+    cap: float = 10.0
+    average: Tensor | None = None  # F_c; NaN for a class that was never seen
+    log_q: Tensor | None = None  # of "eg"
+    drawn: Tensor | None = None  # images of each class in the stage so far
+    log: list[tuple[int, tuple[int, ...], Tensor]] = field(default_factory=list)  # stage, classes seen, p of each step
+
+    def __post_init__(self):
+        choose("robust", self.form, FORMS)
+        for name, top in (("strength", float("inf")), ("share", 1), ("rate", float("inf")), ("beta", 1),
+                          ("cap", float("inf"))):
+            if not 0 < getattr(self, name) <= top:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be above 0"
+                                 + (f" and at most {top}" if top == 1 else ""))
+
+    def stage(self) -> None:
+        """A new stage: its classes are drawn at other rates."""
+        self.drawn = None
+
+    def of_images(self, loss: Float[Tensor, " batch"], batch: Batch) -> Float[Tensor, " batch"]:
+        """The weight w = p / r of each image of a batch with these losses, a constant to the gradient, and logged.
+        batch: with all classes seen as its candidates."""
+        label = torch.tensor(batch.labels, device=loss.device)
+        p = self.update(loss, label, len(batch.prompts))
+        r = self.rates() if self.correct else torch.full_like(p, 1 / len(batch.classes))
+        self.log.append((batch.stage.number, batch.classes, p))
+        return (p / r)[label].clamp(max=self.cap)
+
+    def update(self, loss: Float[Tensor, " batch"], label: Int[Tensor, " batch"], classes: int
+               ) -> Float[Tensor, " classes"]:
+        """Take in the losses of a batch; the weights p, which sum to 1 over the classes seen, 0 for others."""
+        loss = loss.detach().float()
+        if self.average is None:
+            self.average = torch.full((classes,), torch.nan, device=loss.device)
+            self.log_q = torch.zeros(classes, device=loss.device)
+        count = torch.zeros(classes, device=loss.device).index_add_(0, label, torch.ones_like(loss))
+        mean = torch.zeros(classes, device=loss.device).index_add_(0, label, loss) / count.clamp(min=1)
+        self.drawn = count if self.drawn is None else self.drawn + count
+        here, known = count > 0, ~self.average.isnan()
+        mixed = torch.where(known, (1 - self.beta) * self.average + self.beta * mean, mean)
+        self.average = torch.where(here, mixed, self.average)
+        self.log_q = self.log_q + torch.where(here, self.rate * mean, 0.0)
+        return self.weights()
+
+    def weights(self) -> Float[Tensor, " classes"]:
+        """p of the class losses as they stand."""
+        seen = ~self.average.isnan()
+        if self.form == "cvar":
+            return cvar(self.average, self.share)
+        score = {"balanced": torch.zeros_like(self.log_q), "kl": self.average / self.strength,
+                 "eg": self.log_q}[self.form]
+        return torch.where(seen, score, -torch.inf).softmax(0)
+
+    def rates(self) -> Float[Tensor, " classes"]:
+        """The share of each class among the images drawn in this stage."""
+        return self.drawn / self.drawn.sum()
+
+    def table(self) -> list[dict]:
+        """The weight of every class seen, step by step: rows of stage, step, class, weight (mean 1)."""
+        return [{"stage": stage, "step": step, "class": label, "weight": len(classes) * value}
+                for step, (stage, classes, p) in enumerate(self.log)
+                for label, value in zip(classes, p[list(classes)].tolist(), strict=True)]
+
+
+def cvar(loss: Float[Tensor, " classes"], share: float) -> Float[Tensor, " classes"]:
+    """1 / (share · C) for the worst classes, until the sum is 1; the last of them takes the rest. NaN: not seen."""
+    seen = ~loss.isnan()
+    top = 1 / (share * seen.sum())
+    order = torch.where(seen, loss, -torch.inf).argsort(descending=True, stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    return torch.where(seen, (1 - place * top).clamp(torch.zeros_like(top), top), 0.0)

@@ -1,0 +1,1 @@
+"""CLIP, its attention, and how its weights are loaded, tuned and mixed."""

@@ -1,0 +1,178 @@
+"""Notebooks as programs: read their parameters, run them headlessly, keep what they showed.
+
+The only importer of papermill. Papermill is silent about a parameter that it does not know and about a value
+of the wrong type; here both are errors, before a kernel starts. A parameter is one line of the cell tagged
+`parameters`: `name: type = value  # meaning`.
+"""
+
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clstudy.notebooks import html as pages
+from clstudy.notebooks.parameters import _document, check_parameters
+from clstudy.utils.paths import REPOSITORY
+from clstudy.utils.progress import report
+
+KERNEL_ENV = {
+    "CLSTUDY_HEADLESS": "1",  # progress bars as text, no widgets waiting for a click
+    "PLOTLY_RENDERER": "plotly_mimetype",  # the figure as data; `pages` adds the library, once
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a user's `agg` would hide every figure
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger writes a warning into the first cell
+}
+
+
+# --- parameters ---------------------------------------------------------------------------------------------
+
+
+# --- finding ------------------------------------------------------------------------------------------------
+
+
+# --- running ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Executed:
+    """How the run of one notebook ended."""
+
+    path: Path  # NAME.ipynb, or NAME.failed.ipynb with everything up to the failure
+    html: Path  # the same as a page that needs no network
+    seconds: float
+    ok: bool
+    error: str | None  # "cell 4 of 12: ValueError: …"
+
+
+def run_notebook(
+    notebook: Path,
+    parameters: Mapping[str, Any],
+    out_dir: Path,
+    *,
+    timeout: float | None = None,
+    cell_timeout: float | None = None,
+    progress: bool = True,
+) -> Executed:
+    """Run `notebook` in a kernel of this interpreter, in the repository's folder; write NAME.ipynb and .html.
+
+    `timeout` is for the whole notebook, `cell_timeout` for each of its cells, in seconds. A failure in a cell is
+    reported, not raised; an earlier finished NAME.ipynb stays beside NAME.failed.ipynb, and the next success removes
+    the latter.
+    """
+    notebook, out_dir = Path(notebook).resolve(), Path(out_dir).resolve()
+    values = check_parameters(notebook, parameters)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    # A name of its own: two workers may run the same notebook, e.g. a retry beside a dying run.
+    draft = out_dir / f"{notebook.stem}.running-{uuid.uuid4().hex[:8]}.ipynb"
+    shutil.copyfile(notebook, draft)
+    failed = out_dir / f"{notebook.stem}.failed.ipynb"
+    started = time.monotonic()
+    try:
+        error = _execute(notebook, values, draft, (timeout, cell_timeout), progress)
+    except BaseException:  # Ctrl-C: keep what was reached
+        draft.replace(failed)
+        raise
+    path = out_dir / notebook.name if error is None else failed
+    draft.replace(path)
+    page = pages.write(path)
+    if error is None:
+        failed.unlink(missing_ok=True)
+        failed.with_suffix(".html").unlink(missing_ok=True)
+    return Executed(path, page, time.monotonic() - started, error is None, error)
+
+
+class _Watch:
+    """Counts the cells, and says which one starts: one plain line each, readable in a log file."""
+
+    def __init__(self, notebook: Path, injected: bool, show: bool) -> None:
+        code = [c["source"] for c in _document(notebook)["cells"] if c["cell_type"] == "code"]
+        self.name, self.show, self.cell = notebook.stem, show, 0
+        self.total = injected + sum(bool("".join(source).strip()) for source in code)
+
+    def __call__(self, cell: Any, cell_index: int) -> None:
+        if cell.cell_type != "code" or not cell.source.strip():
+            return
+        self.cell += 1
+        report((self.cell - 1) / max(self.total, 1))
+        if self.show:
+            lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")]
+            head = (lines or [""])[0][:70]
+            print(f"[{self.name}] cell {self.cell}/{self.total}  {head}", file=sys.stderr, flush=True)
+
+    def where(self) -> str:
+        return f"cell {self.cell} of {self.total}" if self.cell else "before the first cell"
+
+
+def _execute(
+    notebook: Path, values: dict[str, Any], draft: Path, limits: tuple[float | None, float | None], progress: bool
+) -> str | None:
+    """Run by papermill into `draft`; None, or what went wrong and where."""
+    import papermill  # 2 s, so only when a notebook runs
+    from nbclient.exceptions import CellTimeoutError
+    from traitlets.config import Config
+
+    watch = _Watch(notebook, bool(values), progress)
+    timeout, cell_timeout = limits
+    end = time.monotonic() + (math.inf if timeout is None else timeout)
+
+    def limit(cell: Any) -> float | None:
+        """nbclient's limit is per cell: each gets what is left of the notebook's. 0 would be no limit."""
+        least = min(end - time.monotonic(), math.inf if cell_timeout is None else cell_timeout)
+        return None if least == math.inf else max(least, 0.01)
+
+    # A short folder of its own: a socket's path may have 107 characters, and Jupyter's own folder is long.
+    with tempfile.TemporaryDirectory(prefix="clstudy-") as sockets:
+        kernel = {"connection_file": f"{sockets}/k.json", "transport": "ipc" if os.name == "posix" else "tcp"}
+        try:
+            papermill.execute_notebook(
+                notebook,
+                draft,
+                values,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                kernel_manager_class=_own_kernel(),
+                config=Config({"OwnKernel": kernel}),
+                timeout_func=limit,
+                on_cell_start=watch,
+            )
+        except papermill.PapermillExecutionError as error:
+            return f"{watch.where()}: {error.ename}: {error.evalue}"
+        except CellTimeoutError:
+            if time.monotonic() >= end:
+                return f"{watch.where()}: stopped, the notebook took longer than timeout = {timeout:g} s"
+            return f"{watch.where()}: stopped, the cell took longer than cell_timeout = {cell_timeout:g} s"
+        except Exception as error:
+            return f"{watch.where()}: {type(error).__name__}: {error}"
+    return None
+
+
+def _own_kernel() -> type:
+    """A kernel manager that starts this very interpreter, whatever `python3` kernelspec the user has."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class OwnKernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(**get_kernel_dict())
+
+        def start_kernel(self, **kw: Any) -> Any:
+            # Not by os.chdir or os.environ: those would hit every other thread of this process.
+            return super().start_kernel(**kw, cwd=str(REPOSITORY), env=_kernel_env())
+
+    return OwnKernel
+
+
+def _kernel_env() -> dict[str, str]:
+    """What a kernel starts with. Beside other notebooks it has a share of the cores, in threads and in workers."""
+    mine = {name: value for name, value in os.environ.items() if name != "CLSTUDY_QUIET"}  # of a worker, not of this
+    share = os.environ.get("CLSTUDY_CORES")
+    return {**mine, **KERNEL_ENV, **({"OMP_NUM_THREADS": share} if share else {})}

@@ -1,0 +1,48 @@
+"""Notebooks in a sweep: each with every combination of parameters."""
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clstudy.notebooks import html
+from clstudy.notebooks.execute import run_notebook
+from clstudy.notebooks.parameters import check_data, choose_parameters
+from clstudy.runs.grid import Task, labels, points
+from clstudy.utils.files import fingerprint
+
+
+@dataclass(frozen=True)
+class NotebookTask(Task):
+    """A notebook and its parameters; its id is the notebook's name with a hash of what it is run with."""
+
+    notebook: Path | None = None
+    parameters: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def make(self, work) -> None:
+        done = run_notebook(self.notebook, self.parameters, self.folder(work), timeout=work.timeout, progress=False)
+        html.index(work.runs / "notebooks")
+        if not done.ok:
+            raise RuntimeError(f"{done.error} (see {done.path})")
+
+    def made(self, work) -> bool:
+        return (self.folder(work) / self.notebook.name).exists()
+
+    def folder(self, work) -> Path:
+        """Where the executed notebook goes: each set of parameters has a folder of its own."""
+        return work.runs / "notebooks" / self.id
+
+
+def tasks(notebooks: Sequence[Path], grids: Sequence[Mapping[str, Any]], profile: str | None) -> list[NotebookTask]:
+    """Notebooks with every combination of parameters. ValueError: a parameter that a notebook does not have."""
+    made = {}
+    for path, point in itertools.product(notebooks, (point for grid in grids for point in points(grid))):
+        values = choose_parameters(path, point, profile)
+        check_data([(path, values)])
+        said = json.dumps([fingerprint(path), values], sort_keys=True).encode()  # a changed notebook is another
+        made[f"{path.stem}-{hashlib.sha256(said).hexdigest()[:8]}"] = (path, values)
+    named = labels([{"": path.stem, **values} for path, values in made.values()], always=[""])
+    return [NotebookTask(id, label, None, path, values)
+            for (id, (path, values)), label in zip(made.items(), named, strict=True)]

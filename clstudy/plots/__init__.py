@@ -1,0 +1,58 @@
+"""Tables → figures. Nothing here computes a result; `save` writes a PDF, a PNG and the runs behind it to `figures/`."""
+from clstudy.plots.accuracy import (
+    changes,
+    curve_grid,
+    curves,
+    frontier,
+    live,
+    losses,
+    matrices,
+    matrix,
+    series,
+    trade,
+)
+from clstudy.plots.design_space import design_space_map, differences
+from clstudy.plots.domains import domain_gains, domain_matrices, style_grid
+from clstudy.plots.gradients import anatomy, bands, by_block, scatter
+from clstudy.plots.images import bars, pictures, similarity
+from clstudy.plots.leaderboard import clouds, ranking
+from clstudy.plots.rehearsal import class_weights, estimates, look, payers, sizes
+from clstudy.plots.streams import arrivals
+from clstudy.plots.style import LOOKS, METHODS, VOCABULARIES, save
+
+__all__ = [
+    "LOOKS",
+    "METHODS",
+    "VOCABULARIES",
+    "anatomy",
+    "arrivals",
+    "bands",
+    "bars",
+    "by_block",
+    "changes",
+    "class_weights",
+    "clouds",
+    "curve_grid",
+    "curves",
+    "design_space_map",
+    "differences",
+    "domain_gains",
+    "domain_matrices",
+    "estimates",
+    "frontier",
+    "live",
+    "look",
+    "losses",
+    "matrices",
+    "matrix",
+    "payers",
+    "pictures",
+    "ranking",
+    "save",
+    "scatter",
+    "series",
+    "similarity",
+    "sizes",
+    "style_grid",
+    "trade",
+]

@@ -1,0 +1,222 @@
+"""Grids: from words, a file or a dict to the runs and notebooks of a sweep, all checked before the first one starts.
+
+    method=sit,finetune  seed=0..4  benchmark=emoji  method_args.size=100,500      words of the command line
+    {"method": ["sit", "finetune"], "seed": "0..4", "benchmark": "emoji"}          the same from a notebook
+
+A list is a choice, and every combination of choices is made; `0..4` is 0, 1, 2, 3, 4. A value that is itself a list
+stands in brackets: `milestones=[3,5]`, in a dict or file `[[3, 5]]`; `none` is no value where there may be none. In a
+TOML file tables are dotted names, `[sweep]` holds options of the command, and each `[[grid]]` is a grid of its own on
+top of what stands before the first."""
+import ast
+import hashlib
+import inspect
+import itertools
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from clstudy.runs import store
+from clstudy.runs.run import find
+from clstudy.training.config import RunConfig
+from clstudy.utils.validation import choose
+from clstudy.utils.files import fingerprint
+
+WORDS = {"true": True, "false": False}
+OPTIONS = {"name", "notebooks", "profile", "workers", "probes", "keep_model", "timeout", "scheduler", "slurm"}
+LARGEST = 100_000  # points of a grid; more are a slip
+SHOWN = 5  # impossible settings listed in one error
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to make: a run. `notebooks/sweep.py` has another, with the same two verbs."""
+
+    id: str  # of the run
+    label: str  # what sets it apart from the others of its sweep
+    config: RunConfig | None = None
+
+    def make(self, work) -> None:
+        """Make the run; `work` is the `sweep.Work` that was asked for it."""
+        store.load_or_train(self.config, work.runs, work.keep_model, None, work.probes, wait=work.wait)
+
+    def made(self, work) -> bool:
+        """Whether it is there, with all that is wanted of it."""
+        return store._usable(find(self.config, work.runs), work.keep_model, work.probes)
+
+
+def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The grids of a TOML file, and the options of its table [sweep]."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    options, own = content.pop("sweep", {}), content.pop("grid", [{}])
+    if not isinstance(options, dict) or not isinstance(own, list) or not all(isinstance(one, dict) for one in own):
+        raise ValueError(f"{path}: write [sweep] for options and [[grid]] for each grid")
+    for name in options:
+        choose(f"{path}: [sweep]", name, OPTIONS)
+    return [{**_flat(content), **_flat(grid)} for grid in own], options
+
+
+def words(given: Iterable[str]) -> dict[str, Any]:
+    """NAME=VALUE, NAME=VALUE,VALUE and NAME=A..B as a grid."""
+    grid = {}
+    for word in given:
+        name, sign, value = word.partition("=")
+        if not sign or not name.strip():
+            raise ValueError(f"{word!r}: write NAME=VALUE, NAME=VALUE,VALUE or NAME=A..B")
+        grid[name.strip()] = [one for part in _parts(value) for one in _range(part)]
+    return grid
+
+
+def points(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of the choices, the last name quickest; dotted names are put into their dict."""
+    flat = _flat(grid)
+    for name, choices in flat.items():
+        if not choices:
+            raise ValueError(f"{name}: no value to choose from")
+    if math.prod(map(len, flat.values())) > LARGEST:
+        raise ValueError(f"a grid has at most {LARGEST:,} points; {', '.join(flat)} give more")
+    return [_nested(dict(zip(flat, values, strict=True))) for values in itertools.product(*flat.values())]
+
+
+def run_tasks(grids: Sequence[Mapping[str, Any]]) -> list[Task]:
+    """The runs of some grids, each once. ValueError: all settings that are impossible, up to five in words; data that
+    are missing."""
+    configs, errors, given = {}, {}, 0
+    for point in (point for grid in grids for point in points(grid)):
+        given += 1
+        try:
+            config = RunConfig(**_meant(point))
+            configs[config.run_id] = config
+        except ValidationError as error:
+            for one in error.errors():
+                name = ".".join(map(str, one["loc"]))
+                said = one["msg"].removeprefix("Value error, ")
+                known = f". Choices: {', '.join(RunConfig.model_fields)}" if one["type"] == "extra_forbidden" else ""
+                errors.setdefault(f"{name + ': ' if name else ''}{said}{known}", point)
+    if errors:
+        listed = "\n".join(f"  {said}" for said in list(errors)[:SHOWN])
+        more = f"\n  and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+        raise ValueError(f"impossible settings in a grid of {given}:\n{listed}{more}")
+    return from_configs(list(configs.values()))
+
+
+def _meant(point: Mapping[str, Any]) -> dict[str, Any]:
+    """`none` is no value where a setting may have none (TOML has no word of its own for it), and else a name."""
+    from clstudy.data.benchmarks import BENCHMARKS
+    from clstudy.methods import METHODS
+    from clstudy.data.streams import STREAMS
+    from clstudy.models.tuners import TUNERS
+
+    meant = {}
+    for name, value in point.items():
+        known = RunConfig.model_fields.get(name)
+        meant[name] = _or_none(value, known and known.annotation)
+    for axis, choices in (("benchmark", BENCHMARKS), ("stream", STREAMS), ("tuner", TUNERS), ("method", METHODS)):
+        name = meant.get(axis, RunConfig.model_fields[axis].default)
+        function = choices.get(name) if isinstance(name, str) else None
+        options = meant.get(f"{axis}_args")
+        if function and isinstance(options, Mapping):
+            known = inspect.signature(function).parameters
+            meant[f"{axis}_args"] = {name: _or_none(value, known[name].annotation if name in known else None)
+                                     for name, value in options.items()}
+    return meant
+
+
+def _or_none(value: Any, annotation: Any) -> Any:
+    said = isinstance(value, str) and value.lower() == "none"
+    return None if said and type(None) in get_args(annotation) else value
+
+
+def from_configs(configs: Sequence[RunConfig]) -> list[Task]:
+    """Runs as tasks, each once. ValueError, FileNotFoundError: a benchmark whose data are missing."""
+    from clstudy.data.benchmarks import check
+
+    configs = {config.run_id: config for config in configs}
+    seen = {json.dumps([c.benchmark, c.benchmark_args], sort_keys=True): c for c in configs.values()}
+    for config in seen.values():
+        check(config.benchmark, config.benchmark_args)
+    named = labels([config.model_dump(mode="json") for config in configs.values()])
+    return [Task(id, label or id, config) for (id, config), label in zip(configs.items(), named, strict=True)]
+
+
+def labels(settings: list[dict[str, Any]], always: Sequence[str] = ()) -> list[str]:
+    """Of each, what is not the same in all."""
+    told = [{name: json.dumps(value, sort_keys=True) for name, value in one.items()} for one in settings]
+    vary = [name for one in told for name in one if len({other.get(name) for other in told}) > 1]
+    names = [*always, *(name for name in dict.fromkeys(vary) if name not in always)]
+    return [" ".join(f"{name}={one[name]}" if name else str(one[name]) for name in names if name in one)
+            .replace('"', "") for one in told]
+
+
+def _flat(grid: Mapping[str, Any], before: str = "") -> dict[str, list]:
+    """Dotted names with their choices."""
+    flat = {}
+    for name, value in grid.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{before}{name}.")
+        elif isinstance(value, range | list | tuple):
+            flat[before + name] = list(value)
+        else:
+            flat[before + name] = _range(value) if isinstance(value, str) else [value]
+    return flat
+
+
+def _nested(point: dict[str, Any]) -> dict[str, Any]:
+    nested = {}
+    for name, value in point.items():
+        *outer, last = name.split(".")
+        inside = nested
+        for part in outer:
+            inside = inside.setdefault(part, {})
+            if not isinstance(inside, dict):
+                raise ValueError(f"{name}: {part} has a value of its own already")
+        inside[last] = value
+    return nested
+
+
+def _range(text: Any) -> list:
+    """0..4 as numbers; anything else as the one value that it is."""
+    ends = re.fullmatch(r"\s*(-?\d+)\.\.(-?\d+)\s*", text) if isinstance(text, str) else None
+    if not ends:
+        return [text]
+    if max(map(len, ends.groups())) > 18:
+        raise ValueError(f"{text.strip()[:50]}: numbers of so many digits are no range")
+    first, last = map(int, ends.groups())
+    if last < first:
+        raise ValueError(f"{text.strip()}: a range goes upwards")
+    if last - first >= LARGEST:
+        raise ValueError(f"{text.strip()}: a range has at most {LARGEST:,} numbers")
+    return list(range(first, last + 1))
+
+
+def _parts(text: str) -> list:
+    """Values between the commas that stand outside all brackets and quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for i, sign in enumerate(text):
+        if quote or sign in "\"'":
+            quote = "" if quote == sign else quote or sign
+        elif sign in "[{(" or sign in ")}]":
+            depth += 1 if sign in "[{(" else -1
+        elif sign == "," and not depth:
+            parts.append(text[start:i])
+            start = i + 1
+    return [_value(part) for part in [*parts, text[start:]]]
+
+
+def _value(text: str) -> Any:
+    text = text.strip()
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text

@@ -1,0 +1,172 @@
+"""A run, as one small frozen object. A notebook, a test, the command line and a worker build the same thing.
+
+Names are checked here, before anything is loaded; `run_id` is a hash of everything that can change the numbers."""
+import hashlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from clstudy.utils.files import fingerprint
+from clstudy.utils.paths import DATA
+from clstudy.utils.validation import _in_words, check_arguments, choose
+
+RESULTS = 1  # raised whenever a change of the code can move results: runs of before are then not taken for new ones
+
+
+def check_choice(name: str, value: Any) -> None:
+    """Refuse a word that no RunConfig has in the field of this name; what is no field, or free, passes."""
+    from clstudy.data.augment import AUGMENTATIONS
+    from clstudy.data.benchmarks import BENCHMARKS
+    from clstudy.data.streams import STREAMS
+
+    field = RunConfig.model_fields.get(name)
+    if field is None or not isinstance(value, str):
+        return
+    if get_origin(field.annotation) is Literal:
+        choose(name, value, get_args(field.annotation))
+    elif name in ("method", "tuner"):
+        methods, tuners, *_ = _methods_and_tuners()
+        choose(name, value, methods if name == "method" else tuners)
+    elif name in ("benchmark", "stream", "augmentation"):
+        known = {"benchmark": BENCHMARKS, "stream": STREAMS, "augmentation": AUGMENTATIONS}[name]
+        choose(name, value.split(":")[0], known)
+
+
+def with_path(benchmark: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`folder:PATH` as the benchmark `folder` with that path, which is made absolute: workers may stand elsewhere."""
+    if benchmark.startswith("folder:"):
+        benchmark, options = "folder", {**options, "path": benchmark.removeprefix("folder:")}
+    if benchmark == "folder" and isinstance(options.get("path"), str | Path):
+        try:
+            options = {**options, "path": str(Path(options["path"]).expanduser().absolute())}
+        except RuntimeError as error:  # of ~somebody
+            raise ValueError(f"benchmark_args: path={str(options['path'])!r}: {error}") from None
+    return benchmark, options
+
+
+class RunConfig(BaseModel):
+    """One point of the grid benchmark × stream × tuner × method, and how to optimise it. Impossible values fail
+    here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    benchmark: str = "emoji"
+    benchmark_args: dict[str, Any] = {}
+    stream: str = "disjoint"
+    stream_args: dict[str, Any] = {}  # tasks="groups" takes the benchmark's named groups of classes
+    model: str = "icon-clip"
+    pretrained: str | None = None  # a tag, a file, or "random"
+    tuner: str = "lora"
+    tuner_args: dict[str, Any] = {}
+    tower: Literal["image", "text", "both"] = "both"
+    method: str = "sit"
+    method_args: dict[str, Any] = {}
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    clip_norm: float | None = Field(None, gt=0)  # largest gradient norm; None: not clipped
+    batch_size: int = Field(64, ge=1)  # images
+    steps_per_batch: int = Field(3, ge=1)  # optimiser steps on each incoming batch, each with a fresh augmentation
+    epochs: int = Field(1, ge=1)  # passes over a stage; 1 is online
+    milestones: list[int] = []  # epochs of each stage after which lr is divided by ten
+    augmentation: str = "light"
+    eval_every: int | None = Field(None, ge=1)  # images of the stream between two evaluations; None: at stage ends only
+    side_every: int = Field(1, ge=1)  # stages between two looks at the side sets; before and last always
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
+    compile: bool = False
+    channels_last: bool = False
+    seed: int = 0
+    stream_seed: int | None = None  # class order and arrival; None: the same as seed
+    device: str = "auto"  # not part of run_id, as is how many threads there are
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if value != "auto" and value.split(":")[0] not in ("cpu", "cuda", "mps"):
+            raise ValueError(f"device={value!r} is unknown. Choices: auto, cpu, cuda, cuda:N, mps")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("benchmark"), str) \
+                or not isinstance(given.get("benchmark_args", {}), dict):
+            return given
+        return given | dict(zip(("benchmark", "benchmark_args"), with_path(given["benchmark"],
+                                given.get("benchmark_args", {})), strict=True))
+
+    @model_validator(mode="after")
+    def _names(self) -> "RunConfig":
+        from clstudy.data.augment import AUGMENTATIONS
+        from clstudy.data.benchmarks import BENCHMARKS
+        from clstudy.data.streams import STREAMS
+
+        choose("benchmark", self.benchmark, BENCHMARKS)
+        check_arguments("benchmark_args", BENCHMARKS[self.benchmark], self.benchmark_args)
+        choose("stream", self.stream, STREAMS)
+        check_arguments("stream_args", STREAMS[self.stream], self.stream_args, ("labels", "seed", "domains"))
+        choose("augmentation", self.augmentation, AUGMENTATIONS)
+        for epoch in self.milestones:
+            if not 1 <= epoch < self.epochs:
+                raise ValueError(f"milestones={self.milestones!r}: must be numbers from 1 to epochs - 1 = "
+                                 f"{self.epochs - 1}")
+        methods, tuners, checks, TOWERS, ONLY = _methods_and_tuners()
+        choose("tuner", self.tuner, tuners)
+        check_arguments("tuner_args", tuners[self.tuner], self.tuner_args, ("clip", "tower"))
+        if self.tuner in checks:
+            with _in_words("tuner_args", self.tuner_args):
+                checks[self.tuner](self.tower, **_filled(tuners[self.tuner], self.tuner_args, ("clip", "tower")))
+        choose("method", self.method, methods)
+        check_arguments("method_args", methods[self.method], self.method_args)
+        with _in_words("method_args", self.method_args):
+            methods[self.method](**self.method_args)  # refuses impossible values itself
+        towers, reason = ONLY.get(self.tuner, (TOWERS, ""))
+        if self.tower not in towers:
+            raise ValueError(f"tower={self.tower!r} does not go with tuner={self.tuner!r}: {reason}. Choices: "
+                             f"{', '.join(towers)}")
+        needs = getattr(methods[self.method], "needs", self.tuner)  # a method that is made of a tuner's parts
+        if self.tuner != needs:
+            raise ValueError(f"method={self.method!r} needs tuner={needs!r}, not {self.tuner!r}")
+        if self.tuner == "none" and self.method != "frozen":
+            raise ValueError(f"tuner='none' leaves method={self.method!r} nothing to train; choose another tuner, or "
+                             "method='frozen'")
+        return self
+
+    @property
+    def run_id(self) -> str:
+        """Twelve hexadecimal digits: the settings, the embedded files behind them, and the version of the results."""
+        settings = self.model_dump(mode="json", exclude={"device"})
+        return hashlib.sha256(json.dumps([RESULTS, settings, self.files()], sort_keys=True).encode()).hexdigest()[:12]
+
+    def files(self) -> list[str]:
+        """Fingerprints of the files that the numbers depend on: embedded data and weights, folders."""
+        from clstudy.data.benchmarks import evidence
+
+        named = [DATA / "emoji.parquet"] if self.benchmark.startswith("emoji") else []
+        if self.model == "icon-clip":
+            named.append(DATA / "icon-clip" / "open_clip_model.safetensors")
+        for path in (Path(given) for given in (self.model, self.pretrained) if given):
+            named += sorted(path.glob("open_clip_*")) if path.is_dir() else [path]
+        return [fingerprint(path) for path in named if path.exists()] + evidence(self.benchmark, self.benchmark_args)
+
+    def but(self, **changes) -> "RunConfig":
+        """The same run with other settings, checked again."""
+        return RunConfig(**{**self.model_dump(), **changes})
+
+
+def _methods_and_tuners():
+    from clstudy.methods import METHODS
+    from clstudy.models.tuners import CHECKS, ONLY, TOWERS, TUNERS
+
+    return METHODS, TUNERS, CHECKS, TOWERS, ONLY
+
+
+def _filled(function, given: dict[str, Any], reserved: tuple[str, ...]) -> dict[str, Any]:
+    """All options of a function but the reserved ones: those given, and the defaults of the others."""
+    known = inspect.signature(function).parameters
+    return {name: given.get(name, known[name].default) for name in known if name not in reserved}
+
+

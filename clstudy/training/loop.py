@@ -1,0 +1,149 @@
+"""The loop. `train(config)` runs one point of the grid and returns its tables; read it from top to bottom.
+
+A method is called by eight verbs, all of them below. Nothing on the device is waited for in a step: losses are
+gathered and looked at every `LOOK` steps (on the CPU, where nothing waits, at every step).
+"""
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clstudy.data.augment import AUGMENTATIONS
+from clstudy.data.streams import Stage
+from clstudy.data.types import Batch, Benchmark
+from clstudy.evaluation.accuracy import evaluate
+from clstudy.methods import METHODS
+from clstudy.models.clip import Clip
+from clstudy.training.checkpoint import Position, Saver
+from clstudy.training.config import RunConfig
+from clstudy.training.monitor import Cost, Step, check_weights, gather, own_table
+from clstudy.training.probing import open_probes
+from clstudy.training.setup import _start, make_optimizer, prepare, towers_of, unchanging
+from clstudy.utils import distributed
+from clstudy.utils.progress import bar
+
+LOOK = 20  # steps between two looks at the losses
+
+
+def batches(stage: Stage, benchmark: Benchmark, seen: list[int], prompts: Tensor, size: int, order: np.ndarray
+            ) -> Iterator[Batch]:
+    """The stage's images in the order given; classes join `seen` when their first image arrives."""
+    for chunk in np.array_split(order, range(size, len(order), size)) if len(order) else []:
+        labels = benchmark.train.labels[chunk]
+        seen.extend(label for label in dict.fromkeys(labels.tolist()) if label not in seen)
+        images = benchmark.train.images
+        image = images[torch.from_numpy(chunk).to(images.device)].to(prompts.device).float() / 255
+        yield Batch(image, tuple(labels.tolist()), tuple(chunk.tolist()), tuple(seen), prompts, stage,
+                    reference=benchmark.reference)
+
+
+def own_bar(config: RunConfig, stages: Sequence[Stage]):
+    """Progress over all images of a run."""
+    return bar(total=total(config, stages), unit="img", desc=f"{config.method} {config.tuner}", leave=False)
+
+
+def total(config: RunConfig, stages: Sequence[Stage]) -> int:
+    """Images of a run, each as often as it is seen."""
+    return config.epochs * sum(len(stage.index) for stage in stages)
+
+
+def arriving(at: Position, stage: Stage, benchmark: Benchmark, prompts: Tensor, config: RunConfig,
+             shuffle: np.random.Generator, optimizer: torch.optim.Optimizer | None) -> Iterator[Batch]:
+    """The batches of a stage that are still to come, epoch by epoch. Who takes one counts it in `at.batch`."""
+    while at.epoch < config.epochs:
+        if at.batch == 0:
+            decay(optimizer, config, at.epoch)
+            at.order = stage.index if at.epoch == 0 else shuffle.permutation(stage.index)
+        yield from batches(stage, benchmark, at.seen, prompts, config.batch_size,
+                           at.order[at.batch * config.batch_size:])
+        at.epoch, at.batch = at.epoch + 1, 0
+
+
+def augmented(batch: Batch, augmentation: Callable, generator: torch.Generator) -> Batch:
+    return replace(batch, image=augmentation(batch.image, generator))
+
+
+def decay(optimizer: torch.optim.Optimizer | None, config: RunConfig, epoch: int) -> None:
+    """Divide the learning rate by ten where `epoch` epochs are a milestone."""
+    for group in optimizer.param_groups if optimizer and epoch in config.milestones else ():
+        group["lr"] /= 10
+
+
+def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[Clip], None] | None = None,
+          probes: Sequence[str] = (), notes: dict | None = None, saver: Saver | None = None
+          ) -> tuple[list[dict], list[dict]]:
+    """Run the stream once. Returns rows of evaluations and of steps (see VOCABULARY.md for the columns).
+
+    progress: has `update(images)`, `close()`, maybe `begin(position, probes, total)`. keep: called with the final
+    model. probes: names of `probes.PROBES`. notes: takes "cost", and a table per probe. saver: saves the state now and
+    then, and takes it up. NotFinite: a loss or a weight is. KeyboardInterrupt: Ctrl-C, once the saver has saved."""
+    clip, benchmark, stages = prepare(config)
+    method = METHODS[config.method](**config.method_args)
+    augmentation, generator = AUGMENTATIONS[config.augmentation], torch.Generator().manual_seed(config.seed)
+    shuffle = np.random.default_rng(config.seed)
+    prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(clip.device)
+    at, cost, waiting, cache, saver = Position(), Cost(clip.device), [], _start(config), saver or Saver()
+    shown, at_once = progress or own_bar(config, stages), clip.device.type == "cpu"  # nobody waits for a look there
+
+    def look(stage: int, complete: bool) -> None:
+        cache.forget(**at.moving)
+        model, tasks = method.deploy(clip), [stage.classes for stage in stages]
+        sides = complete and (stage % config.side_every == 0 or stage == len(stages))
+        with distributed.sharing():
+            rows = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None)
+        at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row} for row in rows)
+
+    with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # takes up what was saved, in place
+            clip, unchanging(benchmark, stages, prompts), at=at, method=method, cost=cost, probes=watching,
+            augmentation=generator, shuffle=shuffle):
+        getattr(progress, "begin", lambda *_: None)(at, watching, total(config, stages))
+        shown.update(distributed.agreed("at the start", at.images))
+        if not at.evals:
+            look(0, complete=True)
+        cache = cache.copy()
+        for stage in stages[at.stage:]:
+            if not at.inside:
+                method.before_stage(clip, stage)
+            trained = method.trainable(clip)
+            optimizer = saver.resumed(make_optimizer(config, trained))  # a fresh one per stage, as SIT's code does
+            at.moving |= towers_of(clip, trained)
+            for batch in arriving(at, stage, benchmark, prompts, config, shuffle, optimizer):
+                cost.start()
+                clip.train()
+                for _ in range(config.steps_per_batch if optimizer else 0):
+                    joined = augmented(method.rehearse(clip, batch), augmentation, generator)
+                    terms = distributed.shared(method.loss, not probes)(clip, joined)
+                    optimizer.zero_grad(set_to_none=True)
+                    watching.look(terms, stage.number, at.images)
+                    distributed.backward(sum(terms.values()), trained)
+                    method.edit_gradients(clip)
+                    if config.clip_norm:
+                        torch.nn.utils.clip_grad_norm_(method.trainable(clip), config.clip_norm)
+                    optimizer.step()
+                    waiting.append(Step(stage.number, at.images, joined.index, terms))
+                    gather(waiting, at.steps, least=1 if at_once else LOOK)
+                method.after_step(clip, batch)
+                before, at.images, at.batch = at.images, at.images + len(batch.labels), at.batch + 1
+                cost.stop(len(batch.labels), trained)
+                shown.update(len(batch.labels))
+                if config.eval_every and before // config.eval_every < at.images // config.eval_every:
+                    look(stage.number, complete=False)
+                if distributed.due(saver):  # every so many seconds
+                    gather(waiting, at.steps)
+                    saver.save()
+            gather(waiting, at.steps)
+            watching.look({}, stage.number, at.images)
+            check_weights(trained, stage.number)
+            method.after_stage(clip, batches(stage, benchmark, at.seen, prompts, config.batch_size, stage.index))
+            look(stage.number, complete=True)
+            at.stage, at.epoch = at.stage + 1, 0
+            distributed.save(saver)
+    shown.close()
+    (notes if notes is not None else {}).update(cost=cost.table(method), **watching.tables(), **own_table(method))
+    if keep:
+        keep(method.deploy(clip))
+    return at.evals, at.steps
+
+

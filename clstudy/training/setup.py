@@ -1,0 +1,92 @@
+"""Model, benchmark, stages and optimiser of a run."""
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clstudy.data.benchmarks import BENCHMARKS
+from clstudy.data.streams import STREAMS, Stage
+from clstudy.data.types import Benchmark
+from clstudy.evaluation.features import Cache
+from clstudy.methods import METHODS
+from clstudy.models.clip import TEXTS, Clip
+from clstudy.models.loading import load_clip
+from clstudy.models.tuners import TUNERS, neutral
+from clstudy.training.config import RunConfig
+from clstudy.utils import distributed
+from clstudy.utils.malloc import keep_freed_memory
+
+
+def prepare(config: RunConfig) -> tuple[Clip, Benchmark, list[Stage]]:
+    """Model, benchmark and stages of a run, on its device, tuner in place."""
+    device = pick_device(config.device)
+    benchmark = _benchmark(config, device)
+    if device.type == "cpu":
+        keep_freed_memory(len(benchmark.train.class_names) <= TEXTS)
+    if benchmark.reference is None and getattr(METHODS[config.method](**config.method_args), "needs_reference", False):
+        raise ValueError(f"method={config.method!r} needs reference pairs; benchmark={config.benchmark!r} has none")
+    options = dict(config.stream_args)
+    if options.get("tasks") == "groups":
+        options["tasks"] = list(benchmark.groups.values())
+    if config.stream == "domains":
+        options["domains"] = benchmark.train.domains
+        if benchmark.train.domains is None:
+            raise ValueError(f"stream='domains' needs images with domains; benchmark={config.benchmark!r} has none")
+    seed = config.seed if config.stream_seed is None else config.stream_seed
+    stages = STREAMS[config.stream](benchmark.train.labels, seed, **options)
+    torch.manual_seed(config.seed)
+    clip = load_clip(config.model, config.pretrained)
+    clip.precision = config.precision
+    TUNERS[config.tuner](clip, config.tower, **config.tuner_args)
+    clip = clip.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    if config.compile:
+        clip.model.visual.compile()
+    return clip, benchmark, stages
+
+
+_LATEST: dict[tuple, Benchmark] = {}  # the benchmark of the run before, for the next run of this process
+
+
+_START: dict[tuple, Cache] = {}  # and its features under models that nothing has touched yet
+
+
+def _benchmark(config: RunConfig, device: torch.device) -> Benchmark:
+    key = (BENCHMARKS[config.benchmark], repr(config.benchmark_args), str(device), *config.files())
+    if key not in _LATEST:
+        _LATEST.clear()
+        _START.clear()
+        _LATEST[key] = BENCHMARKS[config.benchmark](**config.benchmark_args).to(device)
+    return _LATEST[key]
+
+
+def _start(config: RunConfig) -> Cache:
+    """What is known of the benchmark under the model as loaded: nothing where an untrained tuner changes it already."""
+    if config.pretrained == "random" or not neutral(config.tuner, config.tuner_args):
+        return Cache()
+    key = (config.model, config.pretrained, config.precision, config.compile, config.channels_last)
+    return _START.setdefault(key, Cache())
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return distributed.own(torch.device(name))
+
+
+def make_optimizer(config: RunConfig, parameters: list) -> torch.optim.Optimizer | None:
+    if not parameters:
+        return None
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer]
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def towers_of(clip: Clip, trained: list) -> dict[str, bool]:
+    """True for each tower that has one of these parameters."""
+    return {tower: True for tower in ("image", "text") if any(p is q for _, p in clip.tower(tower) for q in trained)}
+
+
+def unchanging(benchmark: Benchmark, stages: Sequence[Stage], prompts: Tensor) -> dict[str, Any]:
+    """What a method may refer to and every process has: a saved state holds no copy of it."""
+    return {"benchmark": benchmark, "reference": benchmark.reference, "images": benchmark.train.images,
+            "prompts": prompts, **{f"stage {stage.number}": stage for stage in stages}}

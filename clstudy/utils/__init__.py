@@ -1,0 +1,1 @@
+"""What every room may use: checks of input, files, folders, progress, several processes."""

@@ -1,0 +1,216 @@
+"""Tables and sentences of small memories and of domains: runs written by hand, numbers worked out by hand."""
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_runs import CLASSES, evaluations, make, row
+
+from clstudy.analysis import comparisons, domains, per_class, scores
+from clstudy.analysis import tables as tables_module
+from clstudy.data.types import Benchmark, Labelled
+from clstudy.evaluation import metrics
+from clstudy.evaluation.metrics import Interval
+from clstudy.runs.run import Run
+from clstudy.training.config import RunConfig
+
+T1 = 12.7062  # Student's t, 97.5 %, one degree of freedom
+NAMES = ("a", "b", "c")
+
+
+def several(folder, lasts, **more):
+    return [make(folder / str(seed), evaluations(last), seed, **more) for seed, last in enumerate(lasts)]
+
+
+# ---- over the size
+
+
+def test_a_point_per_method_size_and_metric(tmp_path):
+    groups = {("er", 2): several(tmp_path / "a", (.4, .6)), ("frozen", None): several(tmp_path / "b", (.3, .3))}
+    table = tables_module.over_sizes(groups, {"A_last": "at the end", "A_avg": "on average"})
+    assert list(table.panel) == ["at the end", "on average"] * 2 and list(table.method) == ["er"] * 2 + ["frozen"] * 2
+    assert table.x.tolist()[:2] == [2, 2] and table.x.isna().tolist() == [False, False, True, True]
+    assert table["mean"].tolist() == pytest.approx([50, 190 / 3, 30, 170 / 3])  # (80 + 60 + 40 or 60) / 3; …
+    assert table.half_width.iloc[0] == pytest.approx(T1 * 10, rel=1e-4) and table.half_width.iloc[2] == 0
+
+
+def test_a_lead_grows_as_the_memory_shrinks(tmp_path):
+    ours = {2: several(tmp_path / "a", (.5, .6)), 10: several(tmp_path / "b", (.7, .7))}
+    theirs = {2: several(tmp_path / "c", (.3, .5)), 10: several(tmp_path / "d", (.6, .7))}
+    found = comparisons.growth(ours, theirs, "A_last")  # (20, 10) − (10, 0)
+    assert found == pytest.approx((10, 0))
+    assert comparisons.growth(theirs, ours, "A_last").mean == pytest.approx(-10)
+
+
+# ---- what was claimed
+
+
+@pytest.mark.parametrize(("mean", "half", "said"), [
+    (2., 1., "holds here"), (1., 1., "no difference told"), (-1., 1., "no difference told"),
+    (-2., 1., "not reproduced here: the opposite"), (2., math.nan, "cannot be told from one seed")])
+def test_what_an_interval_says_of_a_claim(mean, half, said):
+    assert comparisons.outcome(Interval(mean, half)) == said
+
+
+def test_a_claim_is_judged_by_all_its_intervals():
+    held, open_, against = Interval(2., 1.), Interval(.25, 1.), Interval(-2., 1.)
+    assert comparisons.judged("it grows", {"x": held}) == (
+        "“it grows”: holds here.\n    x: +2.0 points, 95 % interval +1.0 to +3.0: holds here")
+    said = comparisons.judged("it grows", {"x": held, "y": open_, "z": against}, "", 2).splitlines()
+    assert said[0] == "“it grows”: holds in 1 of 3 cases, the opposite in 1."
+    assert said[2] == "    y: +0.25, 95 % interval -0.75 to +1.25: no difference told"
+    assert said[3].endswith("not reproduced here: the opposite")
+    assert comparisons.judged("it", {"x": held, "y": open_}).startswith("“it”: holds in 1 of 2 cases.")
+    assert comparisons.judged("it", {"x": open_, "y": open_}).startswith("“it”: no difference told.")
+    assert "+2.0 points: cannot" in comparisons.judged("it", {"x": Interval(2., math.nan)})
+
+
+# ---- class weights
+
+
+def weighing(folder, seed=0, old=1.5, late=(.5, 1.)):
+    """Three classes: 0 and 1 come in stage 1, 2 in stage 2; a step each and a second one in stage 2."""
+    rows = [(1, 0, 0, 1.2), (1, 0, 1, .8), (2, 1, 0, old), (2, 1, 1, old - 1), (2, 1, 2, late[0]),
+            (2, 2, 0, old), (2, 2, 1, old - 1), (2, 2, 2, late[1])]
+    table = pd.DataFrame(rows, columns=["stage", "step", "class", "weight"])
+    before = [row(0, f"class {name}", "all", value) for name, value in zip(NAMES, (.1, .9, .5), strict=True)]
+    return make(folder, [*evaluations(), *before], seed, probes={"method": table})
+
+
+def test_a_class_is_new_in_the_stage_in_which_it_comes(tmp_path):
+    weights = per_class.class_weights([weighing(tmp_path / "a"), weighing(tmp_path / "b", 1)])
+    assert weights.age.tolist() == 2 * ["new", "new", "old", "old", "new", "old", "old", "new"]
+    assert weights.seed.tolist() == [0] * 8 + [1] * 8
+
+
+def test_old_against_new_is_over_the_steps_that_have_both(tmp_path):
+    runs = [weighing(tmp_path / "a"), weighing(tmp_path / "b", 1, old=2.)]
+    weights = per_class.class_weights(runs)
+    ages = per_class.by_age(weights)
+    first = ages[ages.seed == 0]
+    assert first.weight.tolist() == pytest.approx([1., .5, 1., 1., 1.])  # new; new, old; new, old
+    found = per_class.old_against_new(weights)
+    assert found.mean == pytest.approx((.25 + .75) / 2) and found.half_width == pytest.approx(T1 * .25, rel=1e-4)
+
+
+def test_hard_classes_weigh_more(tmp_path):
+    run = weighing(tmp_path / "a", late=(.5, 1.))  # at the end 1.5, .5, 1.0 for accuracies .1, .9, .5
+    assert per_class.hard_classes([run], NAMES).mean == pytest.approx(1)
+    run = weighing(tmp_path / "b", late=(.5, 3.))  # 1.5, .5, 3.0: ranks 2, 1, 3 against 3, 1, 2
+    assert per_class.hard_classes([run], NAMES).mean == pytest.approx(.5)
+    run = weighing(tmp_path / "c")
+    assert per_class.hard_classes([run], ("b", "a", "c")).mean == pytest.approx(-1)  # names, not places
+
+
+def test_the_effective_number_of_classes(tmp_path):
+    weights = per_class.class_weights([weighing(tmp_path / "a")])
+    assert per_class.effective(weights) == pytest.approx(9 / (1.5**2 + .5**2 + 1) / 3)
+    even = weights.assign(weight=1.)
+    assert per_class.effective(even) == pytest.approx(1)
+
+
+# ---- which classes pay
+
+
+def classes(folder, ends, seed=0, before=(.1, .9, .5)):
+    rows = [r for r in evaluations() if not r["set"].startswith("class ")]
+    rows += [row(0, f"class {name}", "all", value) for name, value in zip(NAMES, before, strict=True)]
+    return make(folder, rows + [row(3, f"class {name}", "seen", value)
+                                for name, value in zip(NAMES, ends, strict=True)], seed)
+
+
+def test_what_each_class_gains(tmp_path):
+    ours = [classes(tmp_path / "a", (.5, .5, .5)), classes(tmp_path / "b", (.7, .5, .5), 1, (.3, .9, .5))]
+    theirs = [classes(tmp_path / "c", (.2, .6, .5)), classes(tmp_path / "d", (.2, .6, .7), 1)]
+    table = per_class.class_changes(ours, theirs).set_index("class")
+    assert table.difference.to_dict() == pytest.approx({"a": 40, "b": -10, "c": -10})
+    assert table.before.to_dict() == pytest.approx({"a": 20, "b": 90, "c": 50})
+    found = per_class.payers(ours, theirs)  # the hard half of three classes is one
+    assert found["hard half"].mean == pytest.approx(40) and found["easy half"].mean == pytest.approx((-5 - 15) / 2)
+    assert found["hard half"].half_width == pytest.approx(T1 * 10, rel=1e-4)
+
+
+def test_the_classes_of_the_small_runs_have_all_columns(tmp_path):
+    assert set(make(tmp_path / "a").classes("seen").columns) == set(CLASSES)
+
+
+# ---- domains
+
+HANDS = ("x", "y", "z")
+TABLE = {"x": (.3, .8, .9, .6), "y": (.4, .5, .7, .5), "z": (.5, .4, .4, .9)}  # EXAMPLE, if x, y, z is the order
+
+
+def world(order=(0, 1, 2)):
+    """Two classes in three domains, an image of each; the stream's order is that of `order`."""
+    labels, hands = np.tile([0, 1], 3), np.repeat(order, 2)
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 2, 2)
+    train = Labelled(images, labels, ("cat", "dog"), "{}", hands, HANDS)
+    return Benchmark("hands", train, train, ("poodle: curly", "b", "poodle: white", "d", "e", "f"), {})
+
+
+def drawing(folder, seed=0, stream="domains", table=TABLE, **args):
+    rows = [row(stage, f"domain {name}", "all", value) for name, values in table.items()
+            for stage, value in enumerate(values)]
+    made = make(folder, [*evaluations(), *rows], seed)
+    config = RunConfig.model_construct(seed=seed, stream=stream, stream_args=args or {"order": "given"},
+                                       stream_seed=None)
+    return Run(config, made.folder)
+
+
+def test_the_matrix_of_domains_is_in_the_order_of_arrival(tmp_path):
+    run = drawing(tmp_path / "a")
+    assert domains.arrival(run, world()) == ["x", "y", "z"]
+    R = domains.domain_matrix(run, world())
+    assert R.tolist() == metrics.EXAMPLE.tolist()
+    shuffled = drawing(tmp_path / "b", 3, order="random")
+    order = np.random.default_rng(3).permutation(3)  # as the stream permutes them
+    assert domains.arrival(shuffled, world()) == [HANDS[i] for i in order] != ["x", "y", "z"]
+    assert np.array_equal(domains.domain_matrix(shuffled, world()), metrics.EXAMPLE[:, order])
+    means = domains.domain_means({"er": [run, shuffled]}, world())
+    assert np.allclose(means["er"], (metrics.EXAMPLE + metrics.EXAMPLE[:, order]) / 2)
+
+
+def test_scores_of_domains_are_those_of_the_matrix(tmp_path):
+    run = drawing(tmp_path / "a")
+    assert domains.domain_scores(run, world()) == pytest.approx(
+        {"average": 200 / 3, "worst domain": 50, "forgetting": 25, "transfer": 0})
+    joint = domains.domain_scores(drawing(tmp_path / "b", stream="joint"), world())
+    assert joint["average"] == pytest.approx(200 / 3) and math.isnan(joint["transfer"])
+    assert scores.scores(run)["worst domain"] == 50 and scores.scores(run)["worst domain before"] == 30
+
+
+def test_a_table_of_domains(tmp_path):
+    lower = {name: (*values[:3], values[3] - .2) for name, values in TABLE.items()}
+    pair = [drawing(tmp_path / "a"), drawing(tmp_path / "b", 1, table=lower)]
+    table = domains.domain_summary({"er": pair, "joint": [drawing(tmp_path / "c", stream="joint")]}, world(),
+                                        ["concepts"])
+    assert table.loc["er"].tolist() == [f"56.7 ± {T1 * 10:.1f}", f"40.0 ± {T1 * 10:.1f}", f"35.0 ± {T1 * 10:.1f}",
+                                        "0.0 ± 0.0", "70.0 ± 0.0"]
+    assert table.loc["joint"].tolist() == ["66.7", "50.0", "-", "-", "70.0"]
+    gap = domains.domain_interval(pair, world(), "average", pair[::-1])
+    assert gap.mean == pytest.approx(0) and gap.half_width == pytest.approx(T1 * 20, rel=1e-4)
+    assert domains.domain_interval(pair, world(), "forgetting").mean == pytest.approx(35)
+
+
+def test_gains_are_told_apart_by_whether_the_domain_has_come(tmp_path):
+    table = domains.domain_gains({"er": [drawing(tmp_path / "a")]}, world())
+    wide = table.pivot(index="x", columns="panel", values="mean")
+    assert wide["have come"].tolist() == pytest.approx([50, 45, (30 + 10 + 40) / 3])
+    assert wide["are still to come"].tolist()[:2] == pytest.approx([0, -10]) and math.isnan(wide.iloc[2, 0])
+
+
+def test_one_picture_of_each_thing_in_each_domain():
+    pictures, names = domains.in_every_domain(world(), ["poodle", "dog"])
+    assert names == ["x", "y", "z"] * 2 and pictures.shape == (6, 3, 2, 2)
+    assert pictures[:, 0, 0, 0].tolist() == [0, 2, 255, 1, 3, 5]  # the third domain has no poodle
+    with pytest.raises(ValueError, match="'fish'"):
+        domains.in_every_domain(world(), ["fish"])
+
+
+def test_a_run_of_one_stage_has_no_mean_over_stages(tmp_path):
+    rows = [row(1, "seen classes", "seen", .6), *(row(1, f"class {name}", "seen", .5) for name in NAMES)]
+    rows += [row(stage, "task 1", who, .5) for stage in (0, 1) for who in ("own", "seen", "all")]
+    joint = [make(tmp_path / str(seed), rows, seed=seed) for seed in (0, 1)]
+    table = tables_module.over_sizes({("joint", None): joint}, {"A_last": "at the end", "A_avg": "on average"})
+    assert list(table.panel) == ["at the end"]

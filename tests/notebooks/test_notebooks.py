@@ -1,0 +1,127 @@
+"""Every notebook: stored stripped, in the skeleton of the house, its parameters and profiles fit; two are executed."""
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from clstudy.notebooks import parameters
+from clstudy.notebooks.execute import run_notebook
+from clstudy.utils.paths import NOTEBOOKS
+
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+OPENING = ("**Question.**", "**What you will see.**", "**Time.**", "two CPU cores", "GPU")
+SECTIONS = ("## Try it", "## Exercises", "## Questions", "## References")
+LINES = 8  # the aim is 5; a longer cell is a function that has not found its module, or carries the tag `long`
+TRAINING = re.compile(r"\.backward\(\)|torch\.optim\b")
+PLOTTING = re.compile(r"^\s*(import|from) (matplotlib|seaborn|plotly)", re.M)
+FIGURE = re.compile(r'(?:plots|tables)\.save\((?:[^"]|"(?!\d\d_))*?"(\d\d_\w+)"')
+every = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str = "code") -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def tagged(path: Path, tag: str) -> list:
+    return [cell for cell in cells(path) if tag in cell.metadata.get("tags", [])]
+
+
+@every
+def test_it_is_stored_stripped_with_readable_ids(path: Path) -> None:
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    nbformat.validate(notebook)
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert set(notebook["metadata"]) <= {"clstudy", "kernelspec", "language_info"}
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    for cell in notebook["cells"]:
+        assert not re.fullmatch(r"[0-9a-f]{8}", cell["id"]), f"{cell['id']}: a random id; name the cell"
+        assert set(cell["metadata"]) <= {"tags"}
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"] and cell["execution_count"] is None
+
+
+@every
+def test_it_follows_the_skeleton(path: Path) -> None:
+    text = cells(path, "markdown")
+    opening = "\n".join(cell.source for cell in text[:2])
+    assert opening.startswith("# ")
+    assert [part for part in OPENING if part not in opening] == []
+    titles = [line for cell in text for line in cell.source.splitlines() if line.startswith("## ")]
+    assert tuple(titles[-4:]) == SECTIONS
+    assert len(titles) > 4  # something to read before
+
+
+@every
+def test_parameters_and_both_profiles_fit(path: Path) -> None:
+    assert len(tagged(path, "parameters")) == 1
+    assert all(parameter.help for parameter in parameters.parameters(path)), "each parameter says what it means"
+    assert {"quick", "full"} <= set(parameters.profiles(path))
+    for profile in parameters.profiles(path):
+        parameters.profile_parameters(path, profile)
+
+
+@every
+def test_one_cell_builds_the_configs(path: Path) -> None:
+    assert [cell.id for cell in cells(path)].count("configs") == 1
+
+
+@every
+def test_cells_are_short(path: Path) -> None:
+    free = {cell.id for tag in ("parameters", "long") for cell in tagged(path, tag)} | {"imports"}
+    lengths = {cell.id: sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in cells(path)}
+    assert {name: count for name, count in lengths.items() if count > LINES and name not in free} == {}
+
+
+@every
+def test_it_holds_no_plotting_code_and_training_only_where_it_is_the_subject(path: Path) -> None:
+    source = "\n".join(cell.source for cell in cells(path))
+    assert not PLOTTING.search(source)
+    assert path.stem == "02_the_loop" or not TRAINING.search(source)
+
+
+@every
+def test_each_figure_is_followed_by_a_claim(path: Path) -> None:
+    code = cells(path)
+    for cell, following in zip(code, [*code[1:], None], strict=True):
+        if "plots.save(" in cell.source:
+            assert following is not None and "print(" in following.source, f"{cell.id}: no sentence after the figure"
+
+
+@every
+def test_exercises_are_checked_against_the_package(path: Path) -> None:
+    exercises = [cell for cell in cells(path) if cell.id.startswith("exercise")]
+    assert exercises
+    assert [cell.id for cell in exercises if not re.search(r"\bcheck\(\w+, like=", cell.source)] == []
+    text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    assert "<summary>Hint</summary>" in text and re.search(r"\((easy|medium|hard), \d+ minutes", text)
+
+
+def test_each_figure_is_claimed_by_one_notebook_and_bears_its_number() -> None:
+    claimed: dict[str, str] = {}
+    for path in PATHS:
+        source = "\n".join(cell.source for cell in cells(path))
+        names = set(FIGURE.findall(source))
+        assert len(FIGURE.findall(source)) == len(re.findall(r"(?:plots|tables)\.save\(", source)), path.stem
+        for name in names:
+            assert name.startswith(path.stem[:2]), f"{path.stem} draws {name}"
+            assert name not in claimed, f"{name} is drawn by {claimed.get(name)} and {path.stem}"
+            claimed[name] = path.stem
+
+
+SMALL = {"00_start_here": {"things": ["dog", "pizza"], "extra": ["an animal"]},
+         "02_the_loop": {"tasks": 2, "batch_size": 256}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", SMALL)
+def test_it_runs(stem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLSTUDY_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("CLSTUDY_FIGURES", str(tmp_path / "figures"))
+    done = run_notebook(NOTEBOOKS / f"{stem}.ipynb", SMALL[stem], tmp_path, timeout=300, progress=False)
+    assert done.ok, done.error
+    source = "\n".join(cell.source for cell in cells(NOTEBOOKS / f"{stem}.ipynb"))
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == set(FIGURE.findall(source))
+    shown = [output for cell in cells(done.path) for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(shown) >= len(set(FIGURE.findall(source)))

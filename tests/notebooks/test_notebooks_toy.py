@@ -1,0 +1,106 @@
+"""Every cell of the notebooks of experiments, run in this process on the toy world: what is wrong in a cell, in a
+table or in a figure is found in seconds. That papermill runs a notebook is tested in test_notebooks.py."""
+import ast
+import html
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+
+from clstudy import plots
+from clstudy.utils import paths
+from clstudy.analysis import interpolation
+from clstudy.data.benchmarks import BENCHMARKS
+from clstudy.notebooks import parameters as parameters_module
+from clstudy.runs import workers
+from clstudy.runs.store import load_or_train
+from clstudy.utils.paths import NOTEBOOKS
+from tests.notebooks.test_notebooks import FIGURE, cells
+
+FEW = {"benchmark": "toy", "benchmark_args": {}, "seeds": [0, 1], "precision": "fp32"}
+STREAM = FEW | {"tasks": 2, "lr": 0.01, "eval_every": 20}
+ONE = FEW | {"epochs": 1, "batch_size": 32, "lr": 0.01, "sessions": 2}
+TOY = {  # parameters that make it small; the model is the toy's
+    "03_candidates": FEW | {"tasks": 2, "eval_every": 20, "both_softmaxes": True, "memory": 12,
+                            "more_benchmarks": {"other": {}}, "more_tuners": ["adapter"]},
+    "04_gradients": STREAM | {"look_at": 2},
+    "05_which_encoder": STREAM,
+    "06_streams": STREAM,
+    "07_vocabulary": ONE | {"weights": [1], "weight": 1, "sizes": [5], "lengths": [1],
+                            "others": {"zscl": [1], "geodl": [1]}, "more_vocabularies": ["words"]},
+    "08_weights": ONE | {"shares": [0, 0.5, 1], "average_every": 1},
+    "09_small_memory": STREAM | {"classes": 6, "sizes": [1, 2], "size": 2, "herding_at": 1, "visits": 2,
+                                 "side": ["concepts"]},
+    "10_domains": FEW | {"benchmark": "hands", "shown_args": {}, "things": ["red brick", "blue door"], "classes": 6,
+                         "size": 1, "lr": 0.01, "side": ["concepts"], "scratch": ["finetune"],
+                         "scratch_settings": {"pretrained": None}},
+    "11_the_map": STREAM | {"size": 12},
+}
+
+
+@pytest.fixture
+def world(toy, toy_model, monkeypatch, tmp_path):
+    """The toy benchmark with the side sets that notebooks ask for, twice; all runs are made in this process."""
+    def benchmark():
+        small = toy()
+        sides = {name: small.side["shades"] for name in ("concepts", "other classes")}
+        return replace(small, side=sides)
+
+    for name in ("toy", "other"):
+        monkeypatch.setitem(BENCHMARKS, name, benchmark)
+
+    def hands():
+        """The same, each image drawn by one of three."""
+        small = benchmark()
+        drawn = {part: replace(getattr(small, part), domains=np.arange(len(getattr(small, part))) // 2 % 3,
+                               domain_names=("pen", "brush", "chalk")) for part in ("train", "test")}
+        return replace(small, **drawn)
+
+    monkeypatch.setitem(BENCHMARKS, "hands", hands)
+
+    def many(configs, workers=None, runs=None, keep_model=False, probes=()):
+        return [load_or_train(config, tmp_path / "runs", keep_model, probes=probes) for config in configs]
+
+    monkeypatch.setattr(workers, "many", many)
+    monkeypatch.setattr(
+        interpolation, "local", lambda function, items, workers: ((item, function(item)) for item in items)
+    )
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
+    monkeypatch.setenv("CLSTUDY_QUIET", "1")
+    return {"model": str(toy_model)}
+
+
+def shown(value) -> str:
+    """What a notebook would show of the value of a cell's last line."""
+    made = value._repr_html_() if hasattr(value, "_repr_html_") else None
+    return made or html.escape(repr(value))
+
+
+def run(stem: str, parameters: dict) -> list[str]:
+    """Run all code cells of a notebook in one namespace; what they show."""
+    path, seen = NOTEBOOKS / f"{stem}.ipynb", []
+    values = parameters_module.check_parameters(path, parameters)
+    space = {"display": lambda value: seen.append(shown(value))}
+    for cell in cells(path):
+        *body, last = ast.parse(cell.source).body
+        exec(compile(ast.Module([*body, *([] if isinstance(last, ast.Expr) else [last])], []), cell.id, "exec"), space)
+        if isinstance(last, ast.Expr):
+            seen.append(shown(eval(compile(ast.Expression(last.value), cell.id, "eval"), space)))
+        if "parameters" in cell.metadata.get("tags", []):
+            space |= values
+    return seen
+
+
+@pytest.mark.parametrize("stem", TOY)
+def test_every_cell_runs_on_the_toy_world(stem, world, tmp_path, capsys):
+    claimed = set(FIGURE.findall("\n".join(cell.source for cell in cells(NOTEBOOKS / f"{stem}.ipynb"))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Mean of empty slice")  # a blurred stage of so few images can bring no class
+        seen = run(stem, TOY[stem] | world)
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} <= claimed
+    assert {path.stem for path in (tmp_path / "figures").glob("*.*")} == claimed
+    assert len(seen) >= 3 and "one seed" not in capsys.readouterr().out
+    assert not pyplot.get_fignums(), "figures stay open"

@@ -1,0 +1,161 @@
+"""Worker processes of this machine: what they make, how they end, and what one that dies leaves."""
+import math
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+import torch
+
+from clstudy import RunConfig
+from clstudy.runs import workers
+from clstudy.runs.run import find
+from clstudy.runs.store import load_or_train
+from clstudy.runs.workers import many
+
+
+def test_many_reads_what_is_finished_in_the_order_asked_for(tiny, runs, no_training):
+    configs = [tiny, tiny.but(seed=1)]
+    made = [load_or_train(config, runs) for config in configs]
+    no_training()
+    assert [run.folder for run in many([*configs, tiny], runs=runs)] == [run.folder for run in (*made, made[0])]
+
+
+@pytest.mark.slow
+def test_many_runs_in_another_process_and_one_error_stops_no_other(toy_model, runs):
+    """Spawned processes know no toy benchmark: a small part of the embedded one."""
+    good = RunConfig(benchmark_args={"families": ["streamline-emojis"]}, model=str(toy_model), tuner="none",
+                     method="frozen", stream="joint")
+    bad = good.but(stream="disjoint", stream_args={"tasks": 1000})
+    with pytest.raises(ValueError, match="tasks=1000"):
+        many([bad, good], workers=1, runs=runs)
+    assert [path.name for path in runs.iterdir()] == [good.run_id]
+    assert find(good, runs).evals.value.between(0, 1).all()
+
+
+class Here:
+    """Worker processes that are this process, which knows the toy benchmark."""
+
+    def submit(self, function, *arguments):
+        done = Future()
+        done.set_result(function(*arguments))
+        return done
+
+
+def test_many_runs_have_the_probes_that_are_asked_for(monkeypatch, tiny, runs, no_training):
+    monkeypatch.setattr(workers, "_pool", lambda workers, threads: Here())
+    configs = [tiny, tiny.but(seed=1)]
+    plain = load_or_train(configs[0], runs).evals
+    made = many(configs, runs=runs, keep_model=True, probes=("drift",))
+    assert [len(run.probe("drift")) for run in made] == [18, 18]
+    assert all((run.folder / "model.safetensors").exists() for run in made)
+    assert made[0].evals.equals(plain) and not made[0].probe("drift").equals(made[1].probe("drift"))
+    no_training()
+    many(configs, runs=runs, probes=["drift"])
+    with pytest.raises(AssertionError, match="trained again"):
+        many(configs, runs=runs, probes=["classes"])
+
+
+def test_an_unknown_probe_is_refused_before_any_process_starts(tiny, runs):
+    with pytest.raises(ValueError, match="probes='gradient' is unknown"):
+        many([tiny], runs=runs, probes=["drift", "gradient"])
+    assert not runs.exists() and workers._POOL == {}
+
+
+# ---- worker processes
+
+
+@pytest.fixture
+def own_pool():
+    workers.close_pool()
+    yield workers
+    workers.close_pool()
+
+
+def test_the_processes_stay_for_the_next_call_and_change_with_the_surroundings(own_pool, monkeypatch):
+    first = own_pool._pool(1, 1)
+    pid = first.submit(os.getpid).result()
+    assert own_pool._pool(1, 1) is first and own_pool._pool(1, 1).submit(os.getpid).result() == pid
+    monkeypatch.setenv("CLSTUDY_DATA", "elsewhere")
+    other = own_pool._pool(1, 1)
+    assert other is not first and other.submit(os.getpid).result() != pid
+    assert other.submit(os.getenv, "CLSTUDY_DATA").result() == "elsewhere"
+    assert other.submit(torch.get_num_threads).result() == 1
+
+
+def test_processes_without_work_end_and_a_call_that_has_begun_keeps_them(own_pool, monkeypatch):
+    monkeypatch.setattr(own_pool, "IDLE", 0.5)
+    assert dict(own_pool.local(abs, [-1], 1)) == {-1: 1}
+    pool = own_pool._pool(1, own_pool.cores())
+    [pid] = pool._processes
+    time.sleep(1)
+    assert alive(pid) and own_pool._POOL
+    assert dict(own_pool.local(abs, [-2], 1)) == {-2: 2} and list(pool._processes) == [pid]
+    for _ in range(100):
+        time.sleep(0.1)
+        if not alive(pid):
+            break
+    assert not alive(pid) and own_pool._POOL == {}
+    assert dict(own_pool.local(abs, [-3], 1)) == {-3: 3}
+
+
+def test_an_interrupt_ends_the_processes(own_pool, monkeypatch, tiny, runs):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(own_pool, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        many([tiny], workers=1, runs=runs)
+    assert own_pool._POOL == {}
+
+
+def test_one_that_kills_its_process_is_found_and_stops_no_other(own_pool):
+    death = "__import__('os')._exit(3)"
+    found = list(own_pool.local(eval, ["1 + 1", death, "2 + 2", "3 + 3"], workers=2))
+    outcomes = dict(found)
+    assert len(found) == 4 and isinstance(outcomes.pop(death), BrokenProcessPool)
+    assert outcomes == {"1 + 1": 2, "2 + 2": 4, "3 + 3": 6}
+
+
+def test_an_error_is_an_outcome_and_stops_no_other(own_pool):
+    outcomes = dict(own_pool.local(math.sqrt, [4.0, -1.0, 9.0], workers=1))
+    assert isinstance(outcomes.pop(-1.0), ValueError) and outcomes == {4.0: 2.0, 9.0: 3.0}
+
+
+def test_the_cores_are_divided_and_a_share_is_kept(monkeypatch):
+    whole = workers.cores()
+    monkeypatch.setenv("CLSTUDY_CORES", "1")
+    assert workers.cores() == 1
+    monkeypatch.setenv("CLSTUDY_CORES", str(10 * whole))
+    assert workers.cores() == whole
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    code = ("import os, time\nfrom clstudy import workers\n"
+            "if __name__ == '__main__':\n"
+            "    print(workers._pool(1, 1).submit(os.getpid).result(), flush=True)\n    time.sleep(60)\n")
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+                              cwd=Path(__file__).parents[2],
+                              env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not alive(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, 9)
+    pytest.fail("the worker is still there ten seconds after its parent")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
