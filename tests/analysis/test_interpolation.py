@@ -9,8 +9,8 @@ from clstudy import load_or_train
 from clstudy.analysis import interpolation
 from clstudy.evaluation import accuracy
 from clstudy.evaluation.accuracy import evaluate
-from clstudy.models.merging import merge
 from clstudy.models.loading import load_clip
+from clstudy.models.merging import merge
 from clstudy.runs.run import load_tuned
 from clstudy.training.setup import prepare
 

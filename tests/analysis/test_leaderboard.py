@@ -10,7 +10,7 @@ import pytest
 from small_runs import evaluations, make
 
 from clstudy import plots
-from clstudy.analysis import leaderboard, tables
+from clstudy.analysis import leaderboard
 from clstudy.analysis import scores as scores_module
 from clstudy.notebooks import execute
 from clstudy.runs.run import Run, finished

@@ -6,11 +6,10 @@ import pandas as pd
 import pytest
 from small_runs import evaluations, make, row
 
-from clstudy import plots
-from clstudy.utils import paths
 from clstudy.analysis import comparisons, export, interpolation, scores, tables
 from clstudy.evaluation import metrics
 from clstudy.evaluation.metrics import Interval
+from clstudy.utils import paths
 
 T = 4.302653  # Student's t, 97.5 %, two degrees of freedom
 UP, BASE, DOWN = (.60, .62, .61), (.40, .41, .42), (.20, .22, .21)  # UP − BASE: 20, 21, 19 points

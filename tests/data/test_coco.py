@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from small_sets import CELL, cells, colour
 
-from clstudy.utils import paths
 from clstudy import RunConfig
 from clstudy.data import image_store
 from clstudy.data.benchmarks import BENCHMARKS, check, coco, datasets, evidence
 from clstudy.data.image_store import DamagedError
+from clstudy.utils import paths
 
 NEEDED = ("coco", "karpathy", "flickr30k", "tiered_imagenet_test", "eurosat")
 NAMES = tuple(datasets.about_classes("coco")["classes"].values())

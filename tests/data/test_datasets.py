@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from clstudy.utils import paths
 from clstudy import RunConfig
 from clstudy.data import image_store
 from clstudy.data.benchmarks import BENCHMARKS, check, datasets
 from clstudy.data.benchmarks.datasets import SIDE
 from clstudy.data.image_store import DamagedError
 from clstudy.data.types import Labelled
+from clstudy.utils import paths
 
 REPOSITORY = Path(__file__).parents[2]
 PUBLISHED = ("cifar10", "cifar100", "tiny_imagenet", "imagenet_r")

@@ -8,13 +8,13 @@ import pytest
 import small_sets
 import torch
 
-from clstudy.utils import paths
 from clstudy import RunConfig
 from clstudy.data import image_shards
 from clstudy.data.benchmarks import BENCHMARKS, check, datasets, domainnet
 from clstudy.data.benchmarks.domainnet import DOMAINS, TOTALS
 from clstudy.data.image_store import DamagedError
 from clstudy.data.streams import STREAMS
+from clstudy.utils import paths
 from tests.data.test_datasets import reference
 
 SIZE = 32

@@ -10,12 +10,12 @@ import torch
 from small_sets import few_classes
 from typer.testing import CliRunner
 
-from clstudy.utils import paths
 from clstudy import RunConfig
 from clstudy.cli import app
 from clstudy.data import image_shards
 from clstudy.data.benchmarks import BENCHMARKS, check, datasets, imagenet
 from clstudy.data.image_store import DamagedError
+from clstudy.utils import paths
 from tests.data.test_datasets import reference
 
 SIZE = 32

@@ -9,12 +9,12 @@ import small_sets
 import torch
 from PIL import Image
 
-from clstudy.utils import paths
 from clstudy import RunConfig
 from clstudy.data import image_store
 from clstudy.data.benchmarks import BENCHMARKS, check, datasets, evidence, mtil
 from clstudy.data.image_store import DamagedError
 from clstudy.evaluation.features import text_features
+from clstudy.utils import paths
 
 SMALL = ("dtd", "mnist", "eurosat")
 

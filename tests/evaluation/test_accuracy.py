@@ -7,7 +7,6 @@ import torch
 
 from clstudy.data.types import Benchmark, Captioned, Labelled
 from clstudy.evaluation import features as features_module
-from clstudy.evaluation import accuracy as module
 from clstudy.evaluation.accuracy import evaluate, hits, zero_shot
 from clstudy.evaluation.features import Cache, class_features, features
 from clstudy.evaluation.retrieval import ranks, retrieval

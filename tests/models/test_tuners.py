@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from clstudy import load_clip
 from clstudy.losses.functional import match
-from clstudy.models.merging import merge
 from clstudy.models.clip import Clip
-from clstudy.models.merging import export
+from clstudy.models.merging import export, merge
 from clstudy.models.tuners import ONLY, TOWERS, TUNERS, adapter, lora, prompts
 from clstudy.models.tuners.prompt_tuning import Prompted
 from clstudy.runs.run import load_tuned
