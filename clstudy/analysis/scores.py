@@ -18,7 +18,7 @@ def scores(run: Run) -> dict[str, float]:
     A_auc, A_avg and A_last are of classes seen so far (candidates: seen). Matrix metrics use candidates "all", for
     which row 0 (before training) exists. "NAME" and "NAME before" are side sets after the last stage and before the
     first."""
-    every, ends = run.curve(), run.evals[run.evals.stage_end & (run.evals["set"] == "seen classes")]
+    every, ends = run.curve(), run.evals[run.evals.stage_end & (run.evals["name"] == "seen classes")]
     R, known = run.matrix("all"), run.classes("seen")
     values = {
         "A_auc": metrics.a_auc(every.value.tolist()),
@@ -39,12 +39,13 @@ def scores(run: Run) -> dict[str, float]:
     if len(hands):
         values["worst domain"], values["worst domain before"] = (metrics.worst_domain(hands.iloc[stage].tolist())
                                                                  for stage in (-1, 0))
-    for name in side_sets(run):
+    for name in run.held_out_sets():
         values[name] = run.final(name)
         values[f"{name} before"] = run.final(name, stage=0)
     for direction in ("image to text", "text to image"):
         for suffix, stage in (("", None), (" before", 0)):
-            found = [run.final(name, metric="recall@1", stage=stage) for name in retrieval_sets(run, direction)]
+            metric = f"{direction.replace(' ', '-')} recall@1"
+            found = [run.final(name, metric=metric, stage=stage) for name in retrieval_sets(run)]
             values[f"R@1 {direction}{suffix}"] = float(np.mean(found)) if found else float("nan")
     return {name: 100 * value for name, value in (values | _updated(run, values)).items()}
 
@@ -65,16 +66,9 @@ def _updated(run: Run, values: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def side_sets(run: Run) -> list[str]:
-    """The zero-shot sets that the stream does not touch."""
-    names = run.evals[(run.evals.metric == "accuracy") & (run.evals.candidates == "own")]["set"]
-    return [name for name in dict.fromkeys(names) if not name.startswith("task ")]
-
-
-def retrieval_sets(run: Run, direction: str) -> list[str]:
-    """Names of the evaluations of retrieval in one direction; `scores` has the mean over them."""
-    names = run.evals["set"][run.evals.metric == "recall@1"]
-    return [name for name in dict.fromkeys(names) if name.endswith(f": {direction}")]
+def retrieval_sets(run: Run) -> list[str]:
+    """The sets of image-caption pairs of a run; `scores` has the mean recall over them."""
+    return list(dict.fromkeys(run.evals["name"][run.evals.kind == "retrieval"]))
 
 
 def means(runs: Sequence[Run], *names: str) -> list[float]:

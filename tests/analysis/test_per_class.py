@@ -114,7 +114,7 @@ def test_the_effective_number_of_classes(tmp_path):
 
 
 def classes(folder, ends, seed=0, before=(.1, .9, .5)):
-    rows = [r for r in evaluations() if not r["set"].startswith("class ")]
+    rows = [r for r in evaluations() if r["kind"] != "class"]
     rows += [row(0, f"class {name}", "all", value) for name, value in zip(NAMES, before, strict=True)]
     return make(folder, rows + [row(3, f"class {name}", "seen", value)
                                 for name, value in zip(NAMES, ends, strict=True)], seed)

@@ -99,7 +99,7 @@ def test_the_stream_of_domains_follows_the_order(disk):
 
 @pytest.mark.parametrize(("stream", "options"), [("domains", {"order": "given"}), ("disjoint", {"tasks": 2})])
 def test_a_run_trains_and_tells_each_domain(stream, options, disk, toy_model):
-    from clstudy.training.loop import train
+    from small_runs import train
 
     config = RunConfig(benchmark="domainnet", benchmark_args={"size": SIZE, "domains": ["real", "clipart"]},
                        stream=stream, stream_args=options, method="gdro", method_args={"size": 8},

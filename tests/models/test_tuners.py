@@ -551,7 +551,8 @@ def test_tuners_work_in_bf16(clip, batch, kind, tower):
 @TOWER
 @EACH
 def test_a_kept_run_comes_back_with_equal_features(tiny, tmp_path, batch, kind, tower):
-    from clstudy.training.loop import train
+    from small_runs import train
+
     from clstudy.training.setup import prepare
 
     name, options = KINDS[kind]

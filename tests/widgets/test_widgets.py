@@ -26,11 +26,13 @@ from clstudy.widgets import (
     accuracy_matrix,
     choosers,
     common,
-    explorer as explorer_module,
     microscope,
     picture_gradients,
     run_comparison,
     zero_shot,
+)
+from clstudy.widgets import (
+    explorer as explorer_module,
 )
 from tests import small_runs
 
