@@ -70,7 +70,7 @@ def scored(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
     new = [run for run in runs if run.id not in known.index or known.changed[run.id] != changed[run.id]]
     if new:
         rows = [{"code": code, "changed": changed[run.id], "side": "\n".join(run.held_out_sets()),
-                 **scores.scores(run)} for run in new]
+                 **scores.metrics_of(run)} for run in new]
         fresh = pd.DataFrame(rows, [run.id for run in new])
         stays = known.drop(index=known.index.intersection(fresh.index))
         known = pd.concat([stays, fresh]) if len(stays) else fresh

@@ -6,13 +6,35 @@ import numpy as np
 import pandas as pd
 
 from clstudy.evaluation import metrics
-from clstudy.runs.run import Run
+from clstudy.runs.run import Run, flat
+from clstudy.utils.validation import choose
 
 NEVER_UPDATED = ("other classes", "tiered_imagenet_test")  # side sets that ZS-Acc is of
 
 
+def scores(runs: Sequence[Run], metrics: str | Sequence[str]) -> pd.DataFrame:
+    """A row for each run, a column for each setting that varies between them and for each metric (percent).
+
+    Options of an axis have their own name where no other setting has it ("size"), otherwise the dotted one
+    ("method_args.size"); a run without the option has None. ValueError: a metric that a run does not have."""
+    table = settings(runs)
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
+        table[metric] = [metrics_of(run)[choose("metric", metric, metrics_of(run))] for run in runs]
+    return table
+
+
+def settings(runs: Sequence[Run], constant: bool = False) -> pd.DataFrame:
+    """A row for each run, a column for each setting that varies between them (with `constant`: for all settings)."""
+    table = pd.DataFrame([flat(run.config) for run in runs], dtype=object).drop(columns="device", errors="ignore")
+    table = table.astype(object).where(table.notna(), None)
+    if not constant:
+        table = table.loc[:, [len({repr(value) for value in table[name]}) > 1 for name in table]]
+    last = [name.rpartition(".")[2] for name in table]
+    return table.rename(columns={name: end for name, end in zip(table, last, strict=True) if last.count(end) == 1})
+
+
 @lru_cache(maxsize=4096)
-def scores(run: Run) -> dict[str, float]:
+def metrics_of(run: Run) -> dict[str, float]:
     """Metrics of one run, in percent: stream accuracy, forgetting, zero-shot and retrieval before and after.
 
     A_auc, A_avg and A_last are of classes seen so far (candidates: seen). Matrix metrics use candidates "all", for
@@ -73,7 +95,7 @@ def retrieval_sets(run: Run) -> list[str]:
 
 def means(runs: Sequence[Run], *names: str) -> list[float]:
     """The means over runs of some of their scores."""
-    found = pd.DataFrame([scores(run) for run in runs])
+    found = pd.DataFrame([metrics_of(run) for run in runs])
     return [float(found[name].mean()) for name in names]
 
 

@@ -177,7 +177,7 @@ def test_scores_of_domains_are_those_of_the_matrix(tmp_path):
         {"average": 200 / 3, "worst domain": 50, "forgetting": 25, "transfer": 0})
     joint = domains.domain_scores(drawing(tmp_path / "b", stream="joint"), world())
     assert joint["average"] == pytest.approx(200 / 3) and math.isnan(joint["transfer"])
-    assert scores.scores(run)["worst domain"] == 50 and scores.scores(run)["worst domain before"] == 30
+    assert scores.metrics_of(run)["worst domain"] == 50 and scores.metrics_of(run)["worst domain before"] == 30
 
 
 def test_a_table_of_domains(tmp_path):

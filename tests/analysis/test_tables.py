@@ -29,7 +29,7 @@ def seeds(tmp_path_factory):
 
 
 def test_every_score_of_a_run(tmp_path):
-    found = scores.scores(make(tmp_path / "a"))
+    found = scores.metrics_of(make(tmp_path / "a"))
     expected = {
         "A_auc": 64,  # (90 + 80 + 50 + 60 + 40) / 5: the checkpoint at a stage end counts once
         "A_avg": 60, "A_last": 40,
@@ -44,8 +44,8 @@ def test_every_score_of_a_run(tmp_path):
 def test_a_run_without_retrieval_and_side_sets(tmp_path):
     rows = [row for row in evaluations() if said(row) not in ("concepts", "pets") and "drawings" not in said(row)]
     run = make(tmp_path / "a", rows)
-    assert run.held_out_sets() == [] and "concepts" not in scores.scores(run)
-    assert math.isnan(scores.scores(run)["R@1 image to text"]) and scores.scores(run)["A_last"] == 40
+    assert run.held_out_sets() == [] and "concepts" not in scores.metrics_of(run)
+    assert math.isnan(scores.metrics_of(run)["R@1 image to text"]) and scores.metrics_of(run)["A_last"] == 40
 
 
 def test_side_sets_are_what_is_no_task(tmp_path):
@@ -257,7 +257,7 @@ def updated(folder, ut: float, zs: float, seed: int = 0, balanced=metrics.EXAMPL
 
 
 def test_vr_lwfs_metrics_of_a_run(tmp_path):
-    found = scores.scores(updated(tmp_path / "a", .7, .3))
+    found = scores.metrics_of(updated(tmp_path / "a", .7, .3))
     assert {name: found[name] for name in ("UT-Acc", "ZS-Acc", "A-Acc", "UT-Acc before", "A-Acc before")} == \
         pytest.approx({"UT-Acc": 70, "ZS-Acc": 30, "A-Acc": 50, "UT-Acc before": 40, "A-Acc before": 45})
     # the matrix of the worked examples: last row .6 .5 .9, diagonal .8 .7 .9
@@ -266,7 +266,7 @@ def test_vr_lwfs_metrics_of_a_run(tmp_path):
 
 
 def test_a_run_without_other_classes_has_no_update_metrics(tmp_path):
-    assert not {"UT-Acc", "ZS-Acc", "A-Acc"} & set(scores.scores(make(tmp_path / "a")))
+    assert not {"UT-Acc", "ZS-Acc", "A-Acc"} & set(scores.metrics_of(make(tmp_path / "a")))
 
 
 def test_what_moved_is_said_with_its_interval(tmp_path):
