@@ -32,6 +32,11 @@ def clear_dead(runs: Path) -> None:
             continue
 
 
+def write_text(path: Path, text: str) -> None:
+    """Text files of the project are UTF-8 everywhere."""
+    path.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: dict) -> None:
     """Whole or not at all: written beside and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
