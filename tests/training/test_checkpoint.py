@@ -1,7 +1,6 @@
 """A run that was killed goes on and ends with the tables of one that was not: every method, real kills, bad disks."""
 import ast
 import errno
-import json
 import os
 import random
 import signal
