@@ -19,9 +19,9 @@ from clstudy.analysis.comparisons import verdict
 from clstudy.analysis.tables import _point
 from clstudy.evaluation import metrics
 from clstudy.evaluation.accuracy import evaluate
-from clstudy.models.merging import merge
 from clstudy.models.clip import Clip
 from clstudy.models.loading import load_clip
+from clstudy.models.merging import merge
 from clstudy.models.weight_space import Values, between, put
 from clstudy.runs.run import Run, load_tuned
 from clstudy.runs.workers import default, local

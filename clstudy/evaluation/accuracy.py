@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clstudy.data.types import Benchmark, Labelled
-from clstudy.evaluation.features import Cache, class_features, features
+from clstudy.evaluation.features import Cache, Scores, class_features, features, product
 from clstudy.evaluation.retrieval import retrieval
 from clstudy.evaluation.rows import row
 from clstudy.models.clip import Clip
@@ -22,18 +22,23 @@ def hits(similarity: Float[Tensor, "images classes"], labels: Int[Tensor, " imag
     return (best == labels) & offered.expand_as(similarity).gather(1, labels[:, None])[:, 0]
 
 
+@torch.no_grad()
 def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]], seen: Sequence[int],
-             complete: bool = True, sides: bool = True, cache: Cache | None = None) -> list[dict]:
+             complete: bool = True, sides: bool = True, cache: Cache | None = None,
+             scores: Scores = product) -> list[dict]:
     """Rows of (set, candidates, metric, value, count).
 
-    tasks: classes of each task; seen: classes that have arrived. Sets: "seen classes" (candidates seen); if
+    tasks: classes of each task; seen: classes that have arrived; scores: the method's verb of this name.
+    Sets: "seen classes" (candidates seen); if
     `complete` also "task 1" … (own / seen / all), "all classes" (all), and each class (set "class NAME", seen and
     all); if `sides` also the side sets (own) and retrieval; where test images have domains, also each of these (set
     "domain NAME", seen and all). An empty set gives no row."""
     cache = cache or Cache()
     clip.eval()
     test, count = benchmark.test, len(benchmark.test.class_names)
-    similarity = features(clip, test.images, cache) @ class_features(clip, test.class_names, test.template, cache).T
+    image = features(clip, test.images, cache)
+    text = class_features(clip, test.class_names, test.template, cache)
+    similarity = scores(clip, image, text, range(count))
     labels = torch.from_numpy(test.labels).to(similarity.device)
     home = np.full(count, -1)
     for number, classes in enumerate(tasks):
@@ -48,9 +53,9 @@ def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]],
     if complete:
         rows += _complete(right, test, tasks, home, arrived)
     for name, side in benchmark.side.items() if sides else ():
-        rows += row(name, "own", zero_shot(clip, side, cache))
+        rows += row(name, "own", zero_shot(clip, side, cache, scores))
     for name, pairs in benchmark.retrieval.items() if sides else ():
-        rows += retrieval(clip, pairs, name, cache=cache)
+        rows += retrieval(clip, pairs, name, cache=cache, scores=scores)
     return rows
 
 
@@ -81,9 +86,12 @@ def _balanced(name: str, candidates: str, right: np.ndarray, labels: np.ndarray)
     return row(name, candidates, each, "class-balanced accuracy")
 
 
-def zero_shot(clip: Clip, side: Labelled, cache: Cache | None = None) -> np.ndarray:
+@torch.no_grad()
+def zero_shot(clip: Clip, side: Labelled, cache: Cache | None = None, scores: Scores = product
+              ) -> np.ndarray:
     """For each image of a side set, whether its class wins among the set's own classes."""
-    similarity = features(clip, side.images, cache) @ class_features(clip, side.class_names, side.template, cache).T
-    return similarity.argmax(1).cpu().numpy() == side.labels
+    image = features(clip, side.images, cache)
+    text = class_features(clip, side.class_names, side.template, cache)
+    return scores(clip, image, text, None).argmax(1).cpu().numpy() == side.labels
 
 

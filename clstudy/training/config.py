@@ -127,7 +127,7 @@ class RunConfig(BaseModel):
         if self.tower not in towers:
             raise ValueError(f"tower={self.tower!r} does not go with tuner={self.tuner!r}: {reason}. Choices: "
                              f"{', '.join(towers)}")
-        needs = getattr(methods[self.method], "needs", self.tuner)  # a method that is made of a tuner's parts
+        needs = methods[self.method].needs_tuner or self.tuner
         if self.tuner != needs:
             raise ValueError(f"method={self.method!r} needs tuner={needs!r}, not {self.tuner!r}")
         if self.tuner == "none" and self.method != "frozen":

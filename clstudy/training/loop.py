@@ -92,7 +92,8 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
         model, tasks = method.deploy(clip), [stage.classes for stage in stages]
         sides = complete and (stage % config.side_every == 0 or stage == len(stages))
         with distributed.sharing():
-            rows = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None)
+            rows = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None,
+                            method.scores)
         at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row} for row in rows)
 
     with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # takes up what was saved, in place
@@ -105,7 +106,8 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
         cache = cache.copy()
         for stage in stages[at.stage:]:
             if not at.inside:
-                method.before_stage(clip, stage)
+                method.before_stage(clip, stage, batches(stage, benchmark, list(at.seen), prompts,
+                                                         config.batch_size, stage.index))
             trained = method.trainable(clip)
             optimizer = saver.resumed(make_optimizer(config, trained))  # a fresh one per stage, as SIT's code does
             at.moving |= towers_of(clip, trained)

@@ -24,7 +24,7 @@ def prepare(config: RunConfig) -> tuple[Clip, Benchmark, list[Stage]]:
     benchmark = _benchmark(config, device)
     if device.type == "cpu":
         keep_freed_memory(len(benchmark.train.class_names) <= TEXTS)
-    if benchmark.reference is None and getattr(METHODS[config.method](**config.method_args), "needs_reference", False):
+    if benchmark.reference is None and METHODS[config.method](**config.method_args).needs_reference:
         raise ValueError(f"method={config.method!r} needs reference pairs; benchmark={config.benchmark!r} has none")
     options = dict(config.stream_args)
     if options.get("tasks") == "groups":
