@@ -91,7 +91,7 @@ def _table(first: Clip, last: Clip, end: Run, shares: Sequence[float], side: Seq
     rows = []
     for share in shares:
         put(last, between(theta, goal, float(share)))
-        rows += [{"share": float(share), **row} for row in evaluate(last, benchmark, tasks, seen)]
+        rows += [{"share": float(share), **row} for row in evaluate(last, benchmark, tasks, seen).rows]
     return pd.DataFrame(rows)
 
 
@@ -148,5 +148,5 @@ def hill(seeds: Sequence[pd.DataFrame], sets: Mapping[str, str]) -> str:
 
 def _at(table: pd.DataFrame, key: str) -> pd.Series:
     name, candidates = key.split("/")
-    rows = table[(table["set"] == name) & (table.candidates == candidates) & (table.metric == "accuracy")]
+    rows = table[(table["name"] == name) & (table.candidates == candidates) & (table.metric == "accuracy")]
     return rows.set_index("share").value
