@@ -54,7 +54,7 @@ def configs(model: Path, count: int, **changes) -> list[RunConfig]:
     made = []
     for i in range(count):
         name = NAMES[i % len(NAMES)]
-        needs = getattr(METHODS[name], "needs", None)
+        needs = METHODS[name].needs_tuner
         own = {"tuner": needs, "tower": ONLY.get(needs, (("both",), ""))[0][-1]} if needs else {}
         made.append(RunConfig(**{**SETTINGS, "model": str(model), "method": name, "method_args": SMALL.get(name, {}),
                                  "seed": i // len(NAMES), **own, **changes}))

@@ -55,7 +55,7 @@ class Falling:
 
 def of(config, method: str, **changes):
     """The run with this method, with the tuner that it is made for."""
-    needs = getattr(METHODS[method], "needs", None)
+    needs = METHODS[method].needs_tuner
     if needs:
         changes |= {"tuner": needs, "tower": ONLY.get(needs, (("both",), ""))[0][-1]}
     return config.but(method=method, **changes)
@@ -366,7 +366,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(monkeypatch, tiny, runs, t
 def test_what_cannot_be_saved_is_named(monkeypatch, tiny, runs):
     @dataclass
     class Holding(METHODS["sit"]):
-        def before_stage(self, clip, stage):
+        def before_stage(self, clip, stage, batches):
             self.rules = {"first": [1, lambda: 2]}
 
     monkeypatch.setitem(METHODS, "holding", Holding)
