@@ -8,7 +8,7 @@ import pandas as pd
 from clstudy.evaluation import metrics
 from clstudy.runs.run import Run
 
-NEVER_UPDATED = ("other classes", "tiered_imagenet_test")  # side sets that ZS-Acc is of
+NEVER_UPDATED = ("other classes", "tiered_imagenet_test")  # held-out sets that ZS-Acc is of
 
 
 @lru_cache(maxsize=4096)
@@ -16,7 +16,7 @@ def scores(run: Run) -> dict[str, float]:
     """Metrics of one run, in percent: stream accuracy, forgetting, zero-shot and retrieval before and after.
 
     A_auc, A_avg and A_last are of classes seen so far (candidates: seen). Matrix metrics use candidates "all", for
-    which row 0 (before training) exists. "NAME" and "NAME before" are side sets after the last stage and before the
+    which row 0 (before training) exists. "NAME" and "NAME before" are held-out sets after the last stage and before the
     first."""
     every, ends = run.curve(), run.evals[run.evals.stage_end & (run.evals["set"] == "seen classes")]
     R, known = run.matrix("all"), run.classes("seen")
@@ -39,7 +39,7 @@ def scores(run: Run) -> dict[str, float]:
     if len(hands):
         values["worst domain"], values["worst domain before"] = (metrics.worst_domain(hands.iloc[stage].tolist())
                                                                  for stage in (-1, 0))
-    for name in side_sets(run):
+    for name in held_out_sets(run):
         values[name] = run.final(name)
         values[f"{name} before"] = run.final(name, stage=0)
     for direction in ("image to text", "text to image"):
@@ -65,7 +65,7 @@ def _updated(run: Run, values: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def side_sets(run: Run) -> list[str]:
+def held_out_sets(run: Run) -> list[str]:
     """The zero-shot sets that the stream does not touch."""
     names = run.evals[(run.evals.metric == "accuracy") & (run.evals.candidates == "own")]["set"]
     return [name for name in dict.fromkeys(names) if not name.startswith("task ")]

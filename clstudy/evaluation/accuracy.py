@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clstudy.data.types import Benchmark, Labelled
+from clstudy.data.types import BenchmarkData, Labelled
 from clstudy.evaluation.features import Cache, class_features, features
 from clstudy.evaluation.retrieval import retrieval
 from clstudy.evaluation.rows import row
@@ -22,13 +22,13 @@ def hits(similarity: Float[Tensor, "images classes"], labels: Int[Tensor, " imag
     return (best == labels) & offered.expand_as(similarity).gather(1, labels[:, None])[:, 0]
 
 
-def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]], seen: Sequence[int],
+def evaluate(clip: Clip, benchmark: BenchmarkData, tasks: Sequence[tuple[int, ...]], seen: Sequence[int],
              complete: bool = True, sides: bool = True, cache: Cache | None = None) -> list[dict]:
     """Rows of (set, candidates, metric, value, count).
 
     tasks: classes of each task; seen: classes that have arrived. Sets: "seen classes" (candidates seen); if
     `complete` also "task 1" … (own / seen / all), "all classes" (all), and each class (set "class NAME", seen and
-    all); if `sides` also the side sets (own) and retrieval; where test images have domains, also each of these (set
+    all); if `sides` also the held-out sets (own) and retrieval; where test images have domains, also each of these (set
     "domain NAME", seen and all). An empty set gives no row."""
     cache = cache or Cache()
     clip.eval()
@@ -47,8 +47,8 @@ def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]],
     rows = row("seen classes", "seen", right["seen"][arrived[test.labels]])
     if complete:
         rows += _complete(right, test, tasks, home, arrived)
-    for name, side in benchmark.side.items() if sides else ():
-        rows += row(name, "own", zero_shot(clip, side, cache))
+    for name, held_out in benchmark.held_out.items() if sides else ():
+        rows += row(name, "own", zero_shot(clip, held_out, cache))
     for name, pairs in benchmark.retrieval.items() if sides else ():
         rows += retrieval(clip, pairs, name, cache=cache)
     return rows
@@ -81,9 +81,9 @@ def _balanced(name: str, candidates: str, right: np.ndarray, labels: np.ndarray)
     return row(name, candidates, each, "class-balanced accuracy")
 
 
-def zero_shot(clip: Clip, side: Labelled, cache: Cache | None = None) -> np.ndarray:
-    """For each image of a side set, whether its class wins among the set's own classes."""
-    similarity = features(clip, side.images, cache) @ class_features(clip, side.class_names, side.template, cache).T
-    return similarity.argmax(1).cpu().numpy() == side.labels
+def zero_shot(clip: Clip, held_out: Labelled, cache: Cache | None = None) -> np.ndarray:
+    """For each image of a held-out set, whether its class wins among the set's own classes."""
+    similarity = features(clip, held_out.images, cache) @ class_features(clip, held_out.class_names, held_out.template, cache).T
+    return similarity.argmax(1).cpu().numpy() == held_out.labels
 
 

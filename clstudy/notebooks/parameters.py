@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from clstudy.training.config import check_choice
+from clstudy.training.config import check_choice, registry, with_path
+from clstudy.utils.options import make
 from clstudy.utils.paths import NOTEBOOKS
 
 TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict, "Literal": Literal}
@@ -127,17 +128,11 @@ def choose_parameters(notebook: Path, given: Mapping[str, Any], profile: str | N
 
 def check_data(tasks: Iterable[tuple[Path, dict[str, Any]]]) -> None:
     """Raise where a notebook asks for a benchmark whose data are missing, before any is executed."""
-    from clstudy.training.config import with_path
-    from clstudy.utils.validation import check_arguments, choose
-
     for path, given in tasks:
         values = {p.name: p.value for p in parameters(path)} | given
         name, options = with_path(str(values.get("benchmark", "emoji")), values.get("benchmark_args", {}))
         if name not in ("emoji", "emoji_concepts"):  # these come with the repository; the import takes seconds
-            from clstudy.data.benchmarks import BENCHMARKS, check
-
-            check_arguments("benchmark_args", BENCHMARKS[choose("benchmark", name, BENCHMARKS)], options)
-            check(name, options)
+            make("benchmark", name, registry("benchmark"), options).require()
 
 
 def table(rows: Iterable[Parameter]) -> str:

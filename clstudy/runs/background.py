@@ -21,7 +21,7 @@ from clstudy.utils import paths
 from clstudy.training.config import RunConfig
 
 EVERY = 0.3  # seconds between two lines of the feed
-SETS = ("seen classes", "all classes")  # whose accuracies are told, beside the side sets
+SETS = ("seen classes", "all classes")  # whose accuracies are told, beside the held-out sets
 
 
 class Training:

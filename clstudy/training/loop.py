@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clstudy.data.augment import AUGMENTATIONS
 from clstudy.data.streams import Stage
-from clstudy.data.types import Batch, Benchmark
+from clstudy.data.types import Batch, BenchmarkData
 from clstudy.evaluation.accuracy import evaluate
 from clstudy.methods import METHODS
 from clstudy.models.clip import Clip
@@ -27,7 +27,7 @@ from clstudy.utils.progress import bar
 LOOK = 20  # steps between two looks at the losses
 
 
-def batches(stage: Stage, benchmark: Benchmark, seen: list[int], prompts: Tensor, size: int, order: np.ndarray
+def batches(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: Tensor, size: int, order: np.ndarray
             ) -> Iterator[Batch]:
     """The stage's images in the order given; classes join `seen` when their first image arrives."""
     for chunk in np.array_split(order, range(size, len(order), size)) if len(order) else []:
@@ -49,7 +49,7 @@ def total(config: RunConfig, stages: Sequence[Stage]) -> int:
     return config.epochs * sum(len(stage.index) for stage in stages)
 
 
-def arriving(at: Position, stage: Stage, benchmark: Benchmark, prompts: Tensor, config: RunConfig,
+def arriving(at: Position, stage: Stage, benchmark: BenchmarkData, prompts: Tensor, config: RunConfig,
              shuffle: np.random.Generator, optimizer: torch.optim.Optimizer | None) -> Iterator[Batch]:
     """The batches of a stage that are still to come, epoch by epoch. Who takes one counts it in `at.batch`."""
     while at.epoch < config.epochs:
@@ -90,7 +90,7 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
     def look(stage: int, complete: bool) -> None:
         cache.forget(**at.moving)
         model, tasks = method.deploy(clip), [stage.classes for stage in stages]
-        sides = complete and (stage % config.side_every == 0 or stage == len(stages))
+        sides = complete and (stage % config.held_out_every == 0 or stage == len(stages))
         with distributed.sharing():
             rows = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None)
         at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row} for row in rows)

@@ -97,11 +97,11 @@ def test_a_balanced_draw_has_a_look_of_its_own(tmp_path):
     assert {"er", "er_balanced"} <= set(plots.LOOKS)
 
 
-def test_zero_shot_is_the_mean_of_the_side_sets_and_costs_have_units(tmp_path):
+def test_zero_shot_is_the_mean_of_the_held_out_sets_and_costs_have_units(tmp_path):
     cost = {"parameters": 7, "images_per_second": 50., "peak_memory": 3 * 2**20}
     table = leaderboard.gather([write(tmp_path, name="a", result=cost),
                                 write(tmp_path, name="b", method="frozen", result=cost | {"parameters": 0})])
-    assert leaderboard.side_sets(table) == ["concepts", "pets"]
+    assert leaderboard.held_out_sets(table) == ["concepts", "pets"]
     assert table["zero-shot"].tolist() == pytest.approx([60, 60])
     assert table["zero-shot before"].tolist() == pytest.approx([55, 55])
     assert table.loc["a", ["parameters", "images/s", "GPU memory, MB"]].tolist() == [7, 50, 3]

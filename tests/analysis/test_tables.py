@@ -42,15 +42,15 @@ def test_every_score_of_a_run(tmp_path):
     assert list(found) == list(expected) and found == pytest.approx(expected)
 
 
-def test_a_run_without_retrieval_and_side_sets(tmp_path):
+def test_a_run_without_retrieval_and_held_out_sets(tmp_path):
     rows = [row for row in evaluations() if row["set"] not in ("concepts", "pets") and "drawings" not in row["set"]]
     run = make(tmp_path / "a", rows)
-    assert scores.side_sets(run) == [] and "concepts" not in scores.scores(run)
+    assert scores.held_out_sets(run) == [] and "concepts" not in scores.scores(run)
     assert math.isnan(scores.scores(run)["R@1 image to text"]) and scores.scores(run)["A_last"] == 40
 
 
-def test_side_sets_are_what_is_no_task(tmp_path):
-    assert scores.side_sets(make(tmp_path / "a")) == ["concepts", "pets"]
+def test_held_out_sets_are_what_is_no_task(tmp_path):
+    assert scores.held_out_sets(make(tmp_path / "a")) == ["concepts", "pets"]
 
 
 def test_a_summary_has_the_mean_and_the_interval_over_seeds(seeds):

@@ -58,7 +58,7 @@ SHOP = {"cake": Cake, "bread": Bread}
     ("form", "sqare", "form='sqare' is unknown. Did you mean square? Choices: round, square"),
     ("toppings", ["nuts", "lemmon"],
      "toppings='lemmon' is unknown. Did you mean lemon? Choices: lemon, nuts"),
-    ("toppings", "nuts", "toppings='nuts': must be a list of 'nuts' or 'lemon'"),
+    ("toppings", "nuts", "toppings='nuts': must be a list of 'nuts' or 'lemon', such as ['nuts']"),
     ("guests", 3, "guests=3: must be even"),
     ("guests", 1.5, "guests=1.5: must be a whole number or None"),
     ("warm", 1, "warm=1: must be True or False"),

@@ -277,10 +277,10 @@ def explorer(live, toy):
 
 def test_the_explorer_shows_the_shares_of_the_classes_in_time(explorer, toy):
     explorer.tasks.value = 3
-    figure, labels = explorer.figure, toy().train.labels
+    figure, labels = explorer.figure, toy().load().train.labels
     total = np.sum([trace.y for trace in figure.data], axis=0)
     np.testing.assert_allclose(total, 100)
-    assert [trace.name for trace in figure.data] == [toy().train.class_names[label] for label, _ in explorer.homes]
+    assert [trace.name for trace in figure.data] == [toy().load().train.class_names[label] for label, _ in explorer.homes]
     assert len(figure.layout.shapes) == 2 and len({trace.fillcolor for trace in figure.data}) == 3
     part = explorer.parts[0]
     assert figure.data[0].y[0] == pytest.approx(100 * np.mean(labels[part] == explorer.homes[0][0]))
@@ -304,9 +304,9 @@ def test_the_explorer_follows_its_controls(explorer):
 
 def test_the_explorer_shows_pictures_of_what_comes(explorer, toy):
     label, _ = explorer.homes[-1]
-    name, part = toy().train.class_names[label], 55
+    name, part = toy().load().train.class_names[label], 55
     explorer._hover(SimpleNamespace(name=name), SimpleNamespace(point_inds=[part]), None)
-    count = int((toy().train.labels[explorer.parts[part]] == label).sum())
+    count = int((toy().load().train.labels[explorer.parts[part]] == label).sum())
     assert (explorer.name.value, explorer.moment.value) == (name, part)
     assert explorer.pictures.value.count("<img") == count
     assert f"<b>{name}</b>: {count} of the" in explorer.pictures.value
@@ -343,7 +343,7 @@ def test_a_file_becomes_a_square_on_white():
 
 @pytest.fixture
 def played(live, clip, toy):
-    images = toy().test.images
+    images = toy().load().test.images
     other = type(clip)(clip.model, clip.tokenizer, clip.name)
     return playground._Playground({"before tuning": clip, "after tuning": other}, images[:3], ["a", "b", "c"],
                                   ["red", "blue"], images)
@@ -351,7 +351,7 @@ def played(live, clip, toy):
 
 def test_the_playground_answers_for_the_picture_and_the_texts_chosen(played, clip, toy):
     played.picture.value = 2
-    expected = playground.probabilities(clip, toy().test.images[2], ["red", "blue"])
+    expected = playground.probabilities(clip, toy().load().test.images[2], ["red", "blue"])
     for trace in played.figure.data:
         np.testing.assert_allclose(trace.x, list(expected.values()), rtol=1e-5)
     played.written.value = "sun\n\n moon \nsun\nstar"
@@ -389,7 +389,7 @@ def test_a_long_text_leaves_room_for_the_bars_and_is_no_markup(played):
 
 
 def test_the_twin_of_the_playground(clip, toy):
-    assert isinstance(playground.playground(clip, toy().test.images[:2], ["a", "b"], ["x", "y"]), Figure)
+    assert isinstance(playground.playground(clip, toy().load().test.images[:2], ["a", "b"], ["x", "y"]), Figure)
 
 
 # ---- the run comparer
@@ -466,7 +466,7 @@ def benchmark() -> None:
     """Milliseconds that each widget takes to answer on the embedded world: the aim is below 200."""
     from clstudy import load_clip
 
-    world, clip = BENCHMARKS["emoji"](), load_clip()
+    world, clip = BENCHMARKS["emoji"]().load(), load_clip()
     explorer = stream_explorer._Explorer("emoji", {"as it is": {}}, 0, 5, "si_blurry", 50, 10)
     explorer.shown()
     for words, control, value in (("N", explorer.n, 20), ("seed", explorer.seed, 3),
@@ -524,7 +524,7 @@ def test_the_forces_of_a_batch_are_its_gradient(symmetric):
 @pytest.fixture
 def under(live, clip, toy):
     """The picture microscope, with the pictures of the toy world."""
-    test = toy().test
+    test = toy().load().test
     names = [test.class_names[label] for label in test.labels[:4].tolist()]
     return picture_gradients._Microscope(clip.eval(), test.images[:4], names, names, ["a fish"])
 
@@ -578,12 +578,12 @@ def test_a_loss_that_hardly_pulls_is_named(clip, toy, monkeypatch):
         return pd.concat(pulls, ignore_index=True)
 
     monkeypatch.setattr(picture_gradients._Microscope, "found", staticmethod(found))
-    said = picture_gradients._Microscope(clip, toy().test.images[:2], ["a", "b"], ["a", "b"], []).said.value
+    said = picture_gradients._Microscope(clip, toy().load().test.images[:2], ["a", "b"], ["a", "b"], []).said.value
     assert "<b>symmetric</b>: the strongest pull of this step is 0.002" in said and "<b>asymmetric</b>" not in said
 
 
 def test_the_twin_of_the_picture_microscope_and_what_it_refuses(clip, toy):
-    test = toy().test
+    test = toy().load().test
     names = [test.class_names[label] for label in test.labels[:4].tolist()]
     figure = picture_gradients.picture_microscope(clip, test.images[:4], names, names, ["a fish"])
     assert len(figure.axes) == 2 and {text.get_text() for text in figure.axes[0].get_yticklabels()} >= {"a fish"}
