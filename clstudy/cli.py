@@ -34,9 +34,10 @@ def run(notebooks: Annotated[list[str], typer.Argument(help="Names (03_candidate
         found = parameters.find_notebooks(notebooks)
         tasks = [(path, parameters.choose_parameters(path, given, profile)) for path in found]
         parameters.check_data(tasks)
+        ok = _execute(tasks, out or _out(), timeout)
     except (ValueError, OSError) as error:
         fail(error)
-    raise typer.Exit(0 if _execute(tasks, out or _out(), timeout) else 1)
+    raise typer.Exit(0 if ok else 1)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -341,13 +342,13 @@ def show(metric: Annotated[str, typer.Option(help="Column to sort by.")] = "A_au
     """Table of finished runs."""
     import pandas as pd
 
-    from clstudy.analysis.scores import scores
+    from clstudy.analysis.scores import metrics_of
     from clstudy.runs.run import finished
     from clstudy.utils import paths
 
     rows = [{"run": r.id, "benchmark": r.config.benchmark, "stream": r.config.stream, "method": r.config.method,
              "tuner": r.config.tuner, "tower": r.config.tower, "seed": r.config.seed,
-             "seconds": r.result["seconds"], **scores(r)} for r in finished(paths.RUNS)]
+             "seconds": r.result["seconds"], **metrics_of(r)} for r in finished(paths.RUNS)]
     if not rows:
         typer.echo(f"no finished runs in {paths.RUNS}: start with `clstudy study`")
         return

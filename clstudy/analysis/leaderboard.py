@@ -69,8 +69,8 @@ def scored(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
     changed = {run.id: (run.folder / "result.json").stat().st_mtime_ns for run in runs}
     new = [run for run in runs if run.id not in known.index or known.changed[run.id] != changed[run.id]]
     if new:
-        rows = [{"code": code, "changed": changed[run.id], "held_out": "\n".join(scores.held_out_sets(run)),
-                 **scores.scores(run)} for run in new]
+        rows = [{"code": code, "changed": changed[run.id], "held_out": "\n".join(run.held_out_sets()),
+                 **scores.metrics_of(run)} for run in new]
         fresh = pd.DataFrame(rows, [run.id for run in new])
         stays = known.drop(index=known.index.intersection(fresh.index))
         known = pd.concat([stays, fresh]) if len(stays) else fresh

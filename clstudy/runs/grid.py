@@ -3,19 +3,16 @@
     method=sit,finetune  seed=0..4  benchmark=emoji  method_args.size=100,500      words of the command line
     {"method": ["sit", "finetune"], "seed": "0..4", "benchmark": "emoji"}          the same from a notebook
 
-A list is a choice, and every combination of choices is made; `0..4` is 0, 1, 2, 3, 4. A value that is itself a list
-stands in brackets: `milestones=[3,5]`, in a dict or file `[[3, 5]]`; `none` is no value where there may be none. In a
-TOML file tables are dotted names, `[sweep]` holds options of the command, and each `[[grid]]` is a grid of its own on
-top of what stands before the first."""
-import ast
-import hashlib
+`clstudy/utils/values.py` is the grammar of the values. A list is a choice, and every combination of
+choices is made. A value that is itself a list stands in brackets: `milestones=[3,5]`, in a dict or
+file `[[3, 5]]`. In a TOML file tables are dotted names, `[sweep]` holds options of the command, and
+each `[[grid]]` is a grid of its own on top of what stands before the first."""
 import itertools
 import json
 import math
-import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,10 +22,9 @@ from clstudy.runs import store
 from clstudy.runs.run import find
 from clstudy.training.config import AXES, RunConfig, registry
 from clstudy.utils.validation import choose
-from clstudy.utils.files import fingerprint
 from clstudy.utils.options import annotation
+from clstudy.utils.values import is_none, numbers, parts, values
 
-WORDS = {"true": True, "false": False}
 OPTIONS = {"name", "notebooks", "profile", "workers", "probes", "keep_model", "timeout", "scheduler", "slurm"}
 LARGEST = 100_000  # points of a grid; more are a slip
 SHOWN = 5  # impossible settings listed in one error
@@ -72,7 +68,7 @@ def words(given: Iterable[str]) -> dict[str, Any]:
         name, sign, value = word.partition("=")
         if not sign or not name.strip():
             raise ValueError(f"{word!r}: write NAME=VALUE, NAME=VALUE,VALUE or NAME=A..B")
-        grid[name.strip()] = [one for part in _parts(value) for one in _range(part)]
+        grid[name.strip()] = [one for part in parts(value) for one in values(part)]
     return grid
 
 
@@ -87,11 +83,45 @@ def points(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [_nested(dict(zip(flat, values, strict=True))) for values in itertools.product(*flat.values())]
 
 
+def grid(**choices: Any) -> list[RunConfig]:
+    """Every combination of some settings, each once: `grid(method=["finetune", "sit"], lr=[5e-4, 5e-3], seed=range(8))`.
+
+    A list or range is a choice; a value that is itself a list stands in another one (`milestones=[[3, 5]]`). An option
+    of an axis is written flat (`weight=[1, 8]`: for the benchmark, stream, tuner and method that has it, the others are
+    run once) or dotted (`**{"method_args.weight": [1, 8]}`). ValueError: impossible settings, an option that nothing
+    has."""
+    return [task.config for task in run_tasks([choices])]
+
+
+def routed(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Points in which an option that was written flat stands in the options of the axis that has it; where nothing
+    that a point chose has it, the point goes without."""
+    from clstudy.data.benchmarks import BENCHMARKS
+    from clstudy.data.streams import STREAMS
+    from clstudy.methods import METHODS
+    from clstudy.models.tuners import TUNERS
+
+    axes, taken, made = {"benchmark": BENCHMARKS, "stream": STREAMS, "tuner": TUNERS, "method": METHODS}, set(), []
+    loose = {name for point in points for name in point if name not in RunConfig.model_fields}
+    for point in points:
+        settings = {name: value for name, value in point.items() if name not in loose}
+        for name in loose & point.keys():
+            for axis, registry in axes.items():
+                choice = settings.get(axis, RunConfig.model_fields[axis].default)
+                if choice in registry and name in inspect.signature(registry[choice]).parameters:
+                    taken.add(name)
+                    settings[f"{axis}_args"] = {**settings.get(f"{axis}_args", {}), name: point[name]}
+        made.append(settings)
+    unknown = loose - taken  # RunConfig refuses these, in its own words
+    return [settings | {name: point[name] for name in unknown & point.keys()}
+            for settings, point in zip(made, points, strict=True)]
+
+
 def run_tasks(grids: Sequence[Mapping[str, Any]]) -> list[Task]:
     """The runs of some grids, each once. ValueError: all settings that are impossible, up to five in words; data that
     are missing."""
     configs, errors, given = {}, {}, 0
-    for point in (point for grid in grids for point in points(grid)):
+    for point in routed([point for choices in grids for point in points(choices)]):
         given += 1
         try:
             config = RunConfig(**_meant(point))
@@ -126,8 +156,7 @@ def _meant(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _or_none(value: Any, annotation: Any) -> Any:
-    said = isinstance(value, str) and value.lower() == "none"
-    return None if said and type(None) in get_args(annotation) else value
+    return None if is_none(value) and type(None) in get_args(annotation) else value
 
 
 def from_configs(configs: Sequence[RunConfig]) -> list[Task]:
@@ -158,7 +187,7 @@ def _flat(grid: Mapping[str, Any], before: str = "") -> dict[str, list]:
         elif isinstance(value, range | list | tuple):
             flat[before + name] = list(value)
         else:
-            flat[before + name] = _range(value) if isinstance(value, str) else [value]
+            flat[before + name] = isinstance(value, str) and numbers(value) or [value]
     return flat
 
 
@@ -173,42 +202,3 @@ def _nested(point: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name}: {part} has a value of its own already")
         inside[last] = value
     return nested
-
-
-def _range(text: Any) -> list:
-    """0..4 as numbers; anything else as the one value that it is."""
-    ends = re.fullmatch(r"\s*(-?\d+)\.\.(-?\d+)\s*", text) if isinstance(text, str) else None
-    if not ends:
-        return [text]
-    if max(map(len, ends.groups())) > 18:
-        raise ValueError(f"{text.strip()[:50]}: numbers of so many digits are no range")
-    first, last = map(int, ends.groups())
-    if last < first:
-        raise ValueError(f"{text.strip()}: a range goes upwards")
-    if last - first >= LARGEST:
-        raise ValueError(f"{text.strip()}: a range has at most {LARGEST:,} numbers")
-    return list(range(first, last + 1))
-
-
-def _parts(text: str) -> list:
-    """Values between the commas that stand outside all brackets and quotes."""
-    parts, depth, quote, start = [], 0, "", 0
-    for i, sign in enumerate(text):
-        if quote or sign in "\"'":
-            quote = "" if quote == sign else quote or sign
-        elif sign in "[{(" or sign in ")}]":
-            depth += 1 if sign in "[{(" else -1
-        elif sign == "," and not depth:
-            parts.append(text[start:i])
-            start = i + 1
-    return [_value(part) for part in [*parts, text[start:]]]
-
-
-def _value(text: str) -> Any:
-    text = text.strip()
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text

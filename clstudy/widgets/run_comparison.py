@@ -7,6 +7,7 @@ import ipywidgets as ipw
 import numpy as np
 import pandas as pd
 
+from clstudy.analysis.curves import band
 from clstudy.analysis.leaderboard import ENTRY, gather, look
 from clstudy.evaluation import metrics
 from clstudy.plots import accuracy, style
@@ -14,7 +15,6 @@ from clstudy.plots.style import PALETTE
 from clstudy.runs.run import Run
 from clstudy.widgets.common import WHOLE, Shown, card, dashes, headless, offer, panels, redraw, stack, watch
 
-POINTS = 25  # of a curve
 # columns of `tables.scores` → names in `metrics.METRICS`
 DEFINED = {"A_auc": "a_auc", "A_avg": "a_avg", "A_last": "a_last", "forgetting": "forgetting/chaudhry2018",
            "backward transfer": "backward_transfer/lopez_paz2017", "Transfer": "transfer", "F_last": "f_last",
@@ -38,18 +38,6 @@ def grouped(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, list[Run]]:
     return found
 
 
-def band(runs: Sequence[Run], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """Images seen, mean over seeds, and the ends of its 95 % interval, in percent; None where a run has no such set."""
-    curves = [run.curve(name) for run in runs]
-    if any(curve.empty for curve in curves):
-        return None
-    first, last = (max(curve.images_seen.iloc[i] for curve in curves) for i in (0, -1))
-    points = np.linspace(first, last, POINTS)
-    values = np.array([np.interp(points, curve.images_seen, 100 * curve.value) for curve in curves])
-    half = np.array([metrics.interval(column).half_width if len(runs) > 1 else 0.0 for column in values.T])
-    return points, values.mean(0), np.clip(values.mean(0) - half, 0, 100), np.clip(values.mean(0) + half, 0, 100)
-
-
 def run_comparer(runs: Sequence[Run], name: str = "seen classes", most: int = 4, kept: Path | None = None) -> Shown:
     """Filter by words, choose settings (Ctrl or Shift for several): accuracy over the stream, mean over seeds with its
     95 % interval, and the metrics; the definition of each stands on its head (hover) and under the table.
@@ -69,8 +57,8 @@ class _Comparer:
 
     def __init__(self, scores: pd.DataFrame, groups: Mapping[str, list[Run]], name: str, most: int):
         self.scores, self.groups, self.bands, self.most = scores, groups, {}, most
-        rows = [set(run.evals["set"][run.evals.metric == "accuracy"]) for group in groups.values() for run in group[:1]]
-        sets = sorted(one for one in set.union(*rows) if not one.startswith(("class ", "task ")))
+        tables = [group[0].evals for group in groups.values()]
+        sets = sorted({name for table in tables for name in table["name"][table.kind.isin(("all", "held-out set"))]})
         self.words = {label: f"{label}  ({len(group)} seed{'s' * (len(group) > 1)})" for label, group in groups.items()}
         self.filter = ipw.Text(placeholder="words that must all occur, as: lora sit", description="filter",
                                continuous_update=True, layout=ipw.Layout(width="32em"))

@@ -10,7 +10,7 @@ import pytest
 from small_runs import evaluations, make
 
 from clstudy import plots
-from clstudy.analysis import leaderboard, tables
+from clstudy.analysis import leaderboard
 from clstudy.analysis import scores as scores_module
 from clstudy.notebooks import execute
 from clstudy.runs.run import Run, finished
@@ -131,8 +131,8 @@ def test_runs_are_selected_by_their_settings(tmp_path):
 
 def test_scores_are_read_once_and_again_when_the_run_was_made_again(tmp_path, monkeypatch):
     runs = three(tmp_path, (.5, .6), method="sit")
-    read, scores = [], scores_module.scores
-    monkeypatch.setattr(scores_module, "scores", lambda run: read.append(run.id) or scores(run))
+    read, scores = [], scores_module.metrics_of
+    monkeypatch.setattr(scores_module, "metrics_of", lambda run: read.append(run.id) or scores(run))
     kept = tmp_path / "scores.parquet"
     once = leaderboard.scored(runs, kept)
     assert read == [run.id for run in runs]

@@ -10,15 +10,14 @@ import pytest
 from conftest import benchmark_of
 from matplotlib import pyplot
 
-from clstudy import plots
-from clstudy.utils import paths
 from clstudy.analysis import interpolation
 from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.notebooks import parameters as parameters_module
 from clstudy.runs import workers
 from clstudy.runs.store import load_or_train
+from clstudy.utils import paths
 from clstudy.utils.paths import NOTEBOOKS
-from tests.notebooks.test_notebooks import FIGURE, cells
+from tests.notebooks.test_notebooks import cells, names
 
 FEW = {"benchmark": "toy", "benchmark_args": {}, "seeds": [0, 1], "precision": "fp32"}
 STREAM = FEW | {"tasks": 2, "lr": 0.01, "eval_every": 20}
@@ -96,7 +95,7 @@ def run(stem: str, parameters: dict) -> list[str]:
 
 @pytest.mark.parametrize("stem", TOY)
 def test_every_cell_runs_on_the_toy_world(stem, world, tmp_path, capsys):
-    claimed = set(FIGURE.findall("\n".join(cell.source for cell in cells(NOTEBOOKS / f"{stem}.ipynb"))))
+    claimed = names(NOTEBOOKS / f"{stem}.ipynb", "figure", "table")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Mean of empty slice")  # a blurred stage of so few images can bring no class

@@ -202,8 +202,8 @@ def test_run_id_changes_with_the_weights_behind_a_name(tmp_path, toy_model):
 # ---- what importing costs
 
 
-LIGHT = ("", ".training.config", ".data.streams", ".evaluation.metrics", ".utils.options", ".utils.progress", ".runs.run",
-         ".analysis.tables")
+LIGHT = ("", ".training.config", ".data.streams", ".evaluation.metrics", ".runs.store", ".analysis.tables",
+         ".utils.progress", ".utils.options", ".notebooks.execute")
 HEAVY = ("torch", "open_clip", "peft", "matplotlib", "papermill")
 
 
