@@ -1,6 +1,7 @@
 """What a benchmark is, and what a batch is. Images are held as uint8 on the device; labels live on the host."""
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from clstudy.data.image_shards import Shards
 from clstudy.data.streams import Stage
 from clstudy.utils.validation import choose
 
-CANDIDATES = ("seen", "phase", "batch")  # which texts can compete with an image; see Batch.narrow
+Candidates = Literal["seen", "phase", "batch"]  # which texts compete with an image: `Batch.narrow`
+CANDIDATES = get_args(Candidates)
 LARGEST = 8 * 2**30  # bytes of a set that are moved to a device
 
 

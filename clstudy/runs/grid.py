@@ -96,19 +96,15 @@ def grid(**choices: Any) -> list[RunConfig]:
 def routed(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Points in which an option that was written flat stands in the options of the axis that has it; where nothing
     that a point chose has it, the point goes without."""
-    from clstudy.data.benchmarks import BENCHMARKS
-    from clstudy.data.streams import STREAMS
-    from clstudy.methods import METHODS
-    from clstudy.models.tuners import TUNERS
-
-    axes, taken, made = {"benchmark": BENCHMARKS, "stream": STREAMS, "tuner": TUNERS, "method": METHODS}, set(), []
+    taken, made = set(), []
     loose = {name for point in points for name in point if name not in RunConfig.model_fields}
     for point in points:
         settings = {name: value for name, value in point.items() if name not in loose}
         for name in loose & point.keys():
-            for axis, registry in axes.items():
+            for axis in AXES:
                 choice = settings.get(axis, RunConfig.model_fields[axis].default)
-                if choice in registry and name in inspect.signature(registry[choice]).parameters:
+                kind = registry(axis).get(choice) if isinstance(choice, str) else None
+                if kind and annotation(kind, name) is not None:
                     taken.add(name)
                     settings[f"{axis}_args"] = {**settings.get(f"{axis}_args", {}), name: point[name]}
         made.append(settings)

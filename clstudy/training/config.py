@@ -116,7 +116,7 @@ class RunConfig(BaseModel):
                                  f"{self.epochs - 1}")
         _, _, tuner, method = (self.make(axis) for axis in AXES)
         tuner.check_tower(self.tower)
-        needs = getattr(method, "needs", self.tuner)  # a method that is made of a tuner's parts
+        needs = method.needs_tuner or self.tuner
         if self.tuner != needs:
             raise ValueError(f"method={self.method!r} needs tuner={needs!r}, not {self.tuner!r}")
         if self.tuner == "none" and self.method != "frozen":

@@ -16,7 +16,6 @@ from clstudy.data.augment import AUGMENTATIONS
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch, BenchmarkData
 from clstudy.evaluation.accuracy import evaluate
-from clstudy.methods import METHODS
 from clstudy.models.clip import Clip
 from clstudy.training.checkpoint import Position, Saver
 from clstudy.training.config import RunConfig
@@ -93,7 +92,7 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
     `probing.PROBES`. saver: saves the state now and then, and resumes from it. Raises NotFinite where a loss or a
     weight is not finite, and KeyboardInterrupt after Ctrl-C, once the saver has saved."""
     clip, benchmark, stages = prepare(config)
-    method = METHODS[config.method](**config.method_args)
+    method = config.make("method")
     augmentation, generator = AUGMENTATIONS[config.augmentation], torch.Generator().manual_seed(config.seed)
     shuffle = np.random.default_rng(config.seed)
     prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(clip.device)
@@ -105,7 +104,8 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
         model, tasks = method.deploy(clip), [stage.classes for stage in stages]
         sides = complete and (stage % config.held_out_every == 0 or stage == len(stages))
         with distributed.sharing():
-            found = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None)
+            found = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None,
+                             method.scores)
         at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row} for row in found.rows)
         at.correct.extend(packed(stage, found.correct) if complete else ())
 
@@ -119,7 +119,8 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
         cache = cache.copy()
         for stage in stages[at.stage:]:
             if not at.inside:
-                method.before_stage(clip, stage)
+                method.before_stage(clip, stage, batches(stage, benchmark, list(at.seen), prompts,
+                                                         config.batch_size, stage.index))
             trained = method.trainable(clip)
             optimizer = saver.resumed(make_optimizer(config, trained))  # a fresh one per stage, as SIT's code does
             at.moving |= towers_of(clip, trained)

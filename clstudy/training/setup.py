@@ -22,7 +22,7 @@ def prepare(config: RunConfig) -> tuple[Clip, BenchmarkData, list[Stage]]:
     benchmark = _benchmark(config, device)
     if device.type == "cpu":
         keep_freed_memory(len(benchmark.train.class_names) <= TEXTS)
-    if benchmark.reference is None and getattr(config.make("method"), "needs_reference", False):
+    if benchmark.reference is None and config.make("method").needs_reference:
         raise ValueError(f"method={config.method!r} needs reference pairs; benchmark={config.benchmark!r} has none")
     stream = config.make("stream")
     if config.stream_args.get("tasks") == "groups":

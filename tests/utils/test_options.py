@@ -96,19 +96,6 @@ def test_unknown_names_and_options_and_missing_ones_are_refused(name, given, sai
     assert said in str(error.value)
 
 
-def test_a_plain_dataclass_can_be_made_too():
-    @dataclass
-    class Plain:
-        weight: float = 1.0
-
-        def __post_init__(self):
-            self.weight + 1
-
-    assert make("dish", "plain", {"plain": Plain}, {"weight": 2}).weight == 2
-    with pytest.raises(ValueError, match="dish_args={'weight': 'x'}: "):
-        make("dish", "plain", {"plain": Plain}, {"weight": "x"})
-
-
 def test_options_are_described_with_default_range_and_the_comment_behind_them():
     rows = {row.name: row for row in described(Cake)}
     assert list(rows) == "eggs sugar rest share form toppings guests warm".split()
