@@ -71,7 +71,7 @@ def register(monkeypatch, name: str, method) -> None:
 def evaluations(last: float = .4, concepts: float = .7) -> list[dict]:
     """Three stages and tasks; candidates "all" are the matrix of `metrics`' worked examples.
 
-    last: accuracy on the classes seen, at the end; concepts: on a side set, at the end (0.9 before)."""
+    last: accuracy on the classes seen, at the end; concepts: on a held-out set, at the end (0.9 before)."""
     rows = [row(1, "seen classes", "seen", .9, images=20, end=False), row(1, "seen classes", "seen", .8, end=False),
             row(1, "seen classes", "seen", .8), row(2, "seen classes", "seen", .5, images=60, end=False),
             row(2, "seen classes", "seen", .6), row(3, "seen classes", "seen", last)]

@@ -53,7 +53,7 @@ class Captioned:
 
 
 @dataclass(frozen=True, eq=False)
-class Benchmark:
+class BenchmarkData:
     """Training and test images of the same classes, and sets that the stream does not touch."""
 
     name: str
@@ -61,12 +61,12 @@ class Benchmark:
     test: Labelled
     captions: tuple[str, ...]  # one per training image
     groups: dict[str, tuple[int, ...]]  # named groups of classes, which a disjoint stream can take as its tasks
-    side: dict[str, Labelled] = field(default_factory=dict)  # zero-shot sets, each with its own candidates
+    held_out: dict[str, Labelled] = field(default_factory=dict)  # zero-shot sets, each with its own candidates
     retrieval: dict[str, Captioned] = field(default_factory=dict)
     reference: Callable[[], Captioned] | None = None  # pairs like those of pretraining, for methods that ask for them
 
-    def to(self, device) -> "Benchmark":
-        """Training and test images on the device, unless they are too many. Side sets, which are seldom looked
+    def to(self, device) -> "BenchmarkData":
+        """Training and test images on the device, unless they are too many. Held-out sets, which are seldom looked
         at, stay where they are."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clstudy.data.types import Benchmark, Labelled
+from clstudy.data.types import BenchmarkData, Labelled
 from clstudy.evaluation.features import Cache, Scores, class_features, features, product
 from clstudy.evaluation.retrieval import retrieval
 from clstudy.evaluation.rows import Evaluation, row
@@ -23,7 +23,7 @@ def hits(similarity: Float[Tensor, "images classes"], labels: Int[Tensor, " imag
 
 
 @torch.no_grad()
-def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]], seen: Sequence[int],
+def evaluate(clip: Clip, benchmark: BenchmarkData, tasks: Sequence[tuple[int, ...]], seen: Sequence[int],
              complete: bool = True, sides: bool = True, cache: Cache | None = None,
              scores: Scores = product) -> Evaluation:
     """The rows of `evals` that `rows.py` lists, and which images were right.
@@ -50,8 +50,8 @@ def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]],
     correct = {("test", name): each for name, each in right.items()}
     if complete:
         rows += _complete(right, test, tasks, home, arrived)
-    for name, side in benchmark.side.items() if sides else ():
-        correct[name, "own"] = zero_shot(clip, side, cache, scores)
+    for name, held_out in benchmark.held_out.items() if sides else ():
+        correct[name, "own"] = zero_shot(clip, held_out, cache, scores)
         rows += row("held-out set", name, "own", correct[name, "own"])
     for name, pairs in benchmark.retrieval.items() if sides else ():
         rows += retrieval(clip, pairs, name, cache=cache, scores=scores)
@@ -86,11 +86,11 @@ def _balanced(task: str, candidates: str, right: np.ndarray, labels: np.ndarray)
 
 
 @torch.no_grad()
-def zero_shot(clip: Clip, side: Labelled, cache: Cache | None = None, scores: Scores = product
+def zero_shot(clip: Clip, held_out: Labelled, cache: Cache | None = None, scores: Scores = product
               ) -> np.ndarray:
-    """For each image of a side set, whether its class wins among the set's own classes."""
-    image = features(clip, side.images, cache)
-    text = class_features(clip, side.class_names, side.template, cache)
-    return scores(clip, image, text, None).argmax(1).cpu().numpy() == side.labels
+    """For each image of a held-out set, whether its class wins among the set's own classes."""
+    image = features(clip, held_out.images, cache)
+    text = class_features(clip, held_out.class_names, held_out.template, cache)
+    return scores(clip, image, text, None).argmax(1).cpu().numpy() == held_out.labels
 
 

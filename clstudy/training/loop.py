@@ -14,9 +14,8 @@ from torch import Tensor
 
 from clstudy.data.augment import AUGMENTATIONS
 from clstudy.data.streams import Stage
-from clstudy.data.types import Batch, Benchmark
+from clstudy.data.types import Batch, BenchmarkData
 from clstudy.evaluation.accuracy import evaluate
-from clstudy.methods import METHODS
 from clstudy.models.clip import Clip
 from clstudy.training.checkpoint import Position, Saver
 from clstudy.training.config import RunConfig
@@ -30,7 +29,7 @@ LOOK = 20  # steps between two looks at the losses
 STEPS = ("stage", "images_seen", "step", "term", "value")  # columns of `Trained.steps`
 
 
-def batches(stage: Stage, benchmark: Benchmark, seen: list[int], prompts: Tensor, size: int, order: np.ndarray
+def batches(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: Tensor, size: int, order: np.ndarray
             ) -> Iterator[Batch]:
     """The stage's images in the order given; classes join `seen` when their first image arrives."""
     for chunk in np.array_split(order, range(size, len(order), size)) if len(order) else []:
@@ -52,7 +51,7 @@ def total(config: RunConfig, stages: Sequence[Stage]) -> int:
     return config.epochs * sum(len(stage.index) for stage in stages)
 
 
-def arriving(at: Position, stage: Stage, benchmark: Benchmark, prompts: Tensor, config: RunConfig,
+def arriving(at: Position, stage: Stage, benchmark: BenchmarkData, prompts: Tensor, config: RunConfig,
              shuffle: np.random.Generator, optimizer: torch.optim.Optimizer | None) -> Iterator[Batch]:
     """The batches of a stage that are still to come, epoch by epoch. Who takes one counts it in `at.batch`."""
     while at.epoch < config.epochs:
@@ -93,7 +92,7 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
     `probing.PROBES`. saver: saves the state now and then, and resumes from it. Raises NotFinite where a loss or a
     weight is not finite, and KeyboardInterrupt after Ctrl-C, once the saver has saved."""
     clip, benchmark, stages = prepare(config)
-    method = METHODS[config.method](**config.method_args)
+    method = config.make("method")
     augmentation, generator = AUGMENTATIONS[config.augmentation], torch.Generator().manual_seed(config.seed)
     shuffle = np.random.default_rng(config.seed)
     prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(clip.device)
@@ -103,7 +102,7 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
     def look(stage: int, complete: bool) -> None:
         cache.forget(**at.moving)
         model, tasks = method.deploy(clip), [stage.classes for stage in stages]
-        sides = complete and (stage % config.side_every == 0 or stage == len(stages))
+        sides = complete and (stage % config.held_out_every == 0 or stage == len(stages))
         with distributed.sharing():
             found = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None,
                              method.scores)

@@ -45,9 +45,9 @@ STATEFUL = [("sit", VARIANTS[0][1]), ("lwf", {}), ("vr_lwf", {}), *SMALL.items()
 @pytest.mark.parametrize(("name", "options"), STATEFUL, ids=str)
 def test_a_run_at_a_point_is_the_run_of_its_method(tiny, name, options):
     """Two stages of four batches, two steps each: memories, averages, teachers and draws in step."""
-    point = tiny.but(steps_per_batch=2)
-    ours, weights = run(point.but(method="compose", method_args=design_space.point(name, **options)))
-    theirs, expected = run(point.but(method=name, method_args=options))
+    point = tiny.replace(steps_per_batch=2)
+    ours, weights = run(point.replace(method="compose", method_args=design_space.point(name, **options)))
+    theirs, expected = run(point.replace(method=name, method_args=options))
     assert ours == pytest.approx(theirs, rel=2e-4, abs=1e-6)  # sums in another order, through Adam's first steps
     assert torch.allclose(weights, expected, atol=2e-4)
 

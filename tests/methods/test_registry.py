@@ -74,8 +74,8 @@ def test_a_new_method_is_one_file_and_one_line(tmp_path, monkeypatch, tiny):
     import_module("readers_method")
     listed = CliRunner().invoke(cli.app, ["list", "methods"]).stdout
     assert "mine" in listed and "steepness" in listed
-    _, steps = train(tiny.but(method="mine"))
-    _, others = train(tiny.but(method="finetune"))
+    _, steps = train(tiny.replace(method="mine"))
+    _, others = train(tiny.replace(method="finetune"))
     assert steps[0]["value"] == pytest.approx(2 * others[0]["value"])
     rows = [("one", name, 1.0, 2.0, 0.0) for name in ("sit", "mine")]
     figure = plots.series(pd.DataFrame(rows, columns=["panel", "method", "x", "mean", "half_width"]), "x", "y")
@@ -113,7 +113,7 @@ def test_a_look_at_the_batches_of_a_stage_changes_no_number(monkeypatch, tiny):
     """Neither do classes count as seen from then on, nor is a random number drawn."""
     method = Looking()
     register(monkeypatch, "looking", method)
-    assert train(tiny.but(method="looking", eval_every=16)) == train(tiny.but(method="finetune", eval_every=16))
+    assert train(tiny.replace(method="looking", eval_every=16)) == train(tiny.replace(method="finetune", eval_every=16))
     assert len(method.stages) == 2
 
 
@@ -136,12 +136,12 @@ def test_evaluation_ranks_by_the_scores_of_the_method(monkeypatch, tiny):
     plain = evaluate(clip, benchmark, tasks, range(6)).rows
     assert plain == evaluate(clip, benchmark, tasks, range(6), scores=Finetune().scores).rows
     assert [row["value"] for row in found] != [row["value"] for row in plain]
-    test, held_out = len(benchmark.test), [len(one) for one in benchmark.side.values()]
+    test, held_out = len(benchmark.test), [len(one) for one in benchmark.held_out.values()]
     assert Contrary.asked[0] == (test, 6, tuple(range(6)))
     assert [one[0] for one in Contrary.asked[1:1 + len(held_out)]] == held_out
     assert all(classes is None for _, _, classes in Contrary.asked[1:]) and len(Contrary.asked) > 1 + len(held_out)
     monkeypatch.setitem(METHODS, "contrary", Contrary)
-    evals, _ = train(tiny.but(method="contrary"))
+    evals, _ = train(tiny.replace(method="contrary"))
     assert [row["value"] for row in evals if row["stage"] == 0] == [row["value"] for row in
                                                                     evaluate(clip, benchmark, tasks, [], scores=Contrary().scores).rows]
 
