@@ -15,7 +15,7 @@ from small_runs import evaluations, make
 from clstudy import RunConfig
 from clstudy.data.benchmarks import coco, datasets, domainnet, emoji, folder, imagenet
 from clstudy.data.image_store import DamagedError
-from clstudy.data.types import Benchmark  # noqa: F401 (imported before the clock runs)
+from clstudy.data.types import BenchmarkData  # noqa: F401 (imported before the clock runs)
 from clstudy.losses import vocabularies
 from clstudy.notebooks import parameters
 from clstudy.runs import durations, grid, status
@@ -31,7 +31,7 @@ PLAIN = st.none() | st.booleans() | st.integers(-9, 9) | st.integers() | st.floa
 JSON = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3)
                     | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
 FIELDS = st.sampled_from(list(RunConfig.model_fields))
-OPTIONS = st.sampled_from(["tasks", "size", "replay", "weight", "families", "rank", "vocabulary", "path", "side"])
+OPTIONS = st.sampled_from(["tasks", "size", "replay", "weight", "families", "rank", "vocabulary", "path", "held_out"])
 NOISE = st.binary(max_size=60)
 
 
@@ -292,7 +292,7 @@ def own(tmp_path_factory) -> Path:
 @example(content=b"[" * 5000)
 def test_the_optional_file_of_a_folder(own, content):
     (own / folder.ABOUT).write_bytes(content)
-    found = refused(lambda: folder.check(str(own)), folder.ABOUT, "template", "own")
+    found = refused(lambda: folder.Folder(path=str(own)).found(), folder.ABOUT, "template", "own")
     assert found is None or all(isinstance(text, str) for part in ("classes", "captions")
                                 for text in found.about[part].values())
 

@@ -138,7 +138,7 @@ def test_a_second_sweep_of_the_same_name_has_a_folder_of_its_own(grid, tmp_path)
 
 
 def test_what_another_process_makes_comes_last_and_is_waited_for(tiny, tmp_path):
-    configs, order = [tiny, tiny.but(seed=1)], []
+    configs, order = [tiny, tiny.replace(seed=1)], []
 
     def watched(function, items):
         for item in items:
@@ -196,7 +196,7 @@ def test_a_killed_sweep_is_seen_to_be_dead_and_goes_on(toy_model, tmp_path):
     assert "stopped without a word" in status.status("mine", tmp_path / "runs")
     done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert find(config, tmp_path / "runs") and find(config.but(seed=1), tmp_path / "runs")
+    assert find(config, tmp_path / "runs") and find(config.replace(seed=1), tmp_path / "runs")
 
 
 def test_what_is_left_is_corrected_by_what_was_seen():

@@ -19,7 +19,7 @@ from clstudy.runs.workers import many
 
 
 def test_many_reads_what_is_finished_in_the_order_asked_for(tiny, runs, no_training):
-    configs = [tiny, tiny.but(seed=1)]
+    configs = [tiny, tiny.replace(seed=1)]
     made = [load_or_train(config, runs) for config in configs]
     no_training()
     assert [run.folder for run in many([*configs, tiny], runs=runs)] == [run.folder for run in (*made, made[0])]
@@ -30,7 +30,7 @@ def test_many_runs_in_another_process_and_one_error_stops_no_other(toy_model, ru
     """Spawned processes know no toy benchmark: a small part of the embedded one."""
     good = RunConfig(benchmark_args={"families": ["streamline-emojis"]}, model=str(toy_model), tuner="none",
                      method="frozen", stream="joint")
-    bad = good.but(stream="disjoint", stream_args={"tasks": 1000})
+    bad = good.replace(stream="disjoint", stream_args={"tasks": 1000})
     with pytest.raises(ValueError, match="tasks=1000"):
         many([bad, good], workers=1, runs=runs)
     assert [path.name for path in runs.iterdir()] == [good.run_id]
@@ -48,7 +48,7 @@ class Here:
 
 def test_many_runs_have_the_probes_that_are_asked_for(monkeypatch, tiny, runs, no_training):
     monkeypatch.setattr(workers, "_pool", lambda workers, threads: Here())
-    configs = [tiny, tiny.but(seed=1)]
+    configs = [tiny, tiny.replace(seed=1)]
     plain = load_or_train(configs[0], runs).evals
     made = many(configs, runs=runs, keep_model=True, probes=("drift",))
     assert [len(run.probe("drift")) for run in made] == [18, 18]

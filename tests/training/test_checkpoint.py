@@ -16,7 +16,7 @@ import pytest
 
 from clstudy import RunConfig
 from clstudy.methods import METHODS
-from clstudy.models.tuners import ONLY
+from clstudy.models.tuners import TUNERS
 from clstudy.runs import lock, store
 from clstudy.runs.run import find, finished
 from clstudy.runs.store import load_or_train
@@ -55,10 +55,10 @@ class Falling:
 
 def of(config, method: str, **changes):
     """The run with this method, with the tuner that it is made for."""
-    needs = getattr(METHODS[method], "needs", None)
+    needs = METHODS[method].needs_tuner
     if needs:
-        changes |= {"tuner": needs, "tower": ONLY.get(needs, (("both",), ""))[0][-1]}
-    return config.but(method=method, **changes)
+        changes |= {"tuner": needs, "tower": TUNERS[needs].towers[-1]}
+    return config.replace(method=method, **changes)
 
 
 def fall(config, runs: Path, batches: int, **options) -> Path:
@@ -104,10 +104,10 @@ PROBES = ["classes", "drift", "gradients"]
     {"tuner": "full", "optimizer": "adam", "channels_last": True, "method": "derpp"},
     {"tuner": "full", "tower": "text", "optimizer": "sgd", "method": "imm", "method_args": {"mode": "mode"}},
     {"tuner": "rescale", "method": "er", "stream": "si_blurry", "batch_size": 5},
-    {"tuner": "prompts", "method": "lwf", "side_every": 2, "precision": "bf16"},
+    {"tuner": "prompts", "method": "lwf", "held_out_every": 2, "precision": "bf16"},
 ], ids=lambda settings: settings["tuner"])
 def test_every_tuner_goes_on_to_the_bit_and_so_do_probes(tiny, runs, tmp_path, settings):
-    config = tiny.but(**settings)
+    config = tiny.replace(**settings)
     whole = load_or_train(config, tmp_path / "whole", keep_model=True, probes=PROBES)
     for batches in (2, 5):
         fall(config, runs, batches, keep_model=True, probes=PROBES)
@@ -205,7 +205,7 @@ class Telling:
     def __call__(self):
         pass
 
-BENCHMARKS["toy"] = conftest._toy
+BENCHMARKS["toy"] = conftest.Toy
 config = RunConfig.model_validate_json(sys.argv[2])
 run = load_or_train(config, Path(sys.argv[3]), progress=Telling(), save_every=float(sys.argv[4]))
 print(run.result["resumed"], flush=True)
@@ -222,7 +222,7 @@ def child(config: RunConfig, runs: Path, save_every: float = ALWAYS) -> subproce
 
 def test_a_process_killed_at_random_moments_is_taken_up_by_the_next(tiny, runs, tmp_path, no_training):
     """The last one lives; this process wants the same run, waits, and reads what the other has made."""
-    config = tiny.but(method="er", method_args={"size": 10, "replay": 5}, tuner="adapter", epochs=4, eval_every=8)
+    config = tiny.replace(method="er", method_args={"size": 10, "replay": 5}, tuner="adapter", epochs=4, eval_every=8)
     whole = load_or_train(config, tmp_path / "whole")
     chance, done = random.Random(), [0]
     for _ in range(2):
@@ -285,7 +285,7 @@ def test_a_second_interrupt_does_not_wait(tiny, runs):
 
 
 def test_a_loss_that_is_not_finite_leaves_nothing_and_starts_anew(tiny, runs):
-    config = tiny.but(lr=1e30)
+    config = tiny.replace(lr=1e30)
     for _ in range(2):
         with pytest.raises(monitor.NotFinite, match=r"stage 1, step [12], after (8|16) images, on the images \[\d"):
             load_or_train(config, runs, save_every=ALWAYS)
@@ -366,27 +366,27 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(monkeypatch, tiny, runs, t
 def test_what_cannot_be_saved_is_named(monkeypatch, tiny, runs):
     @dataclass
     class Holding(METHODS["sit"]):
-        def before_stage(self, clip, stage):
+        def before_stage(self, clip, stage, batches):
             self.rules = {"first": [1, lambda: 2]}
 
     monkeypatch.setitem(METHODS, "holding", Holding)
     with pytest.raises(Unstorable, match=r"method.rules.first\[1\] is a builtins.function, which cannot be saved"):
-        load_or_train(tiny.but(method="holding"), runs)
+        load_or_train(tiny.replace(method="holding"), runs)
 
 
 def test_sigterm_saves_before_the_process_ends_by_it(tiny, runs, tmp_path):
     """As the workers of a sweep that is left early are ended, and jobs whose time is over."""
-    process = child(tiny.but(epochs=6), runs, save_every=0)
+    process = child(tiny.replace(epochs=6), runs, save_every=0)
     for _ in range(4):  # three batches of the first stage, of which no state is due
         process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == -signal.SIGTERM
-    draft = runs / f"{tiny.but(epochs=6).run_id}.draft"
+    draft = runs / f"{tiny.replace(epochs=6).run_id}.draft"
     about, _ = read(states(draft)[0])
     assert 24 <= about["tree"]["~value"]["parts"]["at"]["images"] < 2 * 6 * 30
-    run = load_or_train(tiny.but(epochs=6), runs)
+    run = load_or_train(tiny.replace(epochs=6), runs)
     assert run.result["resumed"] == 1
-    same(run, load_or_train(tiny.but(epochs=6), tmp_path / "whole"))
+    same(run, load_or_train(tiny.replace(epochs=6), tmp_path / "whole"))
 
 
 def test_sigterm_does_not_wait_for_ever():
