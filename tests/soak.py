@@ -72,7 +72,7 @@ def compare(wanted: list[RunConfig], runs: Path, alone: Path) -> str:
                 raise Lost(f"{run.folder / name} is not that of {other.folder}")
         if run.evals.shape != other.evals.shape or run.steps.shape != other.steps.shape:
             raise Lost(f"{run.folder}: rows are missing")
-    left = [path.name for path in runs.iterdir() if ".draft" in path.name or ".broken" in path.name]
+    left = [path.name for path in runs.iterdir() if ".draft" in path.name]
     if left:
         raise Lost(f"{runs} still holds {left}")
     return f"{len(wanted)} runs equal to the byte"
