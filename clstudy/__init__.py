@@ -15,7 +15,7 @@ _HOME = {
     "load_clip": "clstudy.models.loading",
     "load_or_train": "clstudy.runs.store",
     "load_runs": "clstudy.runs.run",
-    "many": "clstudy.runs.workers",
+    "train_all": "clstudy.runs.workers",
 }
 
 
