@@ -15,6 +15,10 @@ _HOME = {
     "load_clip": "clstudy.models.loading",
     "load_or_train": "clstudy.runs.store",
     "load_runs": "clstudy.runs.run",
+    "Runs": "clstudy.runs.run",
+    "grid": "clstudy.runs.grid",
+    "scores": "clstudy.analysis.scores",
+    "compare": "clstudy.analysis.comparisons",
     "train_all": "clstudy.runs.workers",
 }
 

@@ -346,13 +346,13 @@ def show(metric: Annotated[str, typer.Option(help="Column to sort by.")] = "A_au
     """Table of finished runs."""
     import pandas as pd
 
-    from clstudy.analysis.scores import scores
+    from clstudy.analysis.scores import metrics_of
     from clstudy.runs.run import finished
     from clstudy.utils import paths
 
     rows = [{"run": r.id, "benchmark": r.config.benchmark, "stream": r.config.stream, "method": r.config.method,
              "tuner": r.config.tuner, "tower": r.config.tower, "seed": r.config.seed,
-             "seconds": r.result["seconds"], **scores(r)} for r in finished(paths.RUNS)]
+             "seconds": r.result["seconds"], **metrics_of(r)} for r in finished(paths.RUNS)]
     if not rows:
         typer.echo(f"no finished runs in {paths.RUNS}: start with `clstudy study`")
         return

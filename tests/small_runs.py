@@ -18,9 +18,43 @@ CLASSES = {"a": {1: .8, 2: .6, 3: .5}, "b": {2: .5, 3: .6}, "c": {1: .0, 2: .0, 
 
 def row(stage: int, name: str, candidates: str, value: float, metric: str = "accuracy", images: int | None = None,
         end: bool = True) -> dict:
-    """One evaluation. A stage has 40 images."""
-    return {"stage": stage, "images_seen": 40 * stage if images is None else images, "stage_end": end, "set": name,
-            "candidates": candidates, "metric": metric, "value": value, "count": 10}
+    """One evaluation, named as `said` names it. A stage has 40 images."""
+    kind, what, metric = meant(name, metric)
+    return {"stage": stage, "images_seen": 40 * stage if images is None else images, "stage_end": end, "kind": kind,
+            "name": what, "candidates": candidates, "metric": metric, "value": value, "count": 10}
+
+
+def meant(name: str, metric: str = "accuracy") -> tuple[str, str, str]:
+    """Kind, name and metric of "task 1", "class dog", "drawings: image to text", "concepts", …"""
+    if name in ("seen classes", "all classes"):
+        return "all", name, metric
+    if ": " in name:
+        pairs, direction = name.split(": ")
+        return "retrieval", pairs, f"{direction.replace(' ', '-')} {metric}"
+    kind, _, rest = name.partition(" ")
+    return (kind, rest, metric) if rest and kind in ("task", "class", "domain") else ("held-out set", name, metric)
+
+
+def said(row) -> str:
+    """One name for what a row of `evals` is about: the reverse of `meant`."""
+    if row["kind"] == "retrieval":
+        return f"{row['name']}: {row['metric'].split(' ')[0].replace('-', ' ')}"
+    return f"{row['kind']} {row['name']}" if row["kind"] in ("task", "class", "domain") else row["name"]
+
+
+def train(config, keep=None, probes=(), notes=None, progress=None) -> tuple[list[dict], list[dict]]:
+    """`clstudy.training.loop.train`; its evaluations and steps as rows, each evaluation with `said` as "set".
+
+    keep is called with the model; notes takes the cost and the tables of the probes."""
+    from clstudy.training import loop
+
+    made = loop.train(config, progress, probes)
+    if keep:
+        keep(made.model)
+    if notes is not None:
+        notes.update(cost=made.cost, **made.probes)
+    rows = made.evals.to_dict("records")
+    return [{**row, "set": said(row)} for row in rows], made.steps.to_dict("records")
 
 
 def evaluations(last: float = .4, concepts: float = .7) -> list[dict]:
@@ -55,5 +89,9 @@ def make(folder: Path, rows: Sequence[dict] = (), seed: int = 0, steps: Sequence
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name, table in (probes or {}).items():
         table.to_parquet(folder / f"{name}.parquet")
+    stages = sorted({line["stage"] for line in rows or evaluations() if line["stage_end"]})
+    bits = [{"stage": stage, "set": "test", "candidates": "seen", "count": 10, "bits": bytes([stage, 0])}
+            for stage in stages]
+    pd.DataFrame(bits).to_parquet(folder / "correct.parquet")
     (folder / "result.json").write_text(json.dumps({"run_id": folder.name, "seconds": 1.0, **result}))
     return Run(RunConfig.model_construct(seed=seed), folder)

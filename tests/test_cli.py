@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from clstudy import cli
+from clstudy.runs import status, workers
 from clstudy.utils import paths
-from clstudy.runs import status, store, workers
 
 
 @pytest.fixture

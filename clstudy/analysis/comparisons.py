@@ -1,19 +1,133 @@
-"""What intervals of paired differences allow to say."""
+"""Which of two groups of runs is ahead, by how much, and whether that is more than chance.
+
+    found = compare(runs, "A_last", between="method", base="finetune", by=["stream", "tuner"])
+    print(tell(found))
+
+Differences are paired: by seed, and by every other setting that both sides share."""
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_rel
 
-from clstudy.analysis.scores import means, scores
+from clstudy.analysis.scores import means, metrics_of, scores, settings
 from clstudy.evaluation import metrics
-from clstudy.evaluation.metrics import Interval
+from clstudy.evaluation.metrics import Interval, paired_interval
 from clstudy.runs.run import Run
+from clstudy.utils.validation import choose
+
+LEVEL = 0.95  # of the intervals
+
+
+def compare(runs: Sequence[Run], metrics: str | Sequence[str], between: str = "method", base: Any = "finetune",
+            by: Sequence[str] = ()) -> pd.DataFrame:
+    """Each value of the setting `between` against `base`: a row for each of them, each combination of `by`, and each
+    metric.
+
+    Columns: those of `by`; `between`; base; metric; mean and base_mean (percent); difference, low, high (points, 95 %,
+    Student t over the pairs); p (two-sided t test), p_corrected (Holm, over all rows); n (pairs); verdict ("higher",
+    "lower", "not significantly different"). A run is paired with the run of `base` that has the same settings in
+    everything that varies among the runs of `base`. ValueError: no run of `base`; several of it for one pair; runs
+    that differ in a setting that is neither paired nor in `by`."""
+    metrics, by = [metrics] if isinstance(metrics, str) else list(metrics), list(by)
+    table = scores(runs, metrics)
+    for name in (between, *by):
+        choose("compare: setting", name, [*table.columns.drop(metrics), *settings(runs, constant=True).columns])
+    table = table.assign(**{name: settings(runs, constant=True)[name] for name in (between, *by) if name not in table})
+    theirs = table[table[between] == base]
+    if theirs.empty:
+        choose(f"compare: base, a value of {between},", base, [str(value) for value in table[between].unique()])
+    varying = [name for name in theirs.columns.drop([between, *metrics]) if theirs[name].map(repr).nunique() > 1]
+    rows = []
+    for (value, *at), ours in table[table[between] != base].groupby([between, *by], sort=False, dropna=False):
+        shared = theirs
+        for name, wanted in zip(by, at, strict=True):
+            shared = shared[shared[name].map(repr) == repr(wanted)] if name in varying else shared
+        pairs = _pairs(ours, shared, [name for name in varying if name not in by], between, by, metrics)
+        for metric in metrics:
+            rows.append({**dict(zip(by, at, strict=True)), between: value, "base": base, "metric": metric,
+                         **_paired(pairs[f"{metric} ours"], pairs[f"{metric} theirs"])})
+    found = pd.DataFrame(rows)
+    found.insert(found.columns.get_loc("p") + 1, "p_corrected", _holm(found.p))
+    return found
+
+
+def _pairs(ours: pd.DataFrame, theirs: pd.DataFrame, keys: list[str], between: str, by: list[str],
+           metrics: list[str]) -> pd.DataFrame:
+    """One row for each pair, with the metrics of both sides."""
+    where = ", ".join(f"{name}={ours[name].iloc[0]}" for name in (between, *by))
+    free = [name for name in ours.columns.drop([between, *by, *metrics, *keys]) if ours[name].map(repr).nunique() > 1]
+    if free:
+        raise ValueError(f"compare: the runs of {where} differ in {', '.join(free)}: name it in by=, or choose runs with "
+                         f"where({free[0]}=…)")
+    left, right = (side.assign(pair=[repr(tuple(row)) for row in side[keys].itertuples(index=False)])
+                   for side in (ours, theirs))
+    for side, name in ((left, where), (right, "base")):
+        if side.pair.duplicated().any():
+            raise ValueError(f"compare: {name} has several runs for {', '.join(keys) or 'one pair'} = "
+                             f"{side.pair[side.pair.duplicated()].iloc[0]}; choose among them with where(…)")
+    pairs = left.merge(right, on="pair", suffixes=(" ours", " theirs"))
+    if pairs.empty:
+        raise ValueError(f"compare: no run of base pairs with the runs of {where} in {', '.join(keys)}")
+    return pairs
+
+
+def _paired(ours: pd.Series, theirs: pd.Series) -> dict[str, Any]:
+    found = paired_interval(ours.tolist(), theirs.tolist(), LEVEL)
+    low, high = found.mean - found.half_width, found.mean + found.half_width
+    p = float(ttest_rel(ours, theirs).pvalue) if len(ours) > 1 else float("nan")
+    return {"mean": ours.mean(), "base_mean": theirs.mean(), "difference": found.mean, "low": low, "high": high, "p": p,
+            "n": len(ours), "verdict": verdict_of(low, high)}
+
+
+def _holm(p: pd.Series) -> np.ndarray:
+    """Holm's correction over a family of tests; what has no p stays NaN."""
+    from statsmodels.stats.multitest import multipletests  # costs a second
+
+    corrected = np.full(len(p), np.nan)
+    known = p.notna().to_numpy()
+    if known.any():
+        corrected[known] = multipletests(p[known], method="holm")[1]
+    return corrected
+
+
+# ---- the English of a verdict stands here alone
+
+
+def verdict_of(low: float, high: float) -> str:
+    """What the interval of a difference allows to say."""
+    if np.isnan(low):
+        return "not decided by one run"
+    return "higher" if low > 0 else "lower" if high < 0 else "not significantly different"
+
+
+def tell(found: pd.DataFrame, labels: Mapping[Any, str] = MappingProxyType({}), unit: str = " points",
+         digits: int = 1) -> str:
+    """The rows of `compare` as sentences. labels: what a value of a setting is called."""
+    fixed = ("base", "metric", "mean", "base_mean", "difference", "low", "high", "p", "p_corrected", "n", "verdict")
+    *by, between = [name for name in found.columns if name not in fixed]
+    lines = []
+    for row in found.to_dict("records"):
+        where = "".join(f"{labels.get(row[name], row[name])}, " for name in by)
+        said = f"{row['difference']:+.{digits}f}{unit}"
+        if not np.isnan(row["low"]):
+            said += f" (95 % interval {row['low']:+.{digits}f} to {row['high']:+.{digits}f}, n = {row['n']})"
+        ours, theirs = (labels.get(value, value) for value in (row[between], row["base"]))
+        lines.append(f"{where}{row['metric']}: {ours} is {row['verdict']} than {theirs}: {said}."
+                     .replace("different than", "different from")
+                     .replace("is not decided by one run than", "is not decided by one run against"))
+    return "\n".join(lines)
+
+
+# ---- groups of runs by key
 
 
 def growth(ours: Mapping[float, Sequence[Run]], theirs: Mapping[float, Sequence[Run]], metric: str) -> Interval:
     """By how much ours − theirs is larger at the smallest memory than at the largest, paired by seed. Keys: sizes."""
     small, large = min(ours), max(ours)
-    gaps = [[scores(a)[metric] - scores(b)[metric] for a, b in zip(ours[x], theirs[x], strict=True)]
+    gaps = [[metrics_of(a)[metric] - metrics_of(b)[metric] for a, b in zip(ours[x], theirs[x], strict=True)]
             for x in (small, large)]
     return metrics.paired_interval(*gaps)
 
@@ -52,7 +166,7 @@ def difference(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> metri
     seeds = [[run.config.seed for run in runs] for runs in (ours, theirs)]
     if seeds[0] != seeds[1]:
         raise ValueError(f"a paired difference needs the same seeds on both sides, got {seeds[0]} and {seeds[1]}")
-    return metrics.paired_interval([scores(run)[metric] for run in ours], [scores(run)[metric] for run in theirs])
+    return metrics.paired_interval([metrics_of(run)[metric] for run in ours], [metrics_of(run)[metric] for run in theirs])
 
 
 def verdict(found: metrics.Interval, higher: str, lower: str) -> str:
@@ -68,7 +182,7 @@ def verdict(found: metrics.Interval, higher: str, lower: str) -> str:
 
 def moved(runs: Sequence[Run], metric: str) -> str:
     """Whether a metric is higher or lower after the stream than before, in words."""
-    found = pd.DataFrame([scores(run) for run in runs])
+    found = pd.DataFrame([metrics_of(run) for run in runs])
     change = metrics.interval((found[metric] - found[f"{metric} before"]).tolist())
     return f"    {metric} {verdict(change, 'raised', 'lowered')}"
 

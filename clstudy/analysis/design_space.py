@@ -10,7 +10,7 @@ from itertools import product
 import pandas as pd
 
 from clstudy.analysis import comparisons, tables
-from clstudy.analysis.scores import scores
+from clstudy.analysis.scores import metrics_of
 from clstudy.evaluation import metrics
 from clstudy.runs.run import Run
 
@@ -194,7 +194,7 @@ def results(chosen: Mapping[str, str], runs: Sequence[Run], names: Sequence[str]
 
 
 def _interval(runs: Sequence[Run], name: str) -> str:
-    return tables._text(metrics.interval([scores(run)[name] for run in runs]))
+    return tables._text(metrics.interval([metrics_of(run)[name] for run in runs]))
 
 
 def grid(new: Mapping[str, Mapping] = {}) -> pd.DataFrame:

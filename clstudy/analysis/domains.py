@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from clstudy.analysis import tables
-from clstudy.analysis.scores import scores
+from clstudy.analysis.scores import metrics_of
 from clstudy.data.streams import STREAMS
 from clstudy.data.types import Benchmark
 from clstudy.evaluation import metrics
@@ -52,7 +52,7 @@ def domain_summary(groups: Mapping[str, Sequence[Run]], benchmark: Benchmark, si
     seeds."""
     rows = {}
     for label, runs in groups.items():
-        found = pd.DataFrame([domain_scores(run, benchmark) | {name: scores(run)[name] for name in side}
+        found = pd.DataFrame([domain_scores(run, benchmark) | {name: metrics_of(run)[name] for name in side}
                               for run in runs])
         texts = {name: tables._text(metrics.interval(found[name].tolist())) for name in found}
         rows[label] = {name: "-" if text.startswith("nan") else text for name, text in texts.items()}

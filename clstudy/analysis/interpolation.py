@@ -19,9 +19,9 @@ from clstudy.analysis.comparisons import verdict
 from clstudy.analysis.tables import _point
 from clstudy.evaluation import metrics
 from clstudy.evaluation.accuracy import evaluate
-from clstudy.models.merging import merge
 from clstudy.models.clip import Clip
 from clstudy.models.loading import load_clip
+from clstudy.models.merging import merge
 from clstudy.models.weight_space import Values, between, put
 from clstudy.runs.run import Run, load_tuned
 from clstudy.runs.workers import default, local
@@ -91,7 +91,7 @@ def _table(first: Clip, last: Clip, end: Run, shares: Sequence[float], side: Seq
     rows = []
     for share in shares:
         put(last, between(theta, goal, float(share)))
-        rows += [{"share": float(share), **row} for row in evaluate(last, benchmark, tasks, seen)]
+        rows += [{"share": float(share), **row} for row in evaluate(last, benchmark, tasks, seen).rows]
     return pd.DataFrame(rows)
 
 
@@ -148,5 +148,5 @@ def hill(seeds: Sequence[pd.DataFrame], sets: Mapping[str, str]) -> str:
 
 def _at(table: pd.DataFrame, key: str) -> pd.Series:
     name, candidates = key.split("/")
-    rows = table[(table["set"] == name) & (table.candidates == candidates) & (table.metric == "accuracy")]
+    rows = table[(table["name"] == name) & (table.candidates == candidates) & (table.metric == "accuracy")]
     return rows.set_index("share").value

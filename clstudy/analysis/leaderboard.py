@@ -69,8 +69,8 @@ def scored(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
     changed = {run.id: (run.folder / "result.json").stat().st_mtime_ns for run in runs}
     new = [run for run in runs if run.id not in known.index or known.changed[run.id] != changed[run.id]]
     if new:
-        rows = [{"code": code, "changed": changed[run.id], "side": "\n".join(scores.side_sets(run)),
-                 **scores.scores(run)} for run in new]
+        rows = [{"code": code, "changed": changed[run.id], "side": "\n".join(run.held_out_sets()),
+                 **scores.metrics_of(run)} for run in new]
         fresh = pd.DataFrame(rows, [run.id for run in new])
         stays = known.drop(index=known.index.intersection(fresh.index))
         known = pd.concat([stays, fresh]) if len(stays) else fresh
@@ -116,11 +116,11 @@ def gather(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
     table["finished"] = [run.result.get("finished", 0.0) for run in runs]
     table = table.join(_cost(runs)).join(scored(runs, kept))
     for at in ("", " before"):
-        table[f"zero-shot{at}"] = table[[f"{name}{at}" for name in side_sets(table)]].mean(axis=1)
+        table[f"zero-shot{at}"] = table[[f"{name}{at}" for name in held_out_sets(table)]].mean(axis=1)
     return table.sort_values("finished", kind="stable").drop_duplicates([*ENTRY, "seed"], keep="last")
 
 
-def side_sets(table: pd.DataFrame) -> list[str]:
+def held_out_sets(table: pd.DataFrame) -> list[str]:
     """The zero-shot sets among the columns of `gather`, in alphabetical order."""
     return sorted({name for names in table.side for name in names.splitlines()})
 

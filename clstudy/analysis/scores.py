@@ -6,19 +6,41 @@ import numpy as np
 import pandas as pd
 
 from clstudy.evaluation import metrics
-from clstudy.runs.run import Run
+from clstudy.runs.run import Run, flat
+from clstudy.utils.validation import choose
 
 NEVER_UPDATED = ("other classes", "tiered_imagenet_test")  # side sets that ZS-Acc is of
 
 
+def scores(runs: Sequence[Run], metrics: str | Sequence[str]) -> pd.DataFrame:
+    """A row for each run, a column for each setting that varies between them and for each metric (percent).
+
+    Options of an axis have their own name where no other setting has it ("size"), otherwise the dotted one
+    ("method_args.size"); a run without the option has None. ValueError: a metric that a run does not have."""
+    table = settings(runs)
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
+        table[metric] = [metrics_of(run)[choose("metric", metric, metrics_of(run))] for run in runs]
+    return table
+
+
+def settings(runs: Sequence[Run], constant: bool = False) -> pd.DataFrame:
+    """A row for each run, a column for each setting that varies between them (with `constant`: for all settings)."""
+    table = pd.DataFrame([flat(run.config) for run in runs], dtype=object).drop(columns="device", errors="ignore")
+    table = table.astype(object).where(table.notna(), None)
+    if not constant:
+        table = table.loc[:, [len({repr(value) for value in table[name]}) > 1 for name in table]]
+    last = [name.rpartition(".")[2] for name in table]
+    return table.rename(columns={name: end for name, end in zip(table, last, strict=True) if last.count(end) == 1})
+
+
 @lru_cache(maxsize=4096)
-def scores(run: Run) -> dict[str, float]:
+def metrics_of(run: Run) -> dict[str, float]:
     """Metrics of one run, in percent: stream accuracy, forgetting, zero-shot and retrieval before and after.
 
     A_auc, A_avg and A_last are of classes seen so far (candidates: seen). Matrix metrics use candidates "all", for
     which row 0 (before training) exists. "NAME" and "NAME before" are side sets after the last stage and before the
     first."""
-    every, ends = run.curve(), run.evals[run.evals.stage_end & (run.evals["set"] == "seen classes")]
+    every, ends = run.curve(), run.evals[run.evals.stage_end & (run.evals["name"] == "seen classes")]
     R, known = run.matrix("all"), run.classes("seen")
     values = {
         "A_auc": metrics.a_auc(every.value.tolist()),
@@ -39,12 +61,13 @@ def scores(run: Run) -> dict[str, float]:
     if len(hands):
         values["worst domain"], values["worst domain before"] = (metrics.worst_domain(hands.iloc[stage].tolist())
                                                                  for stage in (-1, 0))
-    for name in side_sets(run):
+    for name in run.held_out_sets():
         values[name] = run.final(name)
         values[f"{name} before"] = run.final(name, stage=0)
     for direction in ("image to text", "text to image"):
         for suffix, stage in (("", None), (" before", 0)):
-            found = [run.final(name, metric="recall@1", stage=stage) for name in retrieval_sets(run, direction)]
+            metric = f"{direction.replace(' ', '-')} recall@1"
+            found = [run.final(name, metric=metric, stage=stage) for name in retrieval_sets(run)]
             values[f"R@1 {direction}{suffix}"] = float(np.mean(found)) if found else float("nan")
     return {name: 100 * value for name, value in (values | _updated(run, values)).items()}
 
@@ -65,21 +88,14 @@ def _updated(run: Run, values: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def side_sets(run: Run) -> list[str]:
-    """The zero-shot sets that the stream does not touch."""
-    names = run.evals[(run.evals.metric == "accuracy") & (run.evals.candidates == "own")]["set"]
-    return [name for name in dict.fromkeys(names) if not name.startswith("task ")]
-
-
-def retrieval_sets(run: Run, direction: str) -> list[str]:
-    """Names of the evaluations of retrieval in one direction; `scores` has the mean over them."""
-    names = run.evals["set"][run.evals.metric == "recall@1"]
-    return [name for name in dict.fromkeys(names) if name.endswith(f": {direction}")]
+def retrieval_sets(run: Run) -> list[str]:
+    """The sets of image-caption pairs of a run; `scores` has the mean recall over them."""
+    return list(dict.fromkeys(run.evals["name"][run.evals.kind == "retrieval"]))
 
 
 def means(runs: Sequence[Run], *names: str) -> list[float]:
     """The means over runs of some of their scores."""
-    found = pd.DataFrame([scores(run) for run in runs])
+    found = pd.DataFrame([metrics_of(run) for run in runs])
     return [float(found[name].mean()) for name in names]
 
 

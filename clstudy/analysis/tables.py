@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from clstudy.analysis.scores import means, scores
+from clstudy.analysis.scores import means, metrics_of
 from clstudy.evaluation import metrics
 from clstudy.runs.run import Run
 
@@ -14,7 +14,7 @@ def summary(groups: Mapping[tuple, Sequence[Run]], columns: Sequence[str], index
     """A row per group, a column per metric: "mean ± half width" of the 95 % interval over seeds (Student t)."""
     rows = {}
     for key, runs in groups.items():
-        found = pd.DataFrame([scores(run) for run in runs])
+        found = pd.DataFrame([metrics_of(run) for run in runs])
         rows[key] = {name: _text(metrics.interval(found[name].tolist())) for name in columns}
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(list(rows), names=list(index))
@@ -31,7 +31,7 @@ def changes(groups: Mapping[tuple, Sequence[Run]], sets: Sequence[str]) -> pd.Da
     Keys of `groups` end in the method; what stands before it names the panel."""
     rows = []
     for (*panel, method), runs in groups.items():
-        found = pd.DataFrame([scores(run) for run in runs])
+        found = pd.DataFrame([metrics_of(run) for run in runs])
         for name in sets:
             change = _point((found[name] - found[f"{name} before"]).tolist())
             rows.append({"panel": ", ".join(panel), "set": name, "method": method, **change})
@@ -49,7 +49,7 @@ def settings(groups: Mapping[tuple[str, float], Sequence[Run]], names: Sequence[
     rows = []
     for (panel, x), runs in groups.items():
         for name in names:
-            rows.append({"panel": panel, "method": name, "x": x, **_point([scores(run)[name] for run in runs])})
+            rows.append({"panel": panel, "method": name, "x": x, **_point([metrics_of(run)[name] for run in runs])})
     return pd.DataFrame(rows)
 
 
@@ -57,7 +57,7 @@ def crosses(groups: Mapping[tuple[str, str | float], Sequence[Run]], x: str, y: 
     """Two metrics per group with the half widths of their 95 % intervals, for `plots.trade`. Keys: (panel, label)."""
     rows = []
     for (panel, label), runs in groups.items():
-        at, over = (_point([scores(run)[name] for run in runs]) for name in (x, y))
+        at, over = (_point([metrics_of(run)[name] for run in runs]) for name in (x, y))
         rows.append({"panel": panel, "label": label, "x": at["mean"], "x_half": at["half_width"], "y": over["mean"],
                      "y_half": over["half_width"]})
     return pd.DataFrame(rows)
@@ -76,7 +76,7 @@ def against(groups: Mapping[tuple[str, float], Sequence[Run]], names: Mapping[st
     rows = []
     for (method, x), runs in groups.items():
         for name, panel in names.items():
-            rows.append({"panel": panel, "method": method, "x": x, **_point([scores(run)[name] for run in runs])})
+            rows.append({"panel": panel, "method": method, "x": x, **_point([metrics_of(run)[name] for run in runs])})
     return pd.DataFrame(rows)
 
 
@@ -108,6 +108,6 @@ def over_sizes(groups: Mapping[tuple[str, float | None], Sequence[Run]], names: 
         for name, panel in names.items():
             if name in ("A_auc", "A_avg") and runs[0].evals.stage.max() == 1:
                 continue  # joint training: a mean over one stage is no mean over stages
-            point = _point([scores(run)[name] for run in runs])
+            point = _point([metrics_of(run)[name] for run in runs])
             rows.append({"panel": panel, "method": method, "x": np.nan if size is None else size, **point})
     return pd.DataFrame(rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 from clstudy.data.types import Benchmark, Labelled
 from clstudy.evaluation.features import Cache, class_features, features
 from clstudy.evaluation.retrieval import retrieval
-from clstudy.evaluation.rows import row
+from clstudy.evaluation.rows import Evaluation, row
 from clstudy.models.clip import Clip
 
 
@@ -23,13 +23,11 @@ def hits(similarity: Float[Tensor, "images classes"], labels: Int[Tensor, " imag
 
 
 def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]], seen: Sequence[int],
-             complete: bool = True, sides: bool = True, cache: Cache | None = None) -> list[dict]:
-    """Rows of (set, candidates, metric, value, count).
+             complete: bool = True, sides: bool = True, cache: Cache | None = None) -> Evaluation:
+    """The rows of `evals` that `rows.py` lists, and which images were right.
 
-    tasks: classes of each task; seen: classes that have arrived. Sets: "seen classes" (candidates seen); if
-    `complete` also "task 1" … (own / seen / all), "all classes" (all), and each class (set "class NAME", seen and
-    all); if `sides` also the side sets (own) and retrieval; where test images have domains, also each of these (set
-    "domain NAME", seen and all). An empty set gives no row."""
+    tasks: classes of each task; seen: classes that have arrived. Without `complete` there is one row, the accuracy on
+    the seen classes; with `sides` also held-out sets and retrieval are measured."""
     cache = cache or Cache()
     clip.eval()
     test, count = benchmark.test, len(benchmark.test.class_names)
@@ -44,41 +42,43 @@ def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]],
     streamed = torch.from_numpy(home >= 0).to(similarity.device)[None]
     offered = {"own": own, "seen": torch.from_numpy(arrived).to(similarity.device)[None], "all": streamed}
     right = {name: hits(similarity, labels, mask).cpu().numpy() for name, mask in offered.items()}
-    rows = row("seen classes", "seen", right["seen"][arrived[test.labels]])
+    rows = row("all", "seen classes", "seen", right["seen"][arrived[test.labels]])
+    correct = {("test", name): each for name, each in right.items()}
     if complete:
         rows += _complete(right, test, tasks, home, arrived)
     for name, side in benchmark.side.items() if sides else ():
-        rows += row(name, "own", zero_shot(clip, side, cache))
+        correct[name, "own"] = zero_shot(clip, side, cache)
+        rows += row("held-out set", name, "own", correct[name, "own"])
     for name, pairs in benchmark.retrieval.items() if sides else ():
         rows += retrieval(clip, pairs, name, cache=cache)
-    return rows
+    return Evaluation(rows, correct)
 
 
 def _complete(right: dict[str, np.ndarray], test: Labelled, tasks: Sequence[tuple[int, ...]], home: np.ndarray,
               arrived: np.ndarray) -> list[dict]:
     """Rows of every task and class. home: task of each class or −1; arrived: whether a class has been seen."""
-    rows = row("all classes", "all", right["all"][home[test.labels] >= 0])
+    rows = row("all", "all classes", "all", right["all"][home[test.labels] >= 0])
     for number in range(len(tasks)):
         for name in right if arrived.any() else ("own", "all"):
             here = home[test.labels] == number
-            rows += row(f"task {number + 1}", name, right[name][here])
-            rows += _balanced(f"task {number + 1}", name, right[name][here], test.labels[here])
+            rows += row("task", str(number + 1), name, right[name][here])
+            rows += _balanced(str(number + 1), name, right[name][here], test.labels[here])
     for label, name in enumerate(test.class_names):
         if home[label] >= 0:
             here = test.labels == label
-            rows += row(f"class {name}", "all", right["all"][here])
-            rows += row(f"class {name}", "seen", right["seen"][here]) if arrived[label] else []
+            rows += row("class", name, "all", right["all"][here])
+            rows += row("class", name, "seen", right["seen"][here]) if arrived[label] else []
     for number, name in enumerate(test.domain_names):
         here = (test.domains == number) & (home[test.labels] >= 0)
-        rows += row(f"domain {name}", "all", right["all"][here])
-        rows += row(f"domain {name}", "seen", right["seen"][here & arrived[test.labels]])
+        rows += row("domain", name, "all", right["all"][here])
+        rows += row("domain", name, "seen", right["seen"][here & arrived[test.labels]])
     return rows
 
 
-def _balanced(name: str, candidates: str, right: np.ndarray, labels: np.ndarray) -> list[dict]:
+def _balanced(task: str, candidates: str, right: np.ndarray, labels: np.ndarray) -> list[dict]:
     """The mean over classes of their accuracies."""
     each = np.array([right[labels == label].mean() for label in np.unique(labels)])
-    return row(name, candidates, each, "class-balanced accuracy")
+    return row("task", task, candidates, each, "class-balanced accuracy")
 
 
 def zero_shot(clip: Clip, side: Labelled, cache: Cache | None = None) -> np.ndarray:

@@ -26,8 +26,8 @@ def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequenc
     image_rank, text_rank = (np.concatenate(ranked) for ranked in zip(*found, strict=True))
     rows = []
     for k in ks:
-        rows += row(f"{name}: image to text", "all", image_rank < k, f"recall@{k}")
-        rows += row(f"{name}: text to image", "all", text_rank < k, f"recall@{k}")
+        rows += row("retrieval", name, "all", image_rank < k, f"image-to-text recall@{k}")
+        rows += row("retrieval", name, "all", text_rank < k, f"text-to-image recall@{k}")
     return rows
 
 

@@ -21,7 +21,7 @@ from clstudy.training.config import RunConfig
 from clstudy.utils import paths
 
 EVERY = 0.3  # seconds between two lines of the feed
-SETS = ("seen classes", "all classes")  # whose accuracies are told, beside the side sets
+KINDS = ("all", "held-out set")  # whose accuracies are told
 
 
 class Training:
@@ -154,14 +154,13 @@ class Feed:
     def _tell(self) -> None:
         self.latest = time.monotonic()
         steps, evals = self._new("steps", self.at.steps), self._new("evals", self.at.evals)
-        evals = [row for row in evals if row["metric"] == "accuracy" and (row["set"] in SETS or row["stage_end"])]
-        evals = [row for row in evals if not row["set"].startswith(("task ", "class ", "domain "))]
+        evals = [row for row in evals if row["metric"] == "accuracy" and row["kind"] in KINDS]
         drift: dict[int, list] = {}
         for row in self._new("drift", self.drift.rows if self.drift else []):
             drift.setdefault(row["step"], []).append((row["text"], row["image"]))
         line = {"images": self.at.images, "total": self.total,
                 "steps": [(row["step"], row["term"], row["value"]) for row in steps],
-                "evals": [(row["images_seen"], row["set"], row["value"]) for row in evals],
+                "evals": [(row["images_seen"], row["name"], row["value"]) for row in evals],
                 "drift": [(step, *(sum(column) / len(column) for column in zip(*rows, strict=True)))
                           for step, rows in drift.items()]}
         self.file.write(json.dumps(line) + "\n")

@@ -87,11 +87,45 @@ def points(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [_nested(dict(zip(flat, values, strict=True))) for values in itertools.product(*flat.values())]
 
 
+def grid(**choices: Any) -> list[RunConfig]:
+    """Every combination of some settings, each once: `grid(method=["finetune", "sit"], lr=[5e-4, 5e-3], seed=range(8))`.
+
+    A list or range is a choice; a value that is itself a list stands in another one (`milestones=[[3, 5]]`). An option
+    of an axis is written flat (`weight=[1, 8]`: for the benchmark, stream, tuner and method that has it, the others are
+    run once) or dotted (`**{"method_args.weight": [1, 8]}`). ValueError: impossible settings, an option that nothing
+    has."""
+    return [task.config for task in run_tasks([choices])]
+
+
+def routed(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Points in which an option that was written flat stands in the options of the axis that has it; where nothing
+    that a point chose has it, the point goes without."""
+    from clstudy.data.benchmarks import BENCHMARKS
+    from clstudy.data.streams import STREAMS
+    from clstudy.methods import METHODS
+    from clstudy.models.tuners import TUNERS
+
+    axes, taken, made = {"benchmark": BENCHMARKS, "stream": STREAMS, "tuner": TUNERS, "method": METHODS}, set(), []
+    loose = {name for point in points for name in point if name not in RunConfig.model_fields}
+    for point in points:
+        settings = {name: value for name, value in point.items() if name not in loose}
+        for name in loose & point.keys():
+            for axis, registry in axes.items():
+                choice = settings.get(axis, RunConfig.model_fields[axis].default)
+                if choice in registry and name in inspect.signature(registry[choice]).parameters:
+                    taken.add(name)
+                    settings[f"{axis}_args"] = {**settings.get(f"{axis}_args", {}), name: point[name]}
+        made.append(settings)
+    unknown = loose - taken  # RunConfig refuses these, in its own words
+    return [settings | {name: point[name] for name in unknown & point.keys()}
+            for settings, point in zip(made, points, strict=True)]
+
+
 def run_tasks(grids: Sequence[Mapping[str, Any]]) -> list[Task]:
     """The runs of some grids, each once. ValueError: all settings that are impossible, up to five in words; data that
     are missing."""
     configs, errors, given = {}, {}, 0
-    for point in (point for grid in grids for point in points(grid)):
+    for point in routed([point for choices in grids for point in points(choices)]):
         given += 1
         try:
             config = RunConfig(**_meant(point))

@@ -1,6 +1,6 @@
 """Runs on disk: one folder per `run_id`, complete or not there at all.
 
-    runs/<run_id>/config.json  env.json  evals.jsonl  steps.jsonl  [PROBE.parquet]  [model.safetensors]  result.json
+    runs/<run_id>/config.json  env.json  evals.jsonl  steps.jsonl  correct.parquet  [PROBE.parquet]  [model.safetensors]  result.json
 
     runs/<run_id>.draft    a run that is being made, or was killed: saved states, from which it goes on (`resume.py`)
     runs/<run_id>.broken   a run whose numbers are no longer finite, as it stood then; the next call starts anew
@@ -36,7 +36,7 @@ from clstudy.utils.files import clear_dead
 from clstudy.utils import paths
 
 EVERY = 60.0  # seconds between two saved states, where nothing else is said
-TABLES = ("config.json", "evals.jsonl", "steps.jsonl")  # what every finished run has, besides its result
+TABLES = ("config.json", "evals.jsonl", "steps.jsonl", "correct.parquet")  # what every finished run has, besides its result
 
 
 def environment() -> dict:
@@ -119,17 +119,18 @@ def _make(config: RunConfig, runs: Path, draft: Path, keep_model: bool, probes: 
         done.mkdir()
         (draft / "config.json").write_text(config.model_dump_json(indent=1))
         (draft / "asked.json").write_text(json.dumps({"keep_model": keep_model, "probes": probes}))
-        notes = {}
-        keep = (lambda clip: save_tuned(clip, done)) if keep_model else None
-        evals, steps = train(config, progress, keep, probes, notes, saver)
+        made = train(config, progress, probes, saver)
+        if keep_model:
+            save_tuned(made.model, done)
         (done / "config.json").write_text(config.model_dump_json(indent=1))
         (done / "env.json").write_text(json.dumps(environment(), indent=1))
-        for name, rows in (("evals", evals), ("steps", steps)):
+        for name, table in (("evals", made.evals), ("steps", made.steps)):
+            rows = table.to_dict("records")
             (done / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        for name in (*probes, *(["method"] if "method" in notes else [])):
-            notes[name].to_parquet(done / f"{name}.parquet")
+        for name, table in {"correct": made.correct, **made.probes}.items():
+            table.to_parquet(done / f"{name}.parquet")
         result = {"run_id": config.run_id, "seconds": round(saver.seconds + time.perf_counter() - started, 1),
-                  "finished": time.time(), "taken_up": saver.taken_up, "sha256": _seal(done), **notes["cost"]}
+                  "finished": time.time(), "taken_up": saver.taken_up, "sha256": _seal(done), **made.cost}
         (done / "result.json").write_text(json.dumps(result))
         if again or not (folder / "result.json").exists():  # without a result: what a killed removal left
             shutil.rmtree(folder, ignore_errors=True)

@@ -51,6 +51,7 @@ class Position:
     moving: dict[str, bool] = field(default_factory=lambda: {"image": False, "text": False})  # towers trained so far
     evals: list[dict] = field(default_factory=Rows)
     steps: list[dict] = field(default_factory=Rows)
+    correct: list[dict] = field(default_factory=Rows)  # which images were right at stage ends
 
     @property
     def inside(self) -> bool:

@@ -4,9 +4,11 @@ A method is called by eight verbs, all of them below. Nothing on the device is w
 gathered and looked at every `LOOK` steps (on the CPU, where nothing waits, at every step).
 """
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from clstudy.utils import distributed
 from clstudy.utils.progress import bar
 
 LOOK = 20  # steps between two looks at the losses
+STEPS = ("stage", "images_seen", "step", "term", "value")  # columns of `Trained.steps`
 
 
 def batches(stage: Stage, benchmark: Benchmark, seen: list[int], prompts: Tensor, size: int, order: np.ndarray
@@ -71,14 +74,24 @@ def decay(optimizer: torch.optim.Optimizer | None, config: RunConfig, epoch: int
         group["lr"] /= 10
 
 
-def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[Clip], None] | None = None,
-          probes: Sequence[str] = (), notes: dict | None = None, saver: Saver | None = None
-          ) -> tuple[list[dict], list[dict]]:
-    """Run the stream once. Returns rows of evaluations and of steps (see VOCABULARY.md for the columns).
+@dataclass
+class Trained:
+    """What a run gives."""
 
-    progress: has `update(images)`, `close()`, maybe `begin(position, probes, total)`. keep: called with the final
-    model. probes: names of `probes.PROBES`. notes: takes "cost", and a table per probe. saver: saves the state now and
-    then, and takes it up. NotFinite: a loss or a weight is. KeyboardInterrupt: Ctrl-C, once the saver has saved."""
+    evals: pd.DataFrame  # what was measured over the stream (`evaluation/rows.py`)
+    steps: pd.DataFrame  # stage, images_seen, step, term, value: every term of the loss at every optimiser step
+    correct: pd.DataFrame  # stage, set, candidates, count, bits: which images were right at stage ends, one bit each
+    probes: dict[str, pd.DataFrame]  # by name; "method": what the method tells of itself
+    cost: dict[str, Any]  # images per second, tuned parameters, memory
+    model: Clip  # as it is deployed
+
+
+def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), saver: Saver | None = None) -> Trained:
+    """Run the stream once.
+
+    progress: has `update(images)` and `close()`, and may have `begin(position, probes, total)`. probes: names of
+    `probing.PROBES`. saver: saves the state now and then, and resumes from it. Raises NotFinite where a loss or a
+    weight is not finite, and KeyboardInterrupt after Ctrl-C, once the saver has saved."""
     clip, benchmark, stages = prepare(config)
     method = METHODS[config.method](**config.method_args)
     augmentation, generator = AUGMENTATIONS[config.augmentation], torch.Generator().manual_seed(config.seed)
@@ -92,8 +105,9 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
         model, tasks = method.deploy(clip), [stage.classes for stage in stages]
         sides = complete and (stage % config.side_every == 0 or stage == len(stages))
         with distributed.sharing():
-            rows = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None)
-        at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row} for row in rows)
+            found = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None)
+        at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row} for row in found.rows)
+        at.correct.extend(packed(stage, found.correct) if complete else ())
 
     with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # takes up what was saved, in place
             clip, unchanging(benchmark, stages, prompts), at=at, method=method, cost=cost, probes=watching,
@@ -141,9 +155,15 @@ def train(config: RunConfig, progress: Callable | None = None, keep: Callable[[C
             at.stage, at.epoch = at.stage + 1, 0
             distributed.save(saver)
     shown.close()
-    (notes if notes is not None else {}).update(cost=cost.table(method), **watching.tables(), **own_table(method))
-    if keep:
-        keep(method.deploy(clip))
-    return at.evals, at.steps
+    tables = {**watching.tables(), **own_table(method)}
+    correct = pd.DataFrame(at.correct)
+    correct["bits"] = correct.bits.map(bytes.fromhex)
+    return Trained(pd.DataFrame(at.evals), pd.DataFrame(at.steps, columns=STEPS), correct, tables, cost.table(method),
+                   method.deploy(clip))
 
 
+def packed(stage: int, correct: dict[tuple[str, str], np.ndarray]) -> list[dict]:
+    """Rows of `Trained.correct`: truth values of the images of a set, eight to a byte, the first in the highest bit; as
+    text while the run goes on, which a saved state holds as it is."""
+    return [{"stage": stage, "set": name, "candidates": candidates, "count": len(right),
+             "bits": np.packbits(right).tobytes().hex()} for (name, candidates), right in correct.items()]

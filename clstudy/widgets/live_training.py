@@ -8,7 +8,7 @@ import ipywidgets as ipw
 
 from clstudy.plots import accuracy
 from clstudy.plots.style import PALETTE
-from clstudy.runs.background import Training
+from clstudy.runs.background import KINDS, Training
 from clstudy.runs.run import Run, find
 from clstudy.training.config import RunConfig
 from clstudy.utils.progress import clock
@@ -178,12 +178,10 @@ def lines(rows: Mapping[str, list]) -> dict[tuple[int, str], list[tuple[float, f
 
 def told(run: Run) -> dict[str, list]:
     """What the feed of a finished run would have told."""
-    evals = run.evals[run.evals.metric == "accuracy"]
-    evals = evals[~evals["set"].str.startswith(("task ", "class ", "domain "))]
-    own = evals[(evals.candidates != "own") | ~evals["set"].isin(["seen classes", "all classes"])]
+    evals = run.evals[(run.evals.metric == "accuracy") & run.evals.kind.isin(KINDS)]
     drift = []
     if (run.folder / "drift.parquet").exists():
         table = run.probe("drift").groupby("step")[["text", "image"]].mean()
         drift = list(table.itertuples(name=None))
     return {"steps": list(run.steps[["step", "term", "value"]].itertuples(index=False, name=None)),
-            "evals": list(own[["images_seen", "set", "value"]].itertuples(index=False, name=None)), "drift": drift}
+            "evals": list(evals[["images_seen", "name", "value"]].itertuples(index=False, name=None)), "drift": drift}

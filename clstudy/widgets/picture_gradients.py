@@ -25,8 +25,8 @@ from clstudy.widgets.common import (
     stack,
     watch,
 )
-from clstudy.widgets.gradient_microscope import arrows
-from clstudy.widgets.playground import UPLOADED, uploaded
+from clstudy.widgets.microscope import arrows
+from clstudy.widgets.zero_shot import UPLOADED, uploaded
 
 LOSSES = {"finetune": "asymmetric: all texts compete", "sit": "symmetric: the texts of the batch compete"}
 HELP = ("<b>Arrows</b>: where a step would move one text. Attraction, by the pictures that match it, points to the "

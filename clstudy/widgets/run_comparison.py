@@ -69,8 +69,8 @@ class _Comparer:
 
     def __init__(self, scores: pd.DataFrame, groups: Mapping[str, list[Run]], name: str, most: int):
         self.scores, self.groups, self.bands, self.most = scores, groups, {}, most
-        rows = [set(run.evals["set"][run.evals.metric == "accuracy"]) for group in groups.values() for run in group[:1]]
-        sets = sorted(one for one in set.union(*rows) if not one.startswith(("class ", "task ")))
+        tables = [group[0].evals for group in groups.values()]
+        sets = sorted({name for table in tables for name in table["name"][table.kind.isin(("all", "held-out set"))]})
         self.words = {label: f"{label}  ({len(group)} seed{'s' * (len(group) > 1)})" for label, group in groups.items()}
         self.filter = ipw.Text(placeholder="words that must all occur, as: lora sit", description="filter",
                                continuous_update=True, layout=ipw.Layout(width="32em"))

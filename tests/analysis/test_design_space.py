@@ -4,12 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_runs import evaluations, make
+from small_runs import evaluations, make, train
 
 from clstudy.analysis import design_space
 from clstudy.data.streams import Stage
 from clstudy.methods import METHODS
-from clstudy.training.loop import train
 
 SMALL = {"er": {"size": 12, "replay": 5}, "clip_loss": {"size": 12, "replay": 5}, "gcl": {"size": 12, "replay": 5},
          "gdro": {"size": 12, "replay": 5, "strength": 0.02}}

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_runs import said
 
 from clstudy import load_or_train
 from clstudy.analysis import interpolation
 from clstudy.evaluation import accuracy
 from clstudy.evaluation.accuracy import evaluate
-from clstudy.models.merging import merge
 from clstudy.models.loading import load_clip
+from clstudy.models.merging import merge
 from clstudy.runs.run import load_tuned
 from clstudy.training.setup import prepare
 
@@ -25,7 +26,7 @@ def runs(tiny, tmp_path):
 
 
 def values(rows) -> dict[tuple, float]:
-    return {(row["set"], row["candidates"], row["metric"]): row["value"] for row in rows}
+    return {(said(row), row["candidates"], row["metric"]): row["value"] for row in rows}
 
 
 def at(table, share: float) -> dict[tuple, float]:
@@ -36,7 +37,7 @@ def looked_at(clip, run) -> dict[tuple, float]:
     _, benchmark, stages = prepare(run.config)
     tasks = [stage.classes for stage in stages]
     seen = [label for task in tasks for label in task]
-    return values(evaluate(clip, replace(benchmark, retrieval={}), tasks, seen))
+    return values(evaluate(clip, replace(benchmark, retrieval={}), tasks, seen).rows)
 
 
 def test_the_ends_of_a_line_are_the_two_models(runs):

@@ -10,7 +10,7 @@ import pytest
 from small_runs import evaluations, make
 
 from clstudy import plots
-from clstudy.analysis import leaderboard, tables
+from clstudy.analysis import leaderboard
 from clstudy.analysis import scores as scores_module
 from clstudy.notebooks import execute
 from clstudy.runs.run import Run, finished
@@ -101,7 +101,7 @@ def test_zero_shot_is_the_mean_of_the_side_sets_and_costs_have_units(tmp_path):
     cost = {"parameters": 7, "images_per_second": 50., "peak_memory": 3 * 2**20}
     table = leaderboard.gather([write(tmp_path, name="a", result=cost),
                                 write(tmp_path, name="b", method="frozen", result=cost | {"parameters": 0})])
-    assert leaderboard.side_sets(table) == ["concepts", "pets"]
+    assert leaderboard.held_out_sets(table) == ["concepts", "pets"]
     assert table["zero-shot"].tolist() == pytest.approx([60, 60])
     assert table["zero-shot before"].tolist() == pytest.approx([55, 55])
     assert table.loc["a", ["parameters", "images/s", "GPU memory, MB"]].tolist() == [7, 50, 3]
@@ -131,8 +131,8 @@ def test_runs_are_selected_by_their_settings(tmp_path):
 
 def test_scores_are_read_once_and_again_when_the_run_was_made_again(tmp_path, monkeypatch):
     runs = three(tmp_path, (.5, .6), method="sit")
-    read, scores = [], scores_module.scores
-    monkeypatch.setattr(scores_module, "scores", lambda run: read.append(run.id) or scores(run))
+    read, scores = [], scores_module.metrics_of
+    monkeypatch.setattr(scores_module, "metrics_of", lambda run: read.append(run.id) or scores(run))
     kept = tmp_path / "scores.parquet"
     once = leaderboard.scored(runs, kept)
     assert read == [run.id for run in runs]

@@ -114,7 +114,7 @@ def test_the_effective_number_of_classes(tmp_path):
 
 
 def classes(folder, ends, seed=0, before=(.1, .9, .5)):
-    rows = [r for r in evaluations() if not r["set"].startswith("class ")]
+    rows = [r for r in evaluations() if r["kind"] != "class"]
     rows += [row(0, f"class {name}", "all", value) for name, value in zip(NAMES, before, strict=True)]
     return make(folder, rows + [row(3, f"class {name}", "seen", value)
                                 for name, value in zip(NAMES, ends, strict=True)], seed)
@@ -177,7 +177,7 @@ def test_scores_of_domains_are_those_of_the_matrix(tmp_path):
         {"average": 200 / 3, "worst domain": 50, "forgetting": 25, "transfer": 0})
     joint = domains.domain_scores(drawing(tmp_path / "b", stream="joint"), world())
     assert joint["average"] == pytest.approx(200 / 3) and math.isnan(joint["transfer"])
-    assert scores.scores(run)["worst domain"] == 50 and scores.scores(run)["worst domain before"] == 30
+    assert scores.metrics_of(run)["worst domain"] == 50 and scores.metrics_of(run)["worst domain before"] == 30
 
 
 def test_a_table_of_domains(tmp_path):

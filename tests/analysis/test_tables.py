@@ -4,13 +4,12 @@ from functools import lru_cache
 
 import pandas as pd
 import pytest
-from small_runs import evaluations, make, row
+from small_runs import evaluations, make, row, said
 
-from clstudy import plots
-from clstudy.utils import paths
 from clstudy.analysis import comparisons, export, interpolation, scores, tables
 from clstudy.evaluation import metrics
 from clstudy.evaluation.metrics import Interval
+from clstudy.utils import paths
 
 T = 4.302653  # Student's t, 97.5 %, two degrees of freedom
 UP, BASE, DOWN = (.60, .62, .61), (.40, .41, .42), (.20, .22, .21)  # UP − BASE: 20, 21, 19 points
@@ -30,7 +29,7 @@ def seeds(tmp_path_factory):
 
 
 def test_every_score_of_a_run(tmp_path):
-    found = scores.scores(make(tmp_path / "a"))
+    found = scores.metrics_of(make(tmp_path / "a"))
     expected = {
         "A_auc": 64,  # (90 + 80 + 50 + 60 + 40) / 5: the checkpoint at a stage end counts once
         "A_avg": 60, "A_last": 40,
@@ -43,14 +42,14 @@ def test_every_score_of_a_run(tmp_path):
 
 
 def test_a_run_without_retrieval_and_side_sets(tmp_path):
-    rows = [row for row in evaluations() if row["set"] not in ("concepts", "pets") and "drawings" not in row["set"]]
+    rows = [row for row in evaluations() if said(row) not in ("concepts", "pets") and "drawings" not in said(row)]
     run = make(tmp_path / "a", rows)
-    assert scores.side_sets(run) == [] and "concepts" not in scores.scores(run)
-    assert math.isnan(scores.scores(run)["R@1 image to text"]) and scores.scores(run)["A_last"] == 40
+    assert run.held_out_sets() == [] and "concepts" not in scores.metrics_of(run)
+    assert math.isnan(scores.metrics_of(run)["R@1 image to text"]) and scores.metrics_of(run)["A_last"] == 40
 
 
 def test_side_sets_are_what_is_no_task(tmp_path):
-    assert scores.side_sets(make(tmp_path / "a")) == ["concepts", "pets"]
+    assert make(tmp_path / "a").held_out_sets() == ["concepts", "pets"]
 
 
 def test_a_summary_has_the_mean_and_the_interval_over_seeds(seeds):
@@ -165,7 +164,7 @@ def test_metrics_over_a_setting(seeds):
 @pytest.mark.parametrize(("without", "expected"), [((), [85, 60, 80]), (("task 1",), [80, 70, 70])], ids=str)
 def test_one_stage_read_under_each_choice_of_candidates(tmp_path, without, expected):
     """After stage 2, over the tasks 1 and 2: own 90 and 80, seen 50 and 70, all 90 and 70."""
-    rows = [row for row in evaluations() if row["set"] not in without]
+    rows = [row for row in evaluations() if said(row) not in without]
     table = tables.readings({("sit", 10.0): [make(tmp_path / "a", rows)]}, stage=2)
     assert table.panel.tolist() == ["own", "seen", "all"] and table["mean"].tolist() == pytest.approx(expected)
     assert (table.half_width == 0).all() and (table.x == 10).all() and (table.method == "sit").all()
@@ -174,7 +173,7 @@ def test_one_stage_read_under_each_choice_of_candidates(tmp_path, without, expec
 def test_readings_have_the_interval_over_seeds(tmp_path):
     runs = []
     for seed, value in enumerate((.4, .5, .6)):
-        rows = [{**row, "value": value} if (row["set"], row["candidates"]) == ("task 1", "own") else row
+        rows = [{**row, "value": value} if (said(row), row["candidates"]) == ("task 1", "own") else row
                 for row in evaluations()]
         runs.append(make(tmp_path / str(seed), rows, seed))
     own = tables.readings({("sit", 0.0): runs}, stage=1).iloc[0]
@@ -249,7 +248,7 @@ def test_what_stands_in_a_cell_breaks_neither_markdown_nor_latex(tmp_path, monke
 
 def updated(folder, ut: float, zs: float, seed: int = 0, balanced=metrics.EXAMPLE):
     """A run of three stages with these accuracies at its end, from 0.4 and 0.5 before."""
-    rows = [row for row in evaluations() if row["set"] not in ("all classes", "task 1", "task 2", "task 3")]
+    rows = [row for row in evaluations() if said(row) not in ("all classes", "task 1", "task 2", "task 3")]
     rows += [row(0, "all classes", "all", .4), row(3, "all classes", "all", ut), row(0, "other classes", "own", .5),
              row(3, "other classes", "own", zs)]
     rows += [row(stage, f"task {task}", "all", value, metric) for stage, values in enumerate(balanced.tolist())
@@ -258,7 +257,7 @@ def updated(folder, ut: float, zs: float, seed: int = 0, balanced=metrics.EXAMPL
 
 
 def test_vr_lwfs_metrics_of_a_run(tmp_path):
-    found = scores.scores(updated(tmp_path / "a", .7, .3))
+    found = scores.metrics_of(updated(tmp_path / "a", .7, .3))
     assert {name: found[name] for name in ("UT-Acc", "ZS-Acc", "A-Acc", "UT-Acc before", "A-Acc before")} == \
         pytest.approx({"UT-Acc": 70, "ZS-Acc": 30, "A-Acc": 50, "UT-Acc before": 40, "A-Acc before": 45})
     # the matrix of the worked examples: last row .6 .5 .9, diagonal .8 .7 .9
@@ -267,7 +266,7 @@ def test_vr_lwfs_metrics_of_a_run(tmp_path):
 
 
 def test_a_run_without_other_classes_has_no_update_metrics(tmp_path):
-    assert not {"UT-Acc", "ZS-Acc", "A-Acc"} & set(scores.scores(make(tmp_path / "a")))
+    assert not {"UT-Acc", "ZS-Acc", "A-Acc"} & set(scores.metrics_of(make(tmp_path / "a")))
 
 
 def test_what_moved_is_said_with_its_interval(tmp_path):
@@ -307,7 +306,7 @@ SETS = {"UT-Acc": "all classes/all", "ZS-Acc": "other classes/own"}
 
 def line(ut, zs) -> pd.DataFrame:
     """A table of `paths.along` at the shares 0, 0.5 and 1."""
-    return pd.DataFrame([{"share": share, "set": name, "candidates": candidates, "metric": "accuracy", "value": value}
+    return pd.DataFrame([{"share": share, "name": name, "candidates": candidates, "metric": "accuracy", "value": value}
                          for name, candidates, values in (("all classes", "all", ut), ("other classes", "own", zs))
                          for share, value in zip((0., .5, 1.), values, strict=True)])
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from small_sets import CELL, cells, colour
 
-from clstudy.utils import paths
 from clstudy import RunConfig
 from clstudy.data import image_store
 from clstudy.data.benchmarks import BENCHMARKS, check, coco, datasets, evidence
 from clstudy.data.image_store import DamagedError
+from clstudy.utils import paths
 
 NEEDED = ("coco", "karpathy", "flickr30k", "tiered_imagenet_test", "eurosat")
 NAMES = tuple(datasets.about_classes("coco")["classes"].values())
@@ -282,7 +282,7 @@ def test_run_id_knows_the_names_and_not_the_pictures(tmp_path, monkeypatch):
 
 
 def test_a_run_over_the_phases_trains(disk, toy_model):
-    from clstudy.training.loop import train
+    from small_runs import train
 
     evals, _ = train(RunConfig(benchmark="coco_crops", benchmark_args={"size": 64, "per_class": 1}, batch_size=16,
                                model=str(toy_model), stream_args={"tasks": "groups"}, steps_per_batch=1))

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from clstudy.utils import paths
 from clstudy import RunConfig
 from clstudy.data import image_store
 from clstudy.data.benchmarks import BENCHMARKS, check, datasets
 from clstudy.data.benchmarks.datasets import SIDE
 from clstudy.data.image_store import DamagedError
 from clstudy.data.types import Labelled
+from clstudy.utils import paths
 
 REPOSITORY = Path(__file__).parents[2]
 PUBLISHED = ("cifar10", "cifar100", "tiny_imagenet", "imagenet_r")
@@ -244,7 +244,7 @@ def test_impossible_options_are_refused_before_anything_is_looked_for(options, s
 
 
 def test_a_run_on_a_published_set_trains(disk, toy_model):
-    from clstudy.training.loop import train
+    from small_runs import train
 
     config = RunConfig(benchmark="cifar10", benchmark_args={"side": ["oxford_pets"], "size": 64}, model=str(toy_model),
                        stream_args={"tasks": "groups"}, batch_size=10, steps_per_batch=1)
@@ -467,7 +467,7 @@ def test_run_id_of_a_published_set_does_not_need_the_set_but_depends_on_names(mo
 
 
 def test_a_run_on_a_folder_trains(own, toy_model):
-    from clstudy.training.loop import train
+    from small_runs import train
 
     evals, _ = train(RunConfig(benchmark=f"folder:{own}", benchmark_args={"size": 64}, model=str(toy_model),
                                stream_args={"tasks": 3}, batch_size=4, steps_per_batch=1))

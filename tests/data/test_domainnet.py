@@ -8,13 +8,13 @@ import pytest
 import small_sets
 import torch
 
-from clstudy.utils import paths
 from clstudy import RunConfig
 from clstudy.data import image_shards
 from clstudy.data.benchmarks import BENCHMARKS, check, datasets, domainnet
 from clstudy.data.benchmarks.domainnet import DOMAINS, TOTALS
 from clstudy.data.image_store import DamagedError
 from clstudy.data.streams import STREAMS
+from clstudy.utils import paths
 from tests.data.test_datasets import reference
 
 SIZE = 32
@@ -99,7 +99,7 @@ def test_the_stream_of_domains_follows_the_order(disk):
 
 @pytest.mark.parametrize(("stream", "options"), [("domains", {"order": "given"}), ("disjoint", {"tasks": 2})])
 def test_a_run_trains_and_tells_each_domain(stream, options, disk, toy_model):
-    from clstudy.training.loop import train
+    from small_runs import train
 
     config = RunConfig(benchmark="domainnet", benchmark_args={"size": SIZE, "domains": ["real", "clipart"]},
                        stream=stream, stream_args=options, method="gdro", method_args={"size": 8},

@@ -10,12 +10,12 @@ import torch
 from small_sets import few_classes
 from typer.testing import CliRunner
 
-from clstudy.utils import paths
 from clstudy import RunConfig
 from clstudy.cli import app
 from clstudy.data import image_shards
 from clstudy.data.benchmarks import BENCHMARKS, check, datasets, imagenet
 from clstudy.data.image_store import DamagedError
+from clstudy.utils import paths
 from tests.data.test_datasets import reference
 
 SIZE = 32
@@ -94,7 +94,7 @@ def test_a_changed_folder_is_decoded_again(disk):
 
 
 def test_a_run_of_class_incremental_stages_trains(disk, toy_model):
-    from clstudy.training.loop import train
+    from small_runs import train
 
     config = RunConfig(benchmark="imagenet", benchmark_args={"size": SIZE, "order": "seed1993"}, method="gcl",
                        method_args={"size": 6}, stream_args={"tasks": 3, "order": "given"}, model=str(toy_model),

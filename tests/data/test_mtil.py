@@ -9,12 +9,12 @@ import small_sets
 import torch
 from PIL import Image
 
-from clstudy.utils import paths
 from clstudy import RunConfig
 from clstudy.data import image_store
 from clstudy.data.benchmarks import BENCHMARKS, check, datasets, evidence, mtil
 from clstudy.data.image_store import DamagedError
 from clstudy.evaluation.features import text_features
+from clstudy.utils import paths
 
 SMALL = ("dtd", "mnist", "eurosat")
 
@@ -161,7 +161,7 @@ def test_run_id_knows_the_names_of_the_sets_that_are_taken(tmp_path, monkeypatch
 
 
 def test_a_run_over_the_sets_trains(disk, toy_model):
-    from clstudy.training.loop import train
+    from small_runs import train
 
     config = RunConfig(benchmark="mtil", benchmark_args={"sets": ["mnist", "cifar100"], "size": 64, "order": "II"},
                        model=str(toy_model), stream_args={"tasks": "groups"}, batch_size=32, steps_per_batch=1)

@@ -4,17 +4,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_runs import said
 
 from clstudy.data.types import Benchmark, Captioned, Labelled
 from clstudy.evaluation import features as features_module
-from clstudy.evaluation import accuracy as module
 from clstudy.evaluation.accuracy import evaluate, hits, zero_shot
 from clstudy.evaluation.features import Cache, class_features, features
 from clstudy.evaluation.retrieval import ranks, retrieval
 
 
 def table(rows: list[dict]) -> dict[tuple, tuple[float, int]]:
-    found = {(row["set"], row["candidates"], row["metric"]): (row["value"], row["count"]) for row in rows}
+    found = {(said(row), row["candidates"], row["metric"].split("-image ")[-1].split("-text ")[-1]): (row["value"], row["count"])
+             for row in rows}
     assert len(found) == len(rows)
     return found
 
@@ -71,7 +72,7 @@ def naive(clip, benchmark: Benchmark, seen: list[int]) -> dict[tuple, tuple[floa
 @pytest.mark.parametrize("seen", [[], [3], [0, 3, 5], [3, 0, 5, 1, 4, 8, 2]], ids=str)
 def test_accuracies_are_those_of_a_loop_over_images(clip, seen):
     benchmark = random_benchmark(clip)
-    found = table(evaluate(clip, benchmark, TASKS, seen, sides=False))
+    found = table(evaluate(clip, benchmark, TASKS, seen, sides=False).rows)
     found = {key: row for key, row in found.items() if key[2] == "accuracy"}
     expected = naive(clip, benchmark, seen)
     assert found.keys() == expected.keys()
@@ -81,7 +82,7 @@ def test_accuracies_are_those_of_a_loop_over_images(clip, seen):
 
 def test_a_balanced_accuracy_is_the_mean_over_the_classes_of_the_task(clip):
     benchmark = random_benchmark(clip)
-    found = table(evaluate(clip, benchmark, TASKS, [3, 0, 5, 1, 4, 8, 2], sides=False))
+    found = table(evaluate(clip, benchmark, TASKS, [3, 0, 5, 1, 4, 8, 2], sides=False).rows)
     for number, classes in enumerate(TASKS, 1):
         tested = [c for c in classes if c in benchmark.test.labels]
         for candidates in ("seen", "all") if tested else ():
@@ -95,9 +96,9 @@ def test_a_balanced_accuracy_is_the_mean_over_the_classes_of_the_task(clip):
 
 def test_looking_in_between_measures_the_seen_classes_alone(clip):
     benchmark = random_benchmark(clip)
-    whole = evaluate(clip, benchmark, TASKS, [0, 3])
-    assert evaluate(clip, benchmark, TASKS, [0, 3], complete=False, sides=False) == whole[:1]
-    assert evaluate(clip, benchmark, TASKS, [], complete=False, sides=False) == []
+    whole = evaluate(clip, benchmark, TASKS, [0, 3]).rows
+    assert evaluate(clip, benchmark, TASKS, [0, 3], complete=False, sides=False).rows == whole[:1]
+    assert evaluate(clip, benchmark, TASKS, [], complete=False, sides=False).rows == []
 
 
 def test_evaluation_leaves_the_weights_and_the_random_numbers(clip):
@@ -135,7 +136,7 @@ def test_a_side_set_is_classified_among_its_own_classes(clip):
     image, text = features(clip, side.images), class_features(clip, side.class_names, side.template)
     expected = [best(row, range(3)) == label for row, label in zip((image @ text.T).numpy(), side.labels, strict=True)]
     assert zero_shot(clip, side).tolist() == expected
-    rows = table(evaluate(clip, random_benchmark(clip), TASKS, [0]))
+    rows = table(evaluate(clip, random_benchmark(clip), TASKS, [0]).rows)
     assert rows["others", "own", "accuracy"] == (pytest.approx(np.mean(expected)), 20)
 
 
@@ -143,23 +144,23 @@ def test_an_empty_side_set_gives_no_row(clip):
     benchmark = random_benchmark(clip)
     side = benchmark.side["others"]
     empty = replace(side, images=side.images[:1], labels=side.labels[:1])
-    rows = evaluate(clip, replace(benchmark, side={"one": empty}), TASKS, [0])
+    rows = evaluate(clip, replace(benchmark, side={"one": empty}), TASKS, [0]).rows
     assert table(rows)["one", "own", "accuracy"][1] == 1
     assert ("others", "own", "accuracy") not in table(rows)
 
 
 def test_what_is_kept_is_the_same_and_is_encoded_once(clip, monkeypatch):
     benchmark, cache, encoded = random_benchmark(clip), Cache(), []
-    plain = evaluate(clip, benchmark, TASKS, [0, 3])
+    plain = evaluate(clip, benchmark, TASKS, [0, 3]).rows
     original = clip.encode_image
     monkeypatch.setattr(clip, "encode_image", lambda images: encoded.append(len(images)) or original(images))
-    assert evaluate(clip, benchmark, TASKS, [0, 3], cache=cache) == plain
+    assert evaluate(clip, benchmark, TASKS, [0, 3], cache=cache).rows == plain
     assert encoded == [70, 20]
-    assert evaluate(clip, benchmark, TASKS, [0, 3], cache=cache) == plain and encoded == [70, 20]
+    assert evaluate(clip, benchmark, TASKS, [0, 3], cache=cache).rows == plain and encoded == [70, 20]
     cache.forget(image=False)
-    assert evaluate(clip, benchmark, TASKS, [0, 3], cache=cache) == plain and encoded == [70, 20]
+    assert evaluate(clip, benchmark, TASKS, [0, 3], cache=cache).rows == plain and encoded == [70, 20]
     cache.forget(image=True, text=False)
-    assert evaluate(clip, benchmark, TASKS, [0, 3], cache=cache) == plain and encoded == [70, 20, 70, 20]
+    assert evaluate(clip, benchmark, TASKS, [0, 3], cache=cache).rows == plain and encoded == [70, 20, 70, 20]
 
 
 # ---- retrieval
@@ -233,7 +234,7 @@ def test_accuracy_on_each_domain_is_that_of_a_loop(clip):
     domain = np.arange(len(plain.test)) % 3
     test = replace(plain.test, domains=domain, domain_names=("ink", "oil", "chalk"))
     seen = [3, 0, 5]
-    found = table(evaluate(clip, replace(plain, test=test), TASKS, seen, sides=False))
+    found = table(evaluate(clip, replace(plain, test=test), TASKS, seen, sides=False).rows)
     each = naive(clip, replace(plain, test=test), seen)
     for number, name in enumerate(test.domain_names):
         here = np.flatnonzero(domain == number)

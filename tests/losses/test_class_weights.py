@@ -141,7 +141,7 @@ def test_the_weights_of_a_run_are_kept_class_by_class(tiny, tmp_path):
 
 @pytest.mark.parametrize("robust", ["kl", "cvar", "eg"])
 def test_every_form_runs_and_differs(tiny, robust):
-    from clstudy.training.loop import train
+    from small_runs import train
 
     rows = {form: [row["value"] for row in train(tiny.but(method="gdro", method_args={"robust": form}))[1]]
             for form in {"kl", robust}}

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_runs import train
 from torch.nn import functional as F
 
 from clstudy.losses.global_contrastive import Average, GlobalContrast, log_mean_exp, negatives, traced
 from clstudy.methods import METHODS
 from clstudy.models.clip import Encoded
-from clstudy.training.loop import train
 
 
 def encoded(images: int = 6, texts: int = 4, scale: float = 8.0, seed: int = 0, grad: bool = False) -> Encoded:

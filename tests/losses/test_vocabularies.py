@@ -4,13 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_runs import train
 
 from clstudy import RunConfig
 from clstudy.data.streams import Stage
 from clstudy.data.types import Captioned
 from clstudy.losses import vocabularies
 from clstudy.methods import METHODS
-from clstudy.training.loop import train
 
 START, END = 49406, 49407
 

@@ -3,13 +3,13 @@ import math
 
 import pytest
 import torch
+from small_runs import train
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parameters_to_vector
 
 from clstudy.methods import METHODS
 from clstudy.methods.agem import projected, together
 from clstudy.models.tuners import TUNERS
-from clstudy.training.loop import train
 from tests.training.test_device import moved, taken
 
 

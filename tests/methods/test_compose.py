@@ -4,10 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_runs import train
 
 from clstudy.data.streams import Stage
 from clstudy.methods import METHODS
-from clstudy.training.loop import train
 
 Compose = METHODS["compose"]
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_runs import train
 from torch.nn import functional as F
 
 from clstudy.losses.functional import flow_kernel, geodesic, match
 from clstudy.methods import METHODS
-from clstudy.training.loop import train
 
 
 def basis(dim: int, rank: int, seed: int, dtype=torch.float64) -> torch.Tensor:

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
+from small_runs import train
 from torch.nn.utils import parameters_to_vector
 
 from clstudy.losses.functional import match
 from clstudy.methods import METHODS
 from clstudy.models.tuners import ONLY
-from clstudy.training.loop import train
 
 TRAINED = sorted(set(METHODS) - {"frozen"})
 
@@ -279,7 +279,7 @@ def test_a_method_may_free_a_tower_that_the_tuner_froze(monkeypatch, tiny):
     config, kept = tiny.but(method="freeing", tower="image", lr=1e-2), []
     evals, _ = train(config, keep=kept.append)
     _, benchmark, stages = prepare(config)
-    fresh = evaluate(kept[0], benchmark, [stage.classes for stage in stages], range(6))
+    fresh = evaluate(kept[0], benchmark, [stage.classes for stage in stages], range(6)).rows
     last = [{key: row[key] for key in fresh[0]} for row in evals if row["stage"] == 2]
     assert last == fresh
 

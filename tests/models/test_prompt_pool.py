@@ -8,6 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from small_runs import train
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 
@@ -21,7 +22,6 @@ from clstudy.models.tuners import ONLY, TUNERS
 from clstudy.models.tuners.prompt_pool import Pool, _dual_options, pool_of
 from clstudy.runs.run import load_tuned
 from clstudy.runs.store import load_or_train
-from clstudy.training.loop import train
 from clstudy.training.setup import prepare
 
 NAMES = ("l2p", "dualprompt", "mvp")  # of tuners, and of the methods made of them

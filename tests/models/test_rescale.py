@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from clstudy import load_clip
-from clstudy.models.merging import merge
 from clstudy.models.clip import Clip
-from clstudy.models.merging import export
+from clstudy.models.merging import export, merge
 from clstudy.models.tuners import TOWERS, TUNERS
 from clstudy.models.tuners.rescale import Rescaled, rescale
 

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from clstudy import load_clip
 from clstudy.losses.functional import match
-from clstudy.models.merging import merge
 from clstudy.models.clip import Clip
-from clstudy.models.merging import export
+from clstudy.models.merging import export, merge
 from clstudy.models.tuners import ONLY, TOWERS, TUNERS, adapter, lora, prompts
 from clstudy.models.tuners.prompt_tuning import Prompted
 from clstudy.runs.run import load_tuned
@@ -552,7 +551,8 @@ def test_tuners_work_in_bf16(clip, batch, kind, tower):
 @TOWER
 @EACH
 def test_a_kept_run_comes_back_with_equal_features(tiny, tmp_path, batch, kind, tower):
-    from clstudy.training.loop import train
+    from small_runs import train
+
     from clstudy.training.setup import prepare
 
     name, options = KINDS[kind]

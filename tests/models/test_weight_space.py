@@ -1,6 +1,7 @@
 """Weights between two models, and the methods that deploy such: imm, wise_ft, zscl."""
 import pytest
 import torch
+from small_runs import train
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
@@ -8,7 +9,6 @@ from clstudy.methods import METHODS, imm
 from clstudy.models import fisher
 from clstudy.models.tuners import TUNERS
 from clstudy.models.weight_space import between, named, put, put_beside, tuned
-from clstudy.training.loop import train
 
 
 def weights(clip) -> torch.Tensor:

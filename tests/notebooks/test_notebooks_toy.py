@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from clstudy import plots
-from clstudy.utils import paths
 from clstudy.analysis import interpolation
 from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.notebooks import parameters as parameters_module
 from clstudy.runs import workers
 from clstudy.runs.store import load_or_train
+from clstudy.utils import paths
 from clstudy.utils.paths import NOTEBOOKS
 from tests.notebooks.test_notebooks import FIGURE, cells
 

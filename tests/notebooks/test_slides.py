@@ -6,8 +6,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from clstudy.cli import app
-from clstudy.utils import paths
 from clstudy.notebooks import slides
+from clstudy.utils import paths
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -66,7 +66,6 @@ def test_a_deck_needs_no_network_and_no_draft_is_left(executed, tmp_path):
 def test_a_notebook_that_was_not_run_is_refused_with_the_command(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from clstudy.runs import store
 
     monkeypatch.setattr(paths, "RUNS", tmp_path)
     done = CliRunner().invoke(app, ["slides", "03"])

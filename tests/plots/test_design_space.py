@@ -2,8 +2,8 @@
 import pandas as pd
 import pytest
 
-from clstudy.analysis import design_space
 from clstudy import plots
+from clstudy.analysis import design_space
 
 
 def test_the_map_shows_each_method_and_each_new_point_in_its_cell():

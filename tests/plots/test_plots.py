@@ -18,11 +18,10 @@ from PIL import Image
 from small_runs import make, row
 
 from clstudy import plots
-from clstudy.plots import style
-from clstudy.utils import paths
 from clstudy.data.streams import Stage
 from clstudy.evaluation.metrics import EXAMPLE
-from clstudy.runs import store
+from clstudy.plots import style
+from clstudy.utils import paths
 
 T = 4.302653  # Student's t, 97.5 %, two degrees of freedom
 SIT, FINETUNE = plots.METHODS["sit"], plots.METHODS["finetune"]

@@ -7,18 +7,17 @@ import open_clip
 import pandas as pd
 import pytest
 import torch
+from small_runs import train
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 
-from clstudy import probes
-from clstudy.training import probing
 from clstudy.data.types import Labelled
 from clstudy.losses.functional import match
 from clstudy.methods import METHODS
 from clstudy.models.clip import Clip
 from clstudy.models.tuners import ONLY, TOWERS, TUNERS
 from clstudy.probes import Classes, Drift, Gradients, Seen, reachable
-from clstudy.training.loop import train
+from clstudy.training import probing
 from clstudy.training.monitor import NotFinite
 from clstudy.training.probing import PROBES, open_probes
 from clstudy.training.setup import prepare

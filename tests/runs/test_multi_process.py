@@ -57,7 +57,7 @@ def settings(name: str, model: str) -> RunConfig:
 def run(config: RunConfig, probes: tuple[str, ...]) -> dict:
     """A run: its tables, the gradients of every step, the weights at the end, and how many images were encoded."""
     from clstudy.models.clip import Clip
-    from clstudy.training.loop import train
+    from small_runs import train
 
     found, notes, average, encode = {"gradients": [], "rows": []}, {}, distributed.average, Clip._encode_image
 

@@ -1,4 +1,5 @@
 """Runs on disk: read when finished, made when not, whole or not there at all; and the tables read from them."""
+import small_runs
 import json
 from pathlib import Path
 
@@ -27,12 +28,23 @@ def test_a_finished_run_is_read_and_not_made_again(tiny, runs, no_training):
 
 def test_a_run_on_disk_holds_what_training_returned(tiny, runs):
     run = load_or_train(tiny, runs)
-    evals, steps = loop.train(tiny)
-    assert run.evals.to_dict("records") == evals and run.steps.to_dict("records") == steps
+    made = loop.train(tiny)
+    pd.testing.assert_frame_equal(run.evals, made.evals, check_exact=True)
+    pd.testing.assert_frame_equal(run.steps, made.steps, check_exact=True)
     assert {file.name for file in run.folder.iterdir()} == {"config.json", "env.json", "evals.jsonl", "steps.jsonl",
-                                                           "result.json"}
+                                                           "correct.parquet", "result.json"}
     assert RunConfig.model_validate_json((run.folder / "config.json").read_text()) == tiny
     assert json.loads((run.folder / "env.json").read_text())["threads"] == torch.get_num_threads()
+
+
+def test_which_test_images_were_right_at_stage_ends_gives_the_accuracies(tiny, runs):
+    run = load_or_train(tiny, runs)
+    right = run.correct(candidates="all")
+    assert right.shape == (3, 24) and right.dtype == bool  # before training, and after each of two stages
+    assert right.mean(1).tolist() == [run.final("all classes", stage=stage) for stage in range(3)]
+    assert run.correct("shades", "own").mean(1)[-1] == run.final("shades")
+    with pytest.raises(ValueError, match="shades/own"):
+        run.correct("shade", "own")
 
 
 def test_a_run_without_steps_has_an_empty_table(tiny, runs):
@@ -176,7 +188,7 @@ def test_a_run_of_before_without_checksums_is_read_and_seen_to_be_cut(tiny, runs
 def test_a_kept_model_comes_back_with_equal_features(tiny, runs, batch, settings):
     config, kept = tiny.but(**settings), []
     run = load_or_train(config, runs, keep_model=True)
-    loop.train(config, keep=kept.append)
+    small_runs.train(config, keep=kept.append)
     with torch.inference_mode():
         tuned, expected = load_tuned(run).encode(batch), kept[0].eval().encode(batch)
     assert torch.equal(tuned.image, expected.image) and torch.equal(tuned.text, expected.text)
@@ -196,8 +208,7 @@ def test_a_model_that_was_not_kept_is_missed_and_made_on_request(tiny, runs, no_
 
 
 def row(stage, images, name, candidates, value, end=True, metric="accuracy"):
-    return {"stage": stage, "images_seen": images, "stage_end": end, "set": name, "candidates": candidates,
-            "metric": metric, "value": value, "count": 10}
+    return small_runs.row(stage, name, candidates, value, metric, images, end)
 
 
 ROWS = [
@@ -246,14 +257,14 @@ def test_the_matrix_of_a_task_without_images_is_nan(runs):
 def test_a_curve_has_each_point_once(run):
     assert run.curve().to_dict("list") == {"stage": [1, 1, 2], "images_seen": [20, 30, 60], "value": [0.55, 0.6, 0.5]}
     assert run.curve("side").value.tolist() == [0.9, 0.85, 0.7]
-    assert run.curve("drawings: text to image", metric="recall@5").value.tolist() == [0.75]
+    assert run.curve("drawings", metric="text-to-image recall@5").value.tolist() == [0.75]
 
 
 def test_final_values(run):
     assert run.final("seen classes") == 0.5
     assert run.final("side") == 0.7 and run.final("side", stage=0) == 0.9 and run.final("side", stage=1) == 0.85
-    assert run.final("task 1", "all") == 0.45 and run.final("task 1", "own", stage=1) == 0.9
-    assert run.final("drawings: text to image", metric="recall@5") == 0.75
+    assert run.final("1", "all", kind="task") == 0.45 and run.final("1", "own", stage=1, kind="task") == 0.9
+    assert run.final("drawings", metric="text-to-image recall@5") == 0.75
     assert np.isnan(run.final("nothing"))
 
 
@@ -289,12 +300,13 @@ PROBES = ["gradients", "classes", "drift"]
 def test_probe_tables_come_back_as_they_were_measured(tiny, runs):
     config, notes = tiny.but(method="finetune"), {}
     run = load_or_train(config, runs, probes=PROBES)
-    loop.train(config, probes=PROBES, notes=notes)
+    small_runs.train(config, probes=PROBES, notes=notes)
     for name in PROBES:
         pd.testing.assert_frame_equal(run.probe(name), notes[name], check_exact=True)
         assert len(run.probe(name))
     assert {file.name for file in run.folder.iterdir()} == {"config.json", "env.json", "evals.jsonl", "steps.jsonl",
-                                                           "result.json", *(f"{name}.parquet" for name in PROBES)}
+                                                           "correct.parquet", "result.json",
+                                                           *(f"{name}.parquet" for name in PROBES)}
     assert run.result["parameters"] == notes["cost"]["parameters"] > 0 < run.result["images_per_second"]
 
 

@@ -14,7 +14,8 @@ RUN = """
 import re, sys
 from pathlib import Path
 import numpy as np, torch
-from clstudy import RunConfig, train
+from clstudy import RunConfig
+from clstudy.training import loop
 from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.data.types import Benchmark, Labelled
 
@@ -30,17 +31,17 @@ def thousand():
     part = labelled(64)
     return Benchmark("thousand", part, labelled(256), tuple(names[label] for label in part.labels), {})
 
-batches = train.batches
+batches = loop.batches
 
 def late(stage, benchmark, seen, *rest):  # all classes have been seen, as in the last stage of a long stream
     seen.extend(sorted(set(range(1000)) - set(seen)))
     return batches(stage, benchmark, seen, *rest)
 
-BENCHMARKS["thousand"], train.batches = thousand, late
-evals, steps = train.train(RunConfig(benchmark="thousand", stream_args={"tasks": 2}, method=sys.argv[1],
+BENCHMARKS["thousand"], loop.batches = thousand, late
+made = loop.train(RunConfig(benchmark="thousand", stream_args={"tasks": 2}, method=sys.argv[1],
                                      method_args={"size": 1000}, steps_per_batch=2))
 peak = int(re.search("VmHWM:[^0-9]+([0-9]+)", Path("/proc/self/status").read_text())[1])
-print(len({row["step"] for row in steps}), max(row["stage"] for row in evals), peak)
+print(made.steps.step.nunique(), made.evals.stage.max(), peak)
 """
 
 

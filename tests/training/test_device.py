@@ -174,7 +174,7 @@ def toy_on_cuda(toy):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_run_on_a_gpu_is_near_the_run_on_the_cpu(tiny):
-    from clstudy.training.loop import train
+    from small_runs import train
 
     runs = {device: train(tiny.but(device=device, lr=1e-4)) for device in ("cpu", "cuda")}
     steps = {device: [row["value"] for row in found[1]] for device, found in runs.items()}

@@ -3,11 +3,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_runs import train
 
 from clstudy.data.streams import STREAMS, Stage
 from clstudy.evaluation.accuracy import evaluate
 from clstudy.methods import METHODS
-from clstudy.training.loop import batches, train
+from clstudy.training.loop import batches
 from clstudy.training.monitor import NotFinite
 from clstudy.training.setup import pick_device, prepare
 
@@ -29,7 +30,7 @@ def images_of(toy, *classes: int) -> np.ndarray:
 def test_row_0_is_the_model_before_training(tiny):
     evals, _ = tables(tiny)
     clip, benchmark, stages = prepare(tiny)
-    expected = pd.DataFrame(evaluate(clip, benchmark, [stage.classes for stage in stages], []))
+    expected = pd.DataFrame(evaluate(clip, benchmark, [stage.classes for stage in stages], []).rows)
     found = evals[evals.stage == 0]
     assert (found.images_seen == 0).all() and found.stage_end.all()
     assert found[list(expected)].to_dict("records") == expected.to_dict("records")
@@ -76,7 +77,7 @@ def test_kept_features_never_change_a_number(tiny, tuner, tower):
     kept, config = [], tiny.but(tuner=tuner, tower=tower, eval_every=10)
     evals, _ = train(config, keep=kept.append)
     _, benchmark, stages = prepare(config)
-    fresh = evaluate(kept[0], benchmark, [stage.classes for stage in stages], range(6))
+    fresh = evaluate(kept[0], benchmark, [stage.classes for stage in stages], range(6)).rows
     assert [{key: row[key] for key in fresh[0]} for row in evals if row["stage"] == 2 and row["stage_end"]] == fresh
 
 

@@ -15,6 +15,7 @@ from unittest import mock
 import nbformat
 import numpy as np
 import pytest
+import small_runs
 import torch
 
 from clstudy import load_clip
@@ -24,7 +25,7 @@ from clstudy.data.benchmarks.sit_benchmarks import TEMPLATE
 from clstudy.data.streams import STREAMS
 from clstudy.notebooks import parameters
 from clstudy.runs import store, workers
-from clstudy.training import loop, setup
+from clstudy.training import setup
 from clstudy.utils.paths import NOTEBOOKS
 from tests import small_sets
 
@@ -306,7 +307,7 @@ def test_two_steps_move_what_is_tuned_and_nothing_else(name, small, model):
     config = group[list(KINDS).index(name) % len(group)]
     assert config.pretrained == "openai"
     config = config.but(steps_per_batch=1, batch_size=2, epochs=1, milestones=(), device="cpu")
-    evals, steps = loop.train(config, keep=kept.append)
+    evals, steps = small_runs.train(config, keep=kept.append)
     assert {row["step"] for row in steps} == ({0, 1} if config.tuner != "none" else set())
     assert np.isfinite([row["value"] for row in steps]).all()
     assert {0, 1} <= {row["stage"] for row in evals}

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
-from clstudy import plots, widgets
+from clstudy import plots
 from clstudy.analysis import leaderboard
 from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.data.types import Labelled
@@ -26,11 +26,13 @@ from clstudy.widgets import (
     accuracy_matrix,
     choosers,
     common,
-    gradient_microscope,
+    microscope,
     picture_gradients,
-    playground,
     run_comparison,
-    stream_explorer,
+    zero_shot,
+)
+from clstudy.widgets import (
+    explorer as explorer_module,
 )
 from tests import small_runs
 
@@ -216,21 +218,21 @@ def pair(tmp_path) -> dict[str, Run]:
 
 
 def test_arrows_have_the_lengths_and_the_angle_that_three_norms_fix():
-    found = gradient_microscope.arrows(3.0, 4.0, 5.0)  # at right angles
+    found = microscope.arrows(3.0, 4.0, 5.0)  # at right angles
     np.testing.assert_allclose(np.array(list(found.values())), [[3, 0], [0, 4], [3, 4]], atol=1e-9)
     generator = np.random.default_rng(0)
     a, r = generator.normal(size=(2, 7))
     norms = [float(np.linalg.norm(one)) for one in (a, r, a + r)]
     for name, norm in zip(("attraction", "repulsion", "sum"), norms, strict=True):
-        assert np.hypot(*gradient_microscope.arrows(*norms)[name]) == pytest.approx(norm)
+        assert np.hypot(*microscope.arrows(*norms)[name]) == pytest.approx(norm)
     for nothing in (0.0, 1e-8):  # the sum of a class without pictures, and the same with its rounding
-        assert gradient_microscope.arrows(nothing, 2.0, 2.0) == {"attraction": (0.0, 0.0), "repulsion": (-2.0, 0.0),
+        assert microscope.arrows(nothing, 2.0, 2.0) == {"attraction": (0.0, 0.0), "repulsion": (-2.0, 0.0),
                                                         "sum": (-2.0, 0.0)}
 
 
 def test_the_microscope_moves_both_methods_in_step(live, pair):
     tables = {name: run.probe("classes") for name, run in pair.items()}
-    shown = gradient_microscope._Microscope(tables, {name: gradient_microscope._norms(run, tables[name], "task")
+    shown = microscope._Microscope(tables, {name: microscope._norms(run, tables[name], "task")
                                             for name, run in pair.items()}, [0, 1], 0)
     assert shown.classes == ["ant", "bee"] and "in the batch" in shown.figure.layout.annotations[0].text
     np.testing.assert_allclose(shown.bar["sit", "push attraction"].y, [1, 1])
@@ -252,17 +254,17 @@ def test_the_microscope_draws_the_norms_of_towers_where_they_were_measured(tmp_p
                            for step in (0, 1) for tower, value in (("image", 1.), ("text", 7.))
                            for block in ("all", "0")])
     run = small_runs.make(tmp_path / "run", probes={"classes": pulls(), "gradients": towers})
-    found = gradient_microscope._norms(run, run.probe("classes"), "task")
+    found = microscope._norms(run, run.probe("classes"), "task")
     assert {name: series.tolist() for name, series in found.items()} == {"image tower": [1, 2], "text tower": [7, 8]}
 
 
 def test_the_twin_of_the_microscope_and_what_it_refuses(pair):
-    figure = gradient_microscope.gradient_microscope(pair, step=1)
+    figure = microscope.gradient_microscope(pair, step=1)
     assert isinstance(figure, Figure) and figure.get_suptitle() == "step 1"
     with pytest.raises(ValueError, match="term 'distil'"):
-        gradient_microscope.gradient_microscope(pair, term="distil")
+        microscope.gradient_microscope(pair, term="distil")
     with pytest.raises(ValueError, match="'nobody'"):
-        gradient_microscope.gradient_microscope({"nobody": pair["sit"]})
+        microscope.gradient_microscope({"nobody": pair["sit"]})
 
 
 # ---- the stream explorer
@@ -270,7 +272,7 @@ def test_the_twin_of_the_microscope_and_what_it_refuses(pair):
 
 @pytest.fixture
 def explorer(live, toy):
-    made = stream_explorer._Explorer("toy", {"ten each": {}, "four classes": {"classes": 4}}, 0, 2, "disjoint", 50, 10)
+    made = explorer_module._Explorer("toy", {"ten each": {}, "four classes": {"classes": 4}}, 0, 2, "disjoint", 50, 10)
     made.box = made.shown()
     return made
 
@@ -317,10 +319,10 @@ def test_a_stream_of_domains_is_offered_where_there_are_domains(explorer):
 
 
 def test_the_twin_of_the_explorer_and_what_it_refuses(toy):
-    figure = stream_explorer.stream_explorer("toy", seed=3, tasks=2)
+    figure = explorer_module.stream_explorer("toy", seed=3, tasks=2)
     assert isinstance(figure, Figure) and figure.axes[0].get_title() == "si_blurry, N = 50, M = 10, seed 3"
     with pytest.raises(ValueError, match="'nothing'"):
-        stream_explorer.stream_explorer("nothing")
+        explorer_module.stream_explorer("nothing")
 
 
 # ---- the playground
@@ -333,25 +335,25 @@ def png(colour: tuple, size: tuple[int, int]) -> bytes:
 
 
 def test_a_file_becomes_a_square_on_white():
-    clear = playground.read_picture(png((255, 0, 0, 0), (40, 20)), 16)
+    clear = zero_shot.read_picture(png((255, 0, 0, 0), (40, 20)), 16)
     assert clear.shape == (3, 16, 16) and (clear == 255).all()
-    assert (playground.read_picture(memoryview(png((255, 0, 0, 255), (40, 20))), 16)[:, 8, 8] == torch.tensor(
+    assert (zero_shot.read_picture(memoryview(png((255, 0, 0, 255), (40, 20))), 16)[:, 8, 8] == torch.tensor(
         [255, 0, 0])).all()
     with pytest.raises(ValueError, match="no picture"):
-        playground.read_picture(b"hello", 16)
+        zero_shot.read_picture(b"hello", 16)
 
 
 @pytest.fixture
 def played(live, clip, toy):
     images = toy().test.images
     other = type(clip)(clip.model, clip.tokenizer, clip.name)
-    return playground._Playground({"before tuning": clip, "after tuning": other}, images[:3], ["a", "b", "c"],
+    return zero_shot._Playground({"before tuning": clip, "after tuning": other}, images[:3], ["a", "b", "c"],
                                   ["red", "blue"], images)
 
 
 def test_the_playground_answers_for_the_picture_and_the_texts_chosen(played, clip, toy):
     played.picture.value = 2
-    expected = playground.probabilities(clip, toy().test.images[2], ["red", "blue"])
+    expected = zero_shot.probabilities(clip, toy().test.images[2], ["red", "blue"])
     for trace in played.figure.data:
         np.testing.assert_allclose(trace.x, list(expected.values()), rtol=1e-5)
     played.written.value = "sun\n\n moon \nsun\nstar"
@@ -375,7 +377,7 @@ def test_an_own_picture_joins_the_list_and_a_bad_file_is_told(played):
 def test_the_nearest_pictures_are_those_with_the_largest_cosine(played, clip):
     played.wanted.value = "a green leaf"
     text = clip.encode_text(clip.tokenize(["a green leaf"]))[0].detach()
-    best = (played.features["before tuning"] @ text).sort(descending=True).values[:playground.NEAREST]
+    best = (played.features["before tuning"] @ text).sort(descending=True).values[:zero_shot.NEAREST]
     first = re.findall(r"<figcaption>cos (-?[\d.]+)<", played.near.value)
     assert first == [f"{value:.2f}" for value in best.tolist()] * 2
 
@@ -389,7 +391,7 @@ def test_a_long_text_leaves_room_for_the_bars_and_is_no_markup(played):
 
 
 def test_the_twin_of_the_playground(clip, toy):
-    assert isinstance(playground.playground(clip, toy().test.images[:2], ["a", "b"], ["x", "y"]), Figure)
+    assert isinstance(zero_shot.playground(clip, toy().test.images[:2], ["a", "b"], ["x", "y"]), Figure)
 
 
 # ---- the run comparer
@@ -467,20 +469,20 @@ def benchmark() -> None:
     from clstudy import load_clip
 
     world, clip = BENCHMARKS["emoji"](), load_clip()
-    explorer = stream_explorer._Explorer("emoji", {"as it is": {}}, 0, 5, "si_blurry", 50, 10)
+    explorer = explorer_module._Explorer("emoji", {"as it is": {}}, 0, 5, "si_blurry", 50, 10)
     explorer.shown()
     for words, control, value in (("N", explorer.n, 20), ("seed", explorer.seed, 3),
                                   ("stream", explorer.stream, "disjoint"), ("moment", explorer.moment, 30)):
         _time(f"stream explorer, {words}", lambda c=control, v=value: setattr(c, "value", v))
     names = list(world.test.class_names)
-    play = playground._Playground({"before": clip, "after": load_clip()}, world.test.images[:9], names[:9], names[:12],
+    play = zero_shot._Playground({"before": clip, "after": load_clip()}, world.test.images[:9], names[:9], names[:12],
                                   world.test.images)
     _time("playground, picture", lambda: setattr(play.picture, "value", 3))
     _time("playground, texts", lambda: setattr(play.written, "value", "\n".join(names[:20])))
     _time("playground, nearest", lambda: setattr(play.wanted, "value", "a drawing of a dog."))
     rows = [pulls(classes=names).assign(step=lambda t, s=s: 2 * s + t.step, stage=1) for s in range(50)]
     tables = {name: pd.concat(rows) for name in ("finetune", "sit")}
-    scope = gradient_microscope._Microscope(tables, {name: {} for name in tables}, list(range(100)), 0)
+    scope = microscope._Microscope(tables, {name: {} for name in tables}, list(range(100)), 0)
     _time("gradient microscope, step", lambda: setattr(scope.step, "value", 40))
     _time("gradient microscope, class", lambda: setattr(scope.name, "value", names[5]))
     test = world.test
