@@ -419,7 +419,7 @@ def sweep_files(model: Path, place: Path) -> int:
     again()
     now = runs / "sweeps" / "mine" / "now" / f"{wanted[0].run_id}.json"
     now.parent.mkdir(exist_ok=True)
-    now.write_text(json.dumps({"host": "a", "pid": 1, "share": 0.5, "left": 3.0, "time": time.time()}))
+    now.write_text(json.dumps({"host": "a", "pid": 1, "share": 0.5, "left": 3.0}))
     state = runs / "sweeps" / "mine" / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "finished": None, "pid": os.getpid(),
                                  "beat": time.time()}))
