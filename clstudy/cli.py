@@ -34,9 +34,10 @@ def run(notebooks: Annotated[list[str], typer.Argument(help="Names (03_candidate
         found = parameters.find_notebooks(notebooks)
         tasks = [(path, parameters.choose_parameters(path, given, profile)) for path in found]
         parameters.check_data(tasks)
+        ok = _execute(tasks, out or _out(), timeout)
     except (ValueError, OSError) as error:
         fail(error)
-    raise typer.Exit(0 if _execute(tasks, out or _out(), timeout) else 1)
+    raise typer.Exit(0 if ok else 1)
 
 
 def _pair(text: str) -> tuple[str, str]:

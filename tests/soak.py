@@ -178,7 +178,7 @@ def killed(model: Path, place: Path, count: int, kinds: list[str], dask: bool = 
     again = [id for id, changed in before.items() if (runs / id / "result.json").stat().st_mtime_ns != changed]
     if again:
         raise Lost(f"finished runs were made again: {again}")
-    taken = [find(config, runs).result["taken_up"] for config in wanted]
+    taken = [find(config, runs).result["resumed"] for config in wanted]
     return (f"{said}; {len(done)} kills ({', '.join(f'{done.count(one)} {one}' for one in dict.fromkeys(done))}), "
             f"{sum(map(bool, taken))} runs taken up ({sum(taken)} times), finished runs made again: 0; "
             f"{took:.0f} s, alone {whole:.0f} s")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_rel
 
-from clstudy.analysis.scores import means, metrics_of, scores, settings
+from clstudy.analysis.scores import Groups, means, metrics_of, scores, settings
 from clstudy.evaluation import metrics
 from clstudy.evaluation.metrics import Interval, paired_interval
 from clstudy.runs.run import Run
@@ -21,7 +21,7 @@ from clstudy.utils.validation import choose
 LEVEL = 0.95  # of the intervals
 
 
-def compare(runs: Sequence[Run], metrics: str | Sequence[str], between: str = "method", base: Any = "finetune",
+def compare(runs: Groups, metrics: str | Sequence[str], between: str = "method", base: Any = "finetune",
             by: Sequence[str] = ()) -> pd.DataFrame:
     """Each value of the setting `between` against `base`: a row for each of them, each combination of `by`, and each
     metric.

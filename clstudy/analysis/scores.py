@@ -12,25 +12,49 @@ from clstudy.utils.validation import choose
 NEVER_UPDATED = ("other classes", "tiered_imagenet_test")  # side sets that ZS-Acc is of
 
 
-def scores(runs: Sequence[Run], metrics: str | Sequence[str]) -> pd.DataFrame:
+Groups = Sequence[Run] | Mapping[str, Sequence[Run]]  # runs, or runs under labels: a column "label" then
+
+
+def scores(runs: Groups, metrics: str | Sequence[str]) -> pd.DataFrame:
     """A row for each run, a column for each setting that varies between them and for each metric (percent).
 
     Options of an axis have their own name where no other setting has it ("size"), otherwise the dotted one
     ("method_args.size"); a run without the option has None. ValueError: a metric that a run does not have."""
     table = settings(runs)
     for metric in [metrics] if isinstance(metrics, str) else metrics:
-        table[metric] = [metrics_of(run)[choose("metric", metric, metrics_of(run))] for run in runs]
+        table[metric] = [metrics_of(run)[choose("metric", metric, metrics_of(run))] for run in flattened(runs)]
     return table
 
 
-def settings(runs: Sequence[Run], constant: bool = False) -> pd.DataFrame:
+def settings(runs: Groups, constant: bool = False) -> pd.DataFrame:
     """A row for each run, a column for each setting that varies between them (with `constant`: for all settings)."""
-    table = pd.DataFrame([flat(run.config) for run in runs], dtype=object).drop(columns="device", errors="ignore")
-    table = table.astype(object).where(table.notna(), None)
+    table = pd.DataFrame([flat(run.config) for run in flattened(runs)], dtype=object)
+    table = table.drop(columns="device", errors="ignore").astype(object)
+    table = table.where(table.notna(), None)
     if not constant:
         table = table.loc[:, [len({repr(value) for value in table[name]}) > 1 for name in table]]
     last = [name.rpartition(".")[2] for name in table]
-    return table.rename(columns={name: end for name, end in zip(table, last, strict=True) if last.count(end) == 1})
+    table = table.rename(columns={name: end for name, end in zip(table, last, strict=True) if last.count(end) == 1})
+    if isinstance(runs, Mapping):
+        table.insert(0, "label", [label for label, group in runs.items() for _ in group])
+    return table
+
+
+def flattened(runs: Groups) -> list[Run]:
+    """The runs of all groups, one after the other."""
+    return [run for group in runs.values() for run in group] if isinstance(runs, Mapping) else list(runs)
+
+
+def grouped(runs: Groups, by: Sequence[str]) -> dict[tuple, list[Run]]:
+    """Runs by their values of some settings (or their "label"), in order of first appearance.
+
+    ValueError: a setting that no run has, with the choices."""
+    table, found = settings(runs, constant=True), {}
+    for name in by:
+        choose("by", name, table.columns)
+    for run, key in zip(flattened(runs), table[list(by)].itertuples(index=False, name=None), strict=True):
+        found.setdefault(tuple(key), []).append(run)
+    return found
 
 
 @lru_cache(maxsize=4096)

@@ -5,9 +5,43 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from clstudy.analysis.scores import means, metrics_of
+from clstudy.analysis.scores import Groups, grouped, means, metrics_of
 from clstudy.evaluation import metrics
+from clstudy.evaluation.metrics import interval
 from clstudy.runs.run import Run
+
+
+def points(runs: Groups, metrics: str | Sequence[str], by: Sequence[str], change: bool = False) -> pd.DataFrame:
+    """Mean and half width of the 95 % interval over the runs of each group: columns *by, metric, mean, half_width, n.
+
+    change: of the metric's change from before training to the end, in points. With one run the half width is 0, so
+    that no bar is drawn."""
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    rows = []
+    for key, group in grouped(runs, by).items():
+        found = pd.DataFrame([metrics_of(run) for run in group])
+        for metric in metrics:
+            values = found[metric] - (found[f"{metric} before"] if change else 0)
+            rows.append({**dict(zip(by, key, strict=True)), "metric": metric, **_point(values.tolist()), "n": len(group)})
+    return pd.DataFrame(rows)
+
+
+def pairs(runs: Groups, x: str, y: str, by: Sequence[str]) -> pd.DataFrame:
+    """Two metrics of each group with the half widths of their intervals: columns *by, x, x_half, y, y_half."""
+    wide = [points(runs, metric, by).drop(columns=["metric", "n"]).rename(columns={"mean": name, "half_width": f"{name}_half"})
+            for name, metric in (("x", x), ("y", y))]
+    return pd.concat([wide[0], wide[1][["y", "y_half"]]], axis=1)
+
+
+def table(runs: Groups, metrics: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
+    """A row per group, a column per metric: "mean ± half width" of the 95 % interval over its runs (Student t)."""
+    rows = {}
+    for key, group in grouped(runs, by).items():
+        found = pd.DataFrame([metrics_of(run) for run in group])
+        rows[key] = {name: _text(interval(found[name].tolist())) for name in metrics}
+    made = pd.DataFrame.from_dict(rows, orient="index")
+    made.index = pd.MultiIndex.from_tuples(list(rows), names=list(by))
+    return made
 
 
 def summary(groups: Mapping[tuple, Sequence[Run]], columns: Sequence[str], index: Sequence[str]) -> pd.DataFrame:

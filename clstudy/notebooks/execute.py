@@ -1,8 +1,6 @@
-"""Notebooks as programs: read their parameters, run them headlessly, keep what they showed.
+"""Notebooks as programs: a kernel runs one headlessly, and its outputs are kept.
 
-The only importer of papermill. Papermill is silent about a parameter that it does not know and about a value
-of the wrong type; here both are errors, before a kernel starts. A parameter is one line of the cell tagged
-`parameters`: `name: type = value  # meaning`.
+Nothing else imports papermill.
 """
 
 import math
@@ -12,13 +10,15 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clstudy.notebooks import html as pages
-from clstudy.notebooks.parameters import _document, check_parameters
+from clstudy.notebooks.cells import read, source
+from clstudy.notebooks.parameters import check_parameters
 from clstudy.utils.paths import REPOSITORY
 from clstudy.utils.progress import report
 
@@ -30,13 +30,7 @@ KERNEL_ENV = {
 }
 
 
-# --- parameters ---------------------------------------------------------------------------------------------
-
-
-# --- finding ------------------------------------------------------------------------------------------------
-
-
-# --- running ------------------------------------------------------------------------------------------------
+SOCKET = 70  # characters of a folder that is short enough for sockets: their paths may have 107
 
 
 @dataclass(frozen=True)
@@ -59,14 +53,17 @@ def run_notebook(
     cell_timeout: float | None = None,
     progress: bool = True,
 ) -> Executed:
-    """Run `notebook` in a kernel of this interpreter, in the repository's folder; write NAME.ipynb and .html.
+    """Run `notebook` in a kernel of this interpreter and write NAME.ipynb and NAME.html.
 
-    `timeout` is for the whole notebook, `cell_timeout` for each of its cells, in seconds. A failure in a cell is
-    reported, not raised; an earlier finished NAME.ipynb stays beside NAME.failed.ipynb, and the next success removes
-    the latter.
+    The kernel works in the repository's folder. `timeout` limits the whole notebook, `cell_timeout`
+    each of its cells, in seconds. A failure in a cell is reported, not raised: it leaves
+    NAME.failed.ipynb beside a NAME.ipynb that finished earlier, and the next success removes it.
+    ValueError: a parameter is wrong, or the executed copy would overwrite the notebook.
     """
     notebook, out_dir = Path(notebook).resolve(), Path(out_dir).resolve()
     values = check_parameters(notebook, parameters)
+    if out_dir == notebook.parent:
+        raise ValueError(f"out={str(out_dir)!r}: the executed copy would overwrite {notebook.name}")
     out_dir.mkdir(parents=True, exist_ok=True)
     # A name of its own: two workers may run the same notebook, e.g. a retry beside a dying run.
     draft = out_dir / f"{notebook.stem}.running-{uuid.uuid4().hex[:8]}.ipynb"
@@ -88,12 +85,12 @@ def run_notebook(
 
 
 class _Watch:
-    """Counts the cells, and says which one starts: one plain line each, readable in a log file."""
+    """Counts the cells and prints one plain line when a cell starts, readable in a log file."""
 
     def __init__(self, notebook: Path, injected: bool, show: bool) -> None:
-        code = [c["source"] for c in _document(notebook)["cells"] if c["cell_type"] == "code"]
+        code = [source(cell) for cell in read(notebook)["cells"] if cell["cell_type"] == "code"]
         self.name, self.show, self.cell = notebook.stem, show, 0
-        self.total = injected + sum(bool("".join(source).strip()) for source in code)
+        self.total = injected + sum(bool(text.strip()) for text in code)
 
     def __call__(self, cell: Any, cell_index: int) -> None:
         if cell.cell_type != "code" or not cell.source.strip():
@@ -112,49 +109,64 @@ class _Watch:
 def _execute(
     notebook: Path, values: dict[str, Any], draft: Path, limits: tuple[float | None, float | None], progress: bool
 ) -> str | None:
-    """Run by papermill into `draft`; None, or what went wrong and where."""
+    """Run a notebook by papermill into `draft`; return None, or what went wrong and where."""
     import papermill  # 2 s, so only when a notebook runs
     from nbclient.exceptions import CellTimeoutError
-    from traitlets.config import Config
 
     watch = _Watch(notebook, bool(values), progress)
     timeout, cell_timeout = limits
     end = time.monotonic() + (math.inf if timeout is None else timeout)
-
-    def limit(cell: Any) -> float | None:
-        """nbclient's limit is per cell: each gets what is left of the notebook's. 0 would be no limit."""
-        least = min(end - time.monotonic(), math.inf if cell_timeout is None else cell_timeout)
-        return None if least == math.inf else max(least, 0.01)
-
-    # A short folder of its own: a socket's path may have 107 characters, and Jupyter's own folder is long.
-    with tempfile.TemporaryDirectory(prefix="clstudy-") as sockets:
-        kernel = {"connection_file": f"{sockets}/k.json", "transport": "ipc" if os.name == "posix" else "tcp"}
-        try:
+    try:
+        with _kernel_options() as options:
             papermill.execute_notebook(
                 notebook,
                 draft,
                 values,
-                kernel_name="python3",
-                language="python",
                 progress_bar=False,
-                kernel_manager_class=_own_kernel(),
-                config=Config({"OwnKernel": kernel}),
-                timeout_func=limit,
+                timeout_func=_limit(end, cell_timeout),
                 on_cell_start=watch,
+                **options,
             )
-        except papermill.PapermillExecutionError as error:
-            return f"{watch.where()}: {error.ename}: {error.evalue}"
-        except CellTimeoutError:
-            if time.monotonic() >= end:
-                return f"{watch.where()}: stopped, the notebook took longer than timeout = {timeout:g} s"
-            return f"{watch.where()}: stopped, the cell took longer than cell_timeout = {cell_timeout:g} s"
-        except Exception as error:
-            return f"{watch.where()}: {type(error).__name__}: {error}"
+    except papermill.PapermillExecutionError as error:
+        return f"{watch.where()}: {error.ename}: {error.evalue}"
+    except CellTimeoutError:
+        late = time.monotonic() >= end
+        told = f"notebook took longer than timeout = {timeout:g} s" if late else \
+            f"cell took longer than cell_timeout = {cell_timeout:g} s"
+        return f"{watch.where()}: stopped, the {told}"
+    except Exception as error:
+        return f"{watch.where()}: {type(error).__name__}: {error}"
     return None
 
 
+def _limit(end: float, cell_timeout: float | None) -> Callable[[Any], float | None]:
+    """nbclient's limit is per cell: each cell gets what is left of the notebook's time."""
+
+    def limit(cell: Any) -> float | None:
+        least = min(end - time.monotonic(), math.inf if cell_timeout is None else cell_timeout)
+        return None if least == math.inf else max(least, 0.01)  # 0 would be no limit
+
+    return limit
+
+
+@contextmanager
+def _kernel_options() -> Iterator[dict[str, Any]]:
+    """Options of papermill for a kernel of this interpreter, its sockets in an own folder."""
+    from traitlets.config import Config
+
+    ipc = os.name == "posix" and len(tempfile.gettempdir()) <= SOCKET
+    with tempfile.TemporaryDirectory(prefix="clstudy-") as folder:
+        kernel = {"connection_file": f"{folder}/k.json", "transport": "ipc" if ipc else "tcp"}
+        yield {
+            "kernel_name": "python3",
+            "language": "python",
+            "kernel_manager_class": _own_kernel(),
+            "config": Config({"OwnKernel": kernel}),
+        }
+
+
 def _own_kernel() -> type:
-    """A kernel manager that starts this very interpreter, whatever `python3` kernelspec the user has."""
+    """Make a kernel manager for this interpreter, whatever `python3` kernelspec there is."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -172,7 +184,7 @@ def _own_kernel() -> type:
 
 
 def _kernel_env() -> dict[str, str]:
-    """What a kernel starts with. Beside other notebooks it has a share of the cores, in threads and in workers."""
-    mine = {name: value for name, value in os.environ.items() if name != "CLSTUDY_QUIET"}  # of a worker, not of this
+    """Return the environment of a kernel: beside other notebooks it uses its share of the cores."""
+    mine = {name: value for name, value in os.environ.items() if name != "CLSTUDY_QUIET"}
     share = os.environ.get("CLSTUDY_CORES")
     return {**mine, **KERNEL_ENV, **({"OMP_NUM_THREADS": share} if share else {})}

@@ -1,9 +1,10 @@
-"""A student's function beside the package's, on random input. The library is the solution; nothing is written twice.
+"""`check` compares a student's function with the package's, which is the solution, on random input.
 
-    check(mine, like=match)   # "match: right, in 5 trials of random input.", or what differs first and for which input
+    check(mine, like=match)   # "match: right, in 5 trials of random input.", or what differs
 
-Inputs are made from the parameters of `like`: by name where GENERATORS knows it, else from the jaxtyping annotation;
-axes of the same name have the same size. Give `like` a functools.partial to fix its options.
+The parameters of `like` say which input they get: GENERATORS knows their names, and the jaxtyping
+annotation explains the others. Axes of the same name have the same size. Give `like` as a
+functools.partial to fix its options.
 """
 import inspect
 from collections.abc import Callable, Mapping
@@ -23,14 +24,14 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-5  # fp32 sums in another order differ by less
 
 
 class Verdict(int):
-    """A truth that JupyterLab does not print below the sentence that said it."""
+    """A truth value that JupyterLab does not print below the sentence that told it."""
 
     def _ipython_display_(self) -> None:
         pass
 
 
 class Axes(dict):
-    """Sizes of named axes, each drawn when it is first met; axes of different names may turn out equal."""
+    """Sizes of named axes, each drawn when it is first needed; two names may get the same size."""
 
     def __init__(self, rng: np.random.Generator):
         super().__init__()
@@ -44,53 +45,55 @@ class Axes(dict):
         return tuple(self[name] for name in names)
 
 
-# --- inputs: a generator gets the axes (with their random numbers), and the axis names of the parameter --------------
+# --- inputs: a generator gets the axes, with their random numbers, and the parameter's axis names
 
 
 def normal(axes: Axes, *names: str) -> Tensor:
+    """Draw normal numbers."""
     return torch.from_numpy(axes.rng.normal(size=axes.shape(*names))).float()
 
 
 def features(axes: Axes, *names: str) -> Tensor:
-    """Unit-norm rows."""
+    """Draw rows of norm 1."""
     return F.normalize(normal(axes, *(names or ("batch", "dim"))), dim=-1)
 
 
 def rows_of(axis: str) -> Callable:
-    """Integers that are valid rows of an axis; one for each entry of the parameter's own axes."""
+    """Make a generator of valid rows of an axis, one for each entry of the parameter's own axes."""
     return lambda axes, *names: torch.from_numpy(axes.rng.integers(axes[axis], size=axes.shape(*(names or ("batch",)))))
 
 
 def weights(axes: Axes, *names: str) -> Tensor:
-    """Positive, mean 1."""
+    """Draw positive numbers of mean 1."""
     values = normal(axes, *(names or ("batch",))).exp()
     return values / values.mean()
 
 
 def accuracy_matrix(axes: Axes, *names: str) -> np.ndarray:
-    """(T + 1, T), row 0 before training; two tasks or more."""
+    """Draw an accuracy matrix (T + 1, T), row 0 before training, of two tasks or more."""
     return axes.rng.random((axes["tasks"] + 1, axes["tasks"])).round(2)
 
 
 def accuracies(axes: Axes, *names: str) -> list[float]:
+    """Draw an accuracy for each stage."""
     return axes.rng.random(axes["stages"]).round(2).tolist()
 
 
 def class_accuracy(axes: Axes, *names: str) -> np.ndarray:
-    """(stages, classes); a class is NaN until it is seen."""
+    """Draw accuracies (stages, classes); a class is NaN until it is seen."""
     values = axes.rng.random(axes.shape("stages", "classes")).round(2)
     home = axes.rng.integers(axes["stages"], size=axes["classes"])
     return np.where(np.arange(axes["stages"])[:, None] < home, np.nan, values)
 
 
 def positives(axes: Axes, *names: str) -> Tensor:
-    """1 where two of the batch carry the same caption, the diagonal included."""
+    """Mark by 1 which two of the batch have the same caption, the diagonal included."""
     caption = axes.rng.integers(axes["batch"] - 1, size=axes["batch"])
     return torch.from_numpy(caption[:, None] == caption[None, :]).float()
 
 
 def offered(axes: Axes, *names: str) -> Tensor:
-    """Candidates of each image, at least one."""
+    """Draw the candidates of each image, at least one."""
     mask = axes.rng.random(axes.shape(*(names or ("images", "classes")))) < 0.6
     mask[..., 0] |= ~mask.any(-1)
     return torch.from_numpy(mask)
@@ -98,13 +101,14 @@ def offered(axes: Axes, *names: str) -> Tensor:
 
 @lru_cache(maxsize=1)
 def embedded_clip():
+    """Load the model that comes with the repository, once."""
     from clstudy.models.loading import load_clip
 
     return load_clip().eval()
 
 
 def batch(axes: Axes, *names: str) -> Batch:
-    """Noise pictures of classes among four that were seen, one of them absent; the stage is home to the last two."""
+    """Draw noise pictures of three of four seen classes; the stage is home to the last two."""
     seen, images = tuple(axes.rng.permutation(6)[:4].tolist()), axes["batch"]
     labels = tuple(axes.rng.choice(seen[1:], images).tolist())
     prompts = embedded_clip().class_text(["bird", "ship", "clock", "tool", "flower", "drink"], "a drawing of a {}.")
@@ -113,14 +117,14 @@ def batch(axes: Axes, *names: str) -> Batch:
 
 
 def stages(axes: Axes, *names: str) -> list[Stage]:
-    """Three stages that share the images and the classes among them."""
+    """Split images and classes over three stages."""
     order, homes = axes.rng.permutation(axes["images"]), np.array_split(axes.rng.permutation(axes["classes"]), 3)
     parts = np.array_split(order, 3)
     return [Stage(i + 1, tuple(home.tolist()), part) for i, (home, part) in enumerate(zip(homes, parts, strict=True))]
 
 
 def weights_of(axes: Axes) -> dict[str, torch.Tensor]:
-    """A model of two parameters."""
+    """Draw a model of two parameters."""
     return {"weight": torch.from_numpy(axes.rng.normal(size=(3, 2))), "bias": torch.from_numpy(axes.rng.normal(size=3))}
 
 
@@ -144,9 +148,9 @@ EXCEPTIONS = {  # a name that means something else in one function
 
 
 def make(like: Callable, rng: np.random.Generator, options: set[str]) -> dict[str, Any]:
-    """Random input for the parameters of `like` that have no default, and for those in `options`.
+    """Draw input for the parameters of `like` that have no default, and for those in `options`.
 
-    TypeError: a parameter that neither GENERATORS nor its annotation explains."""
+    TypeError: neither GENERATORS nor its annotation explains a parameter."""
     axes, given = Axes(rng), {}
     function = getattr(like, "func", like)
     for name, parameter in inspect.signature(like).parameters.items():
@@ -164,17 +168,19 @@ def make(like: Callable, rng: np.random.Generator, options: set[str]) -> dict[st
 
 
 def array_type(annotation: Any) -> type | None:
-    """The jaxtyping part of an annotation, e.g. of `Float[Tensor, "batch"] | None`."""
+    """Find the jaxtyping part of an annotation, e.g. of `Float[Tensor, "batch"] | None`."""
     parts = [annotation, *getattr(annotation, "__args__", ())]
     found = [part for part in parts if isinstance(part, type) and issubclass(part, jaxtyping.AbstractArray)]
     return found[0] if found else None
 
 
 def axis_names(array: type) -> tuple[str, ...]:
+    """List the axes of a jaxtyping annotation."""
     return tuple(name.lstrip("#*?") for name in array.dim_str.split())
 
 
 def by_annotation(array: type | None) -> Callable | None:
+    """Choose the generator for a jaxtyping annotation."""
     if array is None:
         return None
     kind = array.dtypes[0] if array.dtypes else "float"
@@ -187,11 +193,11 @@ def by_annotation(array: type | None) -> Callable | None:
     return normal
 
 
-# --- comparing ------------------------------------------------------------------------------------------------------
+# --- comparing ------------------------------------------------------------------------------
 
 
 def difference(got: Any, expected: Any, where: str = "") -> str | None:
-    """The first difference in plain words; None if there is none worth a word."""
+    """Say in plain words what differs first; None if nothing does."""
     if isinstance(expected, Mapping):
         return mapping_difference(got, expected)
     if isinstance(expected, tuple) and array(expected) is None:  # several results, not one of numbers
@@ -217,6 +223,7 @@ def difference(got: Any, expected: Any, where: str = "") -> str | None:
 
 
 def mapping_difference(got: Any, expected: Mapping) -> str | None:
+    """Say what differs first between two dicts; None if nothing does."""
     if not isinstance(got, Mapping):
         return f"yours gives a {type(got).__name__}, the package a dict with {', '.join(map(repr, expected))}"
     if set(got) != set(expected):
@@ -225,7 +232,7 @@ def mapping_difference(got: Any, expected: Mapping) -> str | None:
 
 
 def array(value: Any) -> np.ndarray | None:
-    """Numbers as an array of floats; None where there are none."""
+    """Turn numbers into an array of floats; None where there are none."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().float()
     try:
@@ -235,11 +242,12 @@ def array(value: Any) -> np.ndarray | None:
 
 
 def described(values: np.ndarray) -> str:
+    """Name an array for a sentence."""
     return f"numbers of shape {values.shape}" if values.shape else "a number"
 
 
 def hint(pairs: list[tuple[Any, Any]]) -> str:
-    """A constant factor, if one explains all trials: a divisor, a sign."""
+    """Name the constant factor that explains all trials, if there is one: a divisor, a sign."""
     arrays = [(array(got), array(right)) for got, right in pairs]
     if any(got is None or right is None or got.shape != right.shape for got, right in arrays):
         return ""
@@ -253,11 +261,12 @@ def hint(pairs: list[tuple[Any, Any]]) -> str:
 
 
 def shown(inputs: Mapping[str, Any]) -> str:
-    """The input in one line: small numbers in full, of the rest the shape."""
+    """Write the input in one line: small arrays in full, of the others the shape."""
     return ", ".join(f"{name} {short(value)}" for name, value in inputs.items())
 
 
 def short(value: Any) -> str:
+    """Write one input for a sentence."""
     if isinstance(value, Batch):
         return f"of labels {list(value.labels)} among classes {list(value.classes)}"
     values = array(value)
@@ -268,11 +277,13 @@ def short(value: Any) -> str:
     return "= " + str(np.round(values, 3).tolist())
 
 
-# --- the check ------------------------------------------------------------------------------------------------------
+# --- the check ------------------------------------------------------------------------------
 
 
 def check(mine: Callable, like: Callable, trials: int = 5, seed: int = 0) -> Verdict:
-    """Whether `mine` does what `like` does. One printed line says so, or what differs first; nothing is raised for it.
+    """Check whether `mine` does what `like` does, and print that it does or what differs first.
+
+    An error in `mine` is told in that line and not raised.
 
     >>> from clstudy.evaluation.metrics import last
     >>> _ = check(lambda R: R[-1].mean(), like=last)
@@ -303,20 +314,20 @@ def check(mine: Callable, like: Callable, trials: int = 5, seed: int = 0) -> Ver
 
 
 def optional(mine: Callable, like: Callable) -> set[str]:
-    """Parameters with a default that both name and that can be made up."""
+    """Name the parameters with a default that both functions have and that GENERATORS knows."""
     own = inspect.signature(mine).parameters
     return {name for name, parameter in inspect.signature(like).parameters.items()
             if parameter.default is not parameter.empty and name in own and name in GENERATORS}
 
 
 def answer(mine: Callable, inputs: Mapping[str, Any], options: set[str]) -> Any:
-    """Required parameters go by position, since a student may name them otherwise."""
+    """Call `mine`: required values go by position, since a student may name them otherwise."""
     required = [value for name, value in inputs.items() if name not in options]
     return mine(*required, **{name: inputs[name] for name in options})
 
 
 def line_of(error: BaseException, mine: Callable) -> str:
-    """Where in the student's function it happened."""
+    """Say in which line of the student's function an error happened."""
     code = getattr(mine, "__code__", None)
     trace, line = error.__traceback__, None
     while trace:

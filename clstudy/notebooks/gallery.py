@@ -1,11 +1,13 @@
-"""figures/README.md: every figure and table with its question, its notebook, the command that draws it and the runs
-behind it. Written from what stands in `figures/` and `notebooks/`, so the same files give the same page."""
+"""figures/README.md: every figure and table with its question, notebook, command and runs.
+
+The same files in `figures/` and `notebooks/` give the same page."""
 import html
 import json
-import re
 from pathlib import Path
 
+from clstudy.notebooks import cells
 from clstudy.notebooks.parameters import find_notebooks
+from clstudy.utils.files import write_text
 from clstudy.utils.paths import NOTEBOOKS
 
 HEAD = """# Figures and tables
@@ -18,18 +20,18 @@ of the profile that was run last.
 
 
 def names(folder: Path) -> list[str]:
-    """All figures and tables of a folder, in order."""
+    """List the figures and tables of a folder, in order."""
     return sorted({path.stem for kind in ("png", "md") for path in folder.glob(f"*.{kind}")} - {"README"})
 
 
 def page(folder: Path, notebooks: Path = NOTEBOOKS) -> str:
-    """The page as Markdown."""
+    """Write the page as Markdown."""
     found, parts = names(folder), [HEAD]
     if (folder / "lab" / "README.md").exists():
         parts.append("Pictures of the widgets in a browser: [lab](lab/README.md).\n")
     for path in [*find_notebooks(folder=notebooks), None]:
-        title, question, source = _about(path) if path else ("No notebook draws these", "", "")
-        mine = [name for name in found if f'"{name}"' in source] if path else found
+        title, question, drawn = _about(path) if path else ("No notebook draws these", "", "")
+        mine = [name for name in found if f'"{name}"' in drawn] if path else found
         found = [name for name in found if name not in mine]
         if mine:
             parts.append(f"## {title}\n" + (f"\n{question}\n\n{_command(path)}\n" if path else ""))
@@ -38,12 +40,10 @@ def page(folder: Path, notebooks: Path = NOTEBOOKS) -> str:
 
 
 def _about(notebook: Path) -> tuple[str, str, str]:
-    """Title, question and code of a notebook."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    title, question = re.search(r"^# (.+)$", text, re.M), re.search(r"\*\*Question\.\*\* (.+)", text)
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    return title[1] if title else notebook.stem, question[1] if question else "", code
+    """Return title and question of a notebook, and the code that draws its figures and tables."""
+    found = cells.read(notebook)["cells"]
+    drawing = [*cells.tagged(found, "figure"), *cells.tagged(found, "table")]
+    return cells.title(found), cells.question(found), "\n".join(map(cells.source, drawing))
 
 
 def _command(notebook: Path) -> str:
@@ -51,7 +51,7 @@ def _command(notebook: Path) -> str:
 
 
 def _entry(folder: Path, name: str) -> str:
-    """A figure, a table, or both of one name."""
+    """Write the entry of a figure, of a table, or of both under one name."""
     path, lines = folder / f"{name}.json", [f"### {name}", ""]
     about = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if (folder / f"{name}.png").exists():
@@ -66,7 +66,7 @@ def _entry(folder: Path, name: str) -> str:
 
 
 def _runs(about: dict) -> str:
-    """How many runs, and of what, as "6 runs: emoji; disjoint; lora; finetune, sit; seeds 0, 1, 2"."""
+    """Say how many runs of what: "6 runs: emoji; disjoint; lora; finetune, sit; seeds 0, 1, 2"."""
     count, settings = len(about["runs"]), about.get("settings", {})
     parts = [", ".join(map(str, settings[name])) for name in ("benchmark", "stream", "tuner", "method")
              if settings.get(name)]
@@ -76,7 +76,4 @@ def _runs(about: dict) -> str:
 
 def write(folder: Path, notebooks: Path = NOTEBOOKS) -> Path:
     """Write the page into the folder."""
-    path = folder / "README.md"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(folder, notebooks), encoding="utf-8")
-    return path
+    return write_text(folder / "README.md", page(folder, notebooks))

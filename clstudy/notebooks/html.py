@@ -1,13 +1,15 @@
 """Executed notebooks as pages that need no network, and an index of them.
 
-The only part that takes plotly's library for a page: inlined, once per page."""
+nbconvert writes the pages. Only this module takes plotly's library: once for each page."""
 import base64
 import html
 import io
-import json
-import uuid
+import re
 from pathlib import Path
 from typing import Any
+
+from clstudy.notebooks import cells
+from clstudy.utils.files import write_text
 
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -23,20 +25,20 @@ OFFLINE = """{%- extends 'lab/index.html.j2' -%}
 
 
 def write(path: Path) -> Path:
-    """The executed notebook as one HTML file beside it, figures included."""
+    """Write the executed notebook as one HTML file beside it, with its figures."""
     import nbformat
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
 
     copy = nbformat.read(path, as_version=4)
-    _make_portable([output for cell in copy.cells for output in cell.get("outputs", []) if "data" in output])
+    _make_portable([output for output in cells.outputs(copy.cells) if "data" in output])
     exporter = HTMLExporter(template_file="offline.j2", extra_loaders=[DictLoader({"offline.j2": OFFLINE})])
     body, _ = exporter.from_notebook_node(copy, resources={"metadata": {"name": path.stem}})
-    return _put(path.with_suffix(".html"), body)
+    return write_text(path.with_suffix(".html"), body)
 
 
 def _make_portable(outputs: list[Any]) -> None:
-    """Plotly's data becomes HTML, the library once; a widget, dead without its kernel, becomes a remark."""
+    """Turn plotly's data into HTML, with the library once, and a widget into a remark."""
     from plotly.io import to_html
 
     library = True
@@ -49,6 +51,21 @@ def _make_portable(outputs: list[Any]) -> None:
         elif WIDGET in output.data:
             what = html.escape(output.data.get("text/plain", "widget").split("(")[0])
             output.data = {"text/html": f"<p><em>{what}: an interactive view, in the notebook only.</em></p>"}
+
+
+def mathml(text: str) -> str:
+    """Turn $…$ and $$…$$ outside of code into MathML, which browsers draw without a script.
+
+    ImportError: latex2mathml, a package of the extra `docs`, is missing."""
+    from latex2mathml.converter import convert
+
+    def drawn(text: str) -> str:
+        text = re.sub(r"(?s)\$\$(.+?)\$\$", lambda m: convert(m[1].strip(), display="block"), text)
+        return re.sub(r"(?<![\\$])\$([^$\n]+)\$", lambda m: convert(m[1]), text)
+
+    parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.S)  # code at odd places
+    parts[::2] = map(drawn, parts[::2])
+    return "".join(parts)
 
 
 # --- the index ----------------------------------------------------------------------------------------------
@@ -69,14 +86,15 @@ code {{ font-size: 12px; overflow-wrap: anywhere; }} img {{ width: 22em; max-wid
 
 
 def index(folder: Path) -> Path:
-    """Write `folder`/index.html over all notebooks that were executed into it or a folder in it: status, time,
-    parameters, main figure. One file that needs no network."""
+    """Write `folder`/index.html: status, time, parameters and main figure of every notebook.
+
+    It lists the notebooks in the folder and in its folders, in one file that needs no network."""
     paths = sorted(path for path in folder.rglob("*.ipynb") if ".running-" not in path.name)
-    found = [(path, document) for path in paths if (document := _document(path)) is not None]
+    found = [(path, document) for path in paths if (document := _executed(path)) is not None]
     failed = sum(_failed(path) for path, _ in found)
-    summary = f"{len(found)} notebooks, {failed} failed"
-    return _put(folder / "index.html",
-                INDEX.format(summary=summary, rows="\n".join(_row(path, one, folder) for path, one in found)))
+    rows = "\n".join(_row(path, one, folder) for path, one in found)
+    page = INDEX.format(summary=f"{len(found)} notebooks, {failed} failed", rows=rows)
+    return write_text(folder / "index.html", page)
 
 
 def _failed(path: Path) -> bool:
@@ -102,26 +120,25 @@ def _duration(seconds: Any) -> str:
 
 
 def _error(document: dict[str, Any]) -> str:
-    """What the first failing cell said; a notebook that was stopped has none."""
-    for cell in document["cells"]:
-        for output in cell.get("outputs", []):
-            if output.get("output_type") == "error":
-                return f"{output.get('ename')}: {output.get('evalue')}"[:300]
+    """Say what the first failing cell raised; a notebook that was stopped has none."""
+    for output in cells.outputs(document["cells"]):
+        if output.get("output_type") == "error":
+            return f"{output.get('ename')}: {output.get('evalue')}"[:300]
     return "stopped before its end"
 
 
 def _figure(document: dict[str, Any], page: str) -> str:
-    """The first picture of the cell that draws a figure called main; without one, the first picture of all."""
-    cells = sorted(document["cells"], key=lambda cell: "_main\"" not in "".join(cell.get("source", "")))
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            if picture := output.get("data", {}).get("image/png"):
-                return f'<a href="{page}"><img alt="" src="data:image/png;base64,{_small("".join(picture))}"></a>'
+    """Show the first picture of the cell tagged main; without one, the first picture of all."""
+    found = document["cells"]
+    for output in cells.outputs([*cells.tagged(found, "main"), *found]):
+        if picture := output.get("data", {}).get("image/png"):
+            data = f"data:image/png;base64,{_small(''.join(picture))}"
+            return f'<a href="{page}"><img alt="" src="{data}"></a>'
     return ""
 
 
 def _small(picture: str) -> str:
-    """A picture in base64, no wider than the index shows it; one that cannot be read as it is."""
+    """Make a picture (base64) as small as the index shows it; a broken one stays as it is."""
     from PIL import Image
 
     try:
@@ -134,17 +151,10 @@ def _small(picture: str) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _document(path: Path) -> dict[str, Any] | None:
-    """None: no notebook, or one that nobody has executed."""
+def _executed(path: Path) -> dict[str, Any] | None:
+    """Read an executed notebook; None if it is no notebook, or if nobody has executed it."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = cells.read(path)
         return document if "papermill" in document["metadata"] and document["cells"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _put(path: Path, text: str) -> Path:
-    """Whole or not at all: a reader of the page never sees half of it."""
-    draft = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.html.tmp")
-    draft.write_text(text, encoding="utf-8")
-    return draft.replace(path)

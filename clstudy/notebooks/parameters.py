@@ -1,10 +1,14 @@
-"""The parameters of a notebook: read from its cell tagged `parameters`, checked, chosen by profile."""
+"""The parameters of a notebook: a tagged cell declares them, a profile or the reader sets them.
+
+A parameter is one line of the cell tagged `parameters`: `name: type = value  # meaning`. Papermill
+says nothing about a parameter that it does not know, nor about a value of the wrong type. Here
+both are errors, before a kernel starts."""
 import ast
 import difflib
 import io
-import json
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,21 +16,16 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
+from clstudy.notebooks.cells import NotebookNameError, read, source, tagged
 from clstudy.training.config import check_choice
 from clstudy.utils.paths import NOTEBOOKS
+from clstudy.utils.values import is_none, literal, parts, values
 
 TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict, "Literal": Literal}
 
 
-WORDS = {"none": None, "true": True, "false": False}
-
-
 class ParameterError(ValueError):
     """A parameter or a profile that a notebook does not have, or a value that does not fit."""
-
-
-class NotebookNameError(ValueError):
-    """A name that is no notebook's, or several notebooks'."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Parameter:
 
     @cached_property
     def python_type(self) -> Any:
+        """The annotation as a type."""
         try:
             return eval(self.type, {"__builtins__": {}}, TYPES)
         except Exception:
@@ -52,13 +52,14 @@ class Parameter:
         return ast.literal_eval(self.default)
 
     def convert(self, given: Any) -> Any:
-        """`given` as a value of this parameter's type; a string is read as a command line means it."""
+        """Return `given` as a value of this parameter's type; utils/values.py reads a text."""
         adapter = TypeAdapter(self.python_type)
-        for reading in _readings(given):
-            try:
-                return adapter.validate_python(reading, strict=True)
-            except ValidationError:
-                continue
+        try:
+            for reading in _readings(given):
+                with suppress(ValidationError):
+                    return adapter.validate_python(reading, strict=True)
+        except ValueError as error:  # a range that is none
+            raise ParameterError(f"{self.name}: {error}") from None
         near = _near(given, self._choices())
         raise ParameterError(f"{self.name} = {given!r} is not {self._expected()}{near}")
 
@@ -71,25 +72,25 @@ class Parameter:
 
 
 def parameters(notebook: Path) -> list[Parameter]:
-    """The parameters of `notebook`, in the order of its cell tagged `parameters`."""
-    source = _parameter_cell(Path(notebook))
+    """Read the parameters of `notebook`, in the order of its cell tagged `parameters`."""
+    code = next(map(source, tagged(read(notebook).get("cells", []), "parameters")), "")
     try:
-        statements = ast.parse(source).body
+        statements = ast.parse(code).body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise ParameterError(f"{notebook}: the parameters cell is not plain Python: {error}") from None
-    comments = _comments(source)
+    comments = _comments(code)
     lines = [s for s in statements if not isinstance(s, ast.Import | ast.ImportFrom)]
-    return [_parameter(line, source, comments, Path(notebook)) for line in lines]
+    return [_parameter(line, code, comments, Path(notebook)) for line in lines]
 
 
 def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given`, each value converted to its parameter's type; an unknown name or an unfit value raises."""
+    """Convert each value to its parameter's type. ParameterError: a name or a value is wrong."""
     known = {p.name: p for p in parameters(notebook)}
     stem = Path(notebook).stem
     checked = {}
     for name, value in given.items():
         if name not in known:
-            near = _near(name, known)
+            near = _near(name, list(known))
             raise ParameterError(f"{stem} has no parameter {name!r}{near}\n{table(known.values())}")
         try:
             checked[name] = known[name].convert(value)
@@ -100,33 +101,33 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def profiles(notebook: Path) -> dict[str, dict[str, Any]]:
-    """The named sets of parameters in the metadata of `notebook`: {"clstudy": {"profiles": {name: {…}}}}."""
-    return _document(Path(notebook)).get("metadata", {}).get("clstudy", {}).get("profiles", {})
+    """Read the profiles of `notebook`: its metadata {"clstudy": {"profiles": {name: {…}}}}."""
+    return read(notebook).get("metadata", {}).get("clstudy", {}).get("profiles", {})
 
 
 def profile_parameters(notebook: Path, name: str) -> dict[str, Any]:
-    """The parameters of the profile `name`, checked."""
+    """Return the parameters of the profile `name`, checked."""
     known = profiles(notebook)
     if name not in known:
         choices = ", ".join(sorted(known)) or 'none: its metadata has no {"clstudy": {"profiles": {…}}}'
-        near = _near(name, known)
+        near = _near(name, list(known))
         raise ParameterError(f"{Path(notebook).stem} has no profile {name!r}{near}; profiles: {choices}")
     return check_parameters(notebook, known[name])
 
 
 def part(notebook: Path) -> str:
-    """The study that a notebook belongs to (its metadata clstudy.study), "main" where it says nothing."""
-    return str(_document(notebook)["metadata"].get("clstudy", {}).get("study", "main"))
+    """Name the study that a notebook belongs to: its metadata clstudy.study, or "main"."""
+    return str(read(notebook)["metadata"].get("clstudy", {}).get("study", "main"))
 
 
 def choose_parameters(notebook: Path, given: Mapping[str, Any], profile: str | None = None) -> dict[str, Any]:
-    """What `notebook` is run with: the profile's values, beaten by the explicitly given ones."""
+    """Return what `notebook` runs with: the values of the profile, then the given ones."""
     base = profile_parameters(notebook, profile) if profile is not None else {}
     return base | check_parameters(notebook, given)
 
 
 def check_data(tasks: Iterable[tuple[Path, dict[str, Any]]]) -> None:
-    """Raise where a notebook asks for a benchmark whose data are missing, before any is executed."""
+    """Refuse a notebook whose benchmark has no data here, before any notebook is executed."""
     from clstudy.training.config import with_path
     from clstudy.utils.validation import check_arguments, choose
 
@@ -141,7 +142,7 @@ def check_data(tasks: Iterable[tuple[Path, dict[str, Any]]]) -> None:
 
 
 def table(rows: Iterable[Parameter]) -> str:
-    """Parameters as aligned text, for help and for errors."""
+    """Write parameters as aligned text, for help and for errors."""
     cells = [(p.name, p.type, f"= {p.default}", p.help) for p in rows]
     if not cells:
         return "  (no parameters)"
@@ -150,47 +151,19 @@ def table(rows: Iterable[Parameter]) -> str:
     return "\n".join("  " + "  ".join(row).rstrip() for row in padded)
 
 
-def _document(notebook: Path) -> dict[str, Any]:
-    # A notebook is JSON; nbformat would cost 1.5 s of imports before a wrong name is reported.
-    try:
-        found = json.loads(notebook.read_text(encoding="utf-8"))
-        _check_form(found)
-        return found
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise NotebookNameError(f"{notebook} is not a notebook: {type(error).__name__}: {error}") from None
-
-
-def _check_form(document: Any) -> None:
-    """An error of some kind where a part that is read here is of another form."""
-    for cell in document.get("cells", []):
-        "".join(cell["source"])
-        if not isinstance(cell["cell_type"], str) or not isinstance(cell.get("metadata", {}).get("tags", []), list):
-            raise ValueError("a cell is of another form")
-    given = document.get("metadata", {}).get("clstudy", {}).get("profiles", {})
-    if not all(isinstance(one, dict) for one in (given, *given.values())):
-        raise ValueError("a profile is no object of parameters")
-
-
-def _parameter_cell(notebook: Path) -> str:
-    for cell in _document(notebook).get("cells", []):
-        if cell["cell_type"] == "code" and "parameters" in cell.get("metadata", {}).get("tags", []):
-            return "".join(cell["source"])
-    return ""
-
-
-def _comments(source: str) -> dict[int, str]:
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+def _comments(code: str) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
     return {t.start[0]: t.string.lstrip("#").strip() for t in tokens if t.type == tokenize.COMMENT}
 
 
-def _parameter(line: ast.stmt, source: str, comments: dict[int, str], notebook: Path) -> Parameter:
+def _parameter(line: ast.stmt, code: str, comments: dict[int, str], notebook: Path) -> Parameter:
     """One statement of the parameters cell; its default must be a plain value of its own type."""
-    text = ast.get_source_segment(source, line) or ""
+    text = ast.get_source_segment(code, line) or ""
     if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None):
         form = "write `name: type = value  # meaning`"
         raise ParameterError(f"{notebook.name}: parameters cell: {text!r}: {form}")
-    annotation = ast.get_source_segment(source, line.annotation)
-    default = ast.get_source_segment(source, line.value)
+    annotation = ast.get_source_segment(code, line.annotation)
+    default = ast.get_source_segment(code, line.value)
     parameter = Parameter(line.target.id, annotation, default, comments.get(line.end_lineno, ""))
     try:
         parameter.convert(parameter.value)
@@ -202,33 +175,30 @@ def _parameter(line: ast.stmt, source: str, comments: dict[int, str], notebook: 
 
 
 def _readings(given: Any) -> Iterator[Any]:
-    """What `given` may mean. `none` comes before the text itself, so that `str | None` can be None."""
+    """Yield what `given` may mean, `none` before the text itself: `str | None` can be None."""
     if not isinstance(given, str):
         yield given
         return
-    if given.strip().lower() in WORDS:
-        yield WORDS[given.strip().lower()]
+    if is_none(given):
+        yield None
+    if isinstance(word := literal(given), bool):
+        yield word
     yield given
-    yield _literal(given)
-    parts = [part.strip() for part in given.split(",") if part.strip()]  # 0,1,2 for a list
-    yield [_literal(part) for part in parts]
-    yield parts
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return WORDS.get(text.strip().lower(), text)
+    yield word
+    pieces = [part for part in parts(given) if part]
+    yield [None if is_none(one) else one for part in pieces for one in values(part)]
+    yield [one if isinstance(one := literal(part), str) else part for part in pieces]  # only texts
 
 
 def _near(name: Any, choices: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(choices), n=3)
+    """Suggest choices spelled like `name`; a dict says what to suggest for each spelling."""
+    shown = choices if isinstance(choices, dict) else {one: one for one in choices}
+    near = dict.fromkeys(shown[one] for one in difflib.get_close_matches(str(name), shown, n=3))
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def find_notebooks(names: Sequence[str] = (), folder: Path = NOTEBOOKS) -> list[Path]:
-    """The notebooks meant by `names`: paths, numbers or parts of a file name. No names: all of `folder`."""
+    """Find notebooks by path, number or a part of the file name; without names all of `folder`."""
     known = sorted(folder.glob("*.ipynb"))
     found = [_find(str(name), known) for name in names] if names else known
     return list(dict.fromkeys(found))
@@ -244,8 +214,9 @@ def _find(name: str, known: list[Path]) -> Path:
         return matches[0]
     stems = [p.stem for p in known]
     if matches:
-        raise NotebookNameError(f"{name!r} is several notebooks: {', '.join(p.stem for p in matches)}")
+        several = ", ".join(p.stem for p in matches)
+        raise NotebookNameError(f"{name!r} names several notebooks: {several}")
     words = {word: s for s in stems for word in (s, s.partition("_")[2])}  # 'candidats' is near 'candidates'
-    near = dict.fromkeys(words[w] for w in difflib.get_close_matches(stem, words, n=3))
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise NotebookNameError(f"no notebook {name!r}{hint}; notebooks: {', '.join(stems) or 'none'}")
+    hint = _near(stem, words)
+    listed = ", ".join(stems) or "none"
+    raise NotebookNameError(f"there is no notebook {name!r}{hint}; notebooks: {listed}")

@@ -1,17 +1,24 @@
-"""Slides of an executed notebook: its questions, figures, tables and claims, without the code. One file that needs no
-network; arrow keys move, printing gives a page per slide.
+"""Slides of an executed notebook: its questions, figures, tables and claims, without the code.
 
-nbconvert's own slides load reveal.js from the network, and a cell per slide is too little on one and too much on the
-next; here a section is a slide, and each of its figures, with what was printed about it, is another."""
+They are one file that needs no network. Arrow keys move, and printing gives a page per slide.
+
+nbconvert's own slides load reveal.js from the network, and their cell per slide is too little on
+one and too much on the next. Here a section is a slide, and each of its figures is another, with
+what was printed about it. Cells tagged `details` or `exercise` are left out."""
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-LEFT_OUT = ("The runs", "Try it", "Exercises", "References", "Questions")  # for readers of the notebook
+from clstudy.notebooks import cells as notebooks
+from clstudy.notebooks.cells import Cell
+from clstudy.notebooks.html import mathml
+from clstudy.utils.files import write_text
+
+LEFT_OUT = {"details", "exercise"}  # tags
 LINES = 16  # of printed text on a slide
-NOISE = re.compile(r"^(runs|lines|waiting|.*\d+%\|)|not written yet\.$|write mine=|^No guess|No guess was written")
+NOISE = re.compile(r"^(runs|lines|waiting|.*\d+%\|)|write mine=|You wrote no guess")  # lines
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
@@ -45,91 +52,78 @@ addEventListener('keydown', e => {{
 
 
 def write(executed: Path, out: Path) -> Path:
-    """Slides of an executed notebook, as `out`/STEM.html. FileNotFoundError: it was not executed."""
-    import nbformat
-
+    """Write the slides of a notebook into `out`. FileNotFoundError: nobody executed it."""
     if not executed.exists():
-        raise FileNotFoundError(f"{executed} is not there: run the notebook first, clstudy run {executed.stem}")
-    notebook = nbformat.read(executed, as_version=4)
+        command = f"clstudy run {executed.stem}"
+        raise FileNotFoundError(f"{executed} does not exist; execute the notebook first: {command}")
+    cells = notebooks.read(executed)["cells"]
     slides = "\n".join(f'<section data-number="{number}">{body}</section>'
-                       for number, body in enumerate(_slides(notebook.cells), 1))
-    first = notebook.cells[0].source.splitlines()[0].lstrip("# ")
-    out.mkdir(parents=True, exist_ok=True)
-    page = out / f"{executed.stem}.html"
-    draft = page.with_suffix(".new")
-    draft.write_text(PAGE.format(title=html.escape(first), slides=slides), encoding="utf-8")
-    return draft.replace(page)
+                       for number, body in enumerate(_slides(cells), 1))
+    page = PAGE.format(title=html.escape(notebooks.title(cells)), slides=slides)
+    return write_text(out / f"{executed.stem}.html", page)
 
 
-def _slides(cells: list[Any]) -> Iterator[str]:
-    """The HTML of each slide: of every section its text, then each figure or table with what was printed about it."""
-    yield _title(cells[0].source)
-    for heading, inside in _sections(cells[1:]):
-        small = f'<div class="small">{html.escape(heading)}</div>'
-        found: list[tuple[str, list[str]]] = [(_markdown(inside[0].source), [])]
-        for cell in inside[1:]:
-            if cell.cell_type == "markdown":
-                found.append((small + _markdown(cell.source), []))
-            for shown in _outputs(cell):
-                if isinstance(shown, list):
-                    found[-1][1].extend(shown)
-                else:
-                    found.append((small + shown, []))
-        coded = any(cell.cell_type == "code" for cell in inside)
+def _slides(cells: Sequence[Cell]) -> Iterator[str]:
+    """Yield the HTML of each slide: a section's text, then each figure or table with its lines."""
+    yield _markdown(f"# {notebooks.title(cells)}\n\n{notebooks.question(cells)}")
+    shown = [cell for cell in cells[1:] if not LEFT_OUT.intersection(notebooks.tags(cell))]
+    for heading, inside in _sections(shown):
+        found = list(_bodies(heading, inside))
+        coded = any(cell["cell_type"] == "code" for cell in inside)
         gave = any(said or "<img" in body or "<table" in body for body, said in found)
         if gave or not coded:  # else: a part that was not asked for
             for body, said in found:
                 yield from _printed(body, said)
 
 
-def _sections(cells: list[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """Heading and cells of each section that belongs on slides."""
-    starts = [i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and cell.source.startswith("## ")]
+def _sections(cells: Sequence[Cell]) -> Iterator[tuple[str, Sequence[Cell]]]:
+    """Yield heading and cells of each section; what stands before the first is no section."""
+    texts = [notebooks.source(cell) if cell["cell_type"] == "markdown" else "" for cell in cells]
+    starts = [i for i, text in enumerate(texts) if text.startswith("## ")]
     for start, end in zip(starts, [*starts[1:], len(cells)], strict=True):
-        heading = cells[start].source[3:].partition("\n")[0].strip()
-        if heading not in LEFT_OUT:
-            yield heading, cells[start:end]
+        yield texts[start][3:].partition("\n")[0].strip(), cells[start:end]
+
+
+def _bodies(heading: str, inside: Sequence[Cell]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the texts, figures and tables of a section, each with the lines printed after it."""
+    small = f'<div class="small">{html.escape(heading)}</div>'
+    body, said = _markdown(notebooks.source(inside[0])), []
+    for cell in inside[1:]:
+        text = [_markdown(notebooks.source(cell))] if cell["cell_type"] == "markdown" else []
+        for shown in (*text, *_outputs(cell)):
+            if isinstance(shown, list):
+                said += shown
+            else:
+                yield body, said
+                body, said = small + shown, []
+    yield body, said
 
 
 def _printed(body: str, said: list[str]) -> Iterator[str]:
-    """A slide with what was printed under it, and as many more as that takes."""
+    """Yield a slide with the lines printed under it, and as many more as they take."""
     room = 6 if "<img" in body or "<table" in body else LINES
     yield body + (f"<pre>{html.escape(chr(10).join(said[:room]))}</pre>" if said else "")
     for first in range(room, len(said), LINES):
         yield f"<pre>{html.escape(chr(10).join(said[first:first + LINES]))}</pre>"
 
 
-def _outputs(cell: Any) -> Iterator[str | list[str]]:
-    """Figures and tables as HTML; printed lines as a list."""
-    for output in cell.get("outputs", []):
-        data = output.get("data", {})
+def _outputs(cell: Cell) -> Iterator[str | list[str]]:
+    """Yield figures and tables as HTML, printed lines as a list."""
+    for output in notebooks.outputs([cell]):
+        data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
         if "image/png" in data:
-            yield f'<img alt="" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
-        elif "<table" in "".join(data.get("text/html", "")):
-            yield re.sub(r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.DOTALL)
-        elif output.output_type == "stream" and output.name == "stdout":
-            lines = [line for line in output.text.splitlines() if line.strip() and not NOISE.search(line)]
-            if lines:
-                yield lines
-
-
-def _title(source: str) -> str:
-    """The first cell: its title and its question."""
-    heading, _, text = source.partition("\n")
-    question = next((part for part in text.split("\n\n") if part.strip().startswith("**Question.**")), "")
-    return _markdown(f"{heading}\n\n{question.strip().removeprefix('**Question.**').strip()}")
+            yield f'<img alt="" src="data:image/png;base64,{data["image/png"].strip()}">'
+        elif "<table" in data.get("text/html", ""):
+            yield re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
+        elif output["output_type"] == "stream" and output["name"] == "stdout":
+            lines = "".join(output["text"]).splitlines()
+            yield [line for line in lines if line.strip() and not NOISE.search(line)]
 
 
 def _markdown(text: str) -> str:
-    """Hints that unfold stay in the notebook; formulas become MathML where latex2mathml is there (the extra `docs`)."""
+    """Turn text into HTML, formulas into MathML where latex2mathml is there (the extra `docs`)."""
     from nbconvert.filters import markdown2html
 
-    text = re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
-    try:
-        from latex2mathml.converter import convert
-
-        text = re.sub(r"\$\$(.+?)\$\$", lambda found: convert(found[1], display="block"), text, flags=re.DOTALL)
-        text = re.sub(r"\$([^$\n]+)\$", lambda found: convert(found[1]), text)
-    except ImportError:
-        pass
+    with suppress(ImportError):
+        text = mathml(text)
     return re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(text))

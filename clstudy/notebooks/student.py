@@ -1,35 +1,39 @@
-"""A student's version of a notebook, derived and never kept by hand: what results say is taken out, what asks stays.
+"""The student's version of a notebook: what tells the results is taken out, what asks stays.
 
-    cell                                     in the student's version
-    a claim (`claim`, `…-claim`, `claim-…`)  a cell for an own sentence; of its code what later cells need
-    a reading (`note`, `…-note`, `…-end`)    gone
-    "Guess before you look"                  followed by a cell to write the guess down
-    an exercise without a cell of its own    followed by one to work in
-    *Questions*                              followed by a cell for the answers
+    tag of a cell      in the student's version
+    claim              a cell for an own sentence; of the code stays what later cells need
+    answer             nothing
+    guess              the text, and a cell to write the guess down
+    exercise           the text, and a cell to work in
+    questions          the text, and a cell for the answers
 
-Stubs, checks and hints stay. The kind of a cell is read from its id, which the notebooks choose by these rules.
-"""
+A text whose next cell is code with the same tag, such as a stub, gets no cell. Stubs, checks and
+hints stay. The version is derived from the notebook and never kept by hand."""
 import ast
-import re
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-CLAIM = re.compile(r"(^|-)claim(-(?!text)|$)")
-READING = re.compile(r"(^|-)(note|end)$")
-EXERCISE = re.compile(r"^\*\*\d+\. .*\((easy|medium|hard), ", re.M)
+from clstudy.notebooks.cells import tags
+from clstudy.utils.files import write_text
+
 BINDINGS = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef)
 HEAD = ("*Student's version. First write what you expect, then run the cell, then say in one sentence what you see. "
         "The stubs at the end are yours to fill in.*")
 SENTENCE = "**Your sentence.** What do the results above show? With one number, and what would speak against it.\n\n…"
 GUESS = "**My guess**, written before the next cell is run:\n\n…"
 ANSWERS = "**My answers.**\n\n1. …"
+ADDED = {  # tag of a text → end of the id, kind and content of the cell that follows it
+    "guess": ("mine", new_markdown_cell, GUESS),
+    "exercise": ("work", new_code_cell, "pass  # your code"),
+    "questions": ("mine", new_markdown_cell, ANSWERS),
+}
 
 
 def derive(notebook: NotebookNode) -> NotebookNode:
-    """The student's version of a notebook that is stored stripped; the given one stays as it is."""
+    """Derive the student's version of a notebook without outputs; the given one stays as it is."""
     cells, kept, needed = notebook.cells, [], set()
     for cell, following in reversed(list(zip(cells, [*cells[1:], None], strict=True))):
         new = _student(cell, following, needed)
@@ -45,27 +49,19 @@ def derive(notebook: NotebookNode) -> NotebookNode:
 
 
 def _student(cell: NotebookNode, following: NotebookNode | None, needed: set[str]) -> list[NotebookNode]:
-    """What becomes of a cell. needed: names that later cells read."""
-    if cell.cell_type == "code":
-        return _without_outcome(cell, needed) if CLAIM.search(cell.id) else [cell]
-    then_text = following is None or following.cell_type == "markdown"
-    if READING.search(cell.id):
+    """Return what becomes of a cell. needed: names that later cells read."""
+    if "claim" in tags(cell):
+        return _without_outcome(cell, needed)
+    if "answer" in tags(cell):
         return []
-    if "**Guess before you look.**" in cell.source:
-        return [cell] if _is_guess(following) else [cell, new_markdown_cell(GUESS, id=f"{cell.id}-mine")]
-    if EXERCISE.search(cell.source) and then_text:
-        return [cell, new_code_cell("pass  # your code", id=f"{cell.id}-work")]
-    if cell.source.startswith("## Questions"):
-        return [cell, new_markdown_cell(ANSWERS, id=f"{cell.id}-mine")]
-    return [cell]
-
-
-def _is_guess(cell: NotebookNode | None) -> bool:
-    return cell is not None and cell.cell_type == "code" and "guess(" in cell.source
+    asked = ADDED.keys() & tags(cell) if cell.cell_type == "markdown" else set()
+    if following is not None and following.cell_type == "code":
+        asked -= set(tags(following))
+    return [cell, *(new(text, id=f"{cell.id}-{end}") for end, new, text in map(ADDED.get, asked))]
 
 
 def _without_outcome(cell: NotebookNode, needed: set[str]) -> list[NotebookNode]:
-    """A sentence to write in place of a claim, after the lines that bind what later cells read."""
+    """Replace a claim by the lines that bind what later cells read and a cell for a sentence."""
     lines, wanted = [], set(needed)
     for statement in reversed(ast.parse(cell.source).body):
         if isinstance(statement, BINDINGS) and bound(statement) & wanted:
@@ -76,30 +72,30 @@ def _without_outcome(cell: NotebookNode, needed: set[str]) -> list[NotebookNode]
 
 
 def names(source: str) -> set[str]:
-    """Names that code reads."""
-    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)
-            and not isinstance(node.ctx, ast.Store)} | \
-           {node.target.id for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)}
+    """Find the names that code reads."""
+    nodes = list(ast.walk(ast.parse(source)))
+    stored = {id(node) for node in nodes if isinstance(getattr(node, "ctx", None), ast.Store)}
+    stored -= {id(node.target) for node in nodes if isinstance(node, ast.AugAssign)}  # also read
+    return {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in stored}
 
 
 def bound(statement: ast.stmt) -> set[str]:
-    """Names that a statement gives a value."""
+    """Find the names that a statement gives a value."""
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
     if isinstance(statement, ast.FunctionDef):
         return {statement.name}
-    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return {node.id for node in ast.walk(statement)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
 def write(path: Path, folder: Path, overwrite: bool = False) -> Path:
-    """Write the student's version of a notebook into a folder. FileExistsError: one that differs is there already."""
+    """Write the student's version into a folder. FileExistsError: another version is there."""
     made = folder / path.name
     text = nbformat.writes(derive(nbformat.read(path, as_version=4))) + "\n"
-    if made.exists() and not overwrite and made.read_text(encoding="utf-8") != text:
-        raise FileExistsError(f"{made} is there and differs, perhaps by somebody's work: --overwrite, or another --out")
     if made.resolve() == path.resolve():
-        raise FileExistsError(f"{made} is the notebook itself: choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    made.write_text(text, encoding="utf-8")
-    return made
+        raise FileExistsError(f"{made} is the notebook itself; choose another --out")
+    if made.exists() and not overwrite and made.read_text(encoding="utf-8") != text:
+        raise FileExistsError(f"{made} exists and differs; somebody may have worked in it. "
+                              "Add --overwrite, or choose another --out")
+    return write_text(made, text)

@@ -1,4 +1,4 @@
-"""Notebooks in a sweep: each with every combination of parameters."""
+"""Notebooks in a sweep: it executes each with every combination of parameters."""
 import hashlib
 import itertools
 import json
@@ -16,27 +16,29 @@ from clstudy.utils.files import fingerprint
 
 @dataclass(frozen=True)
 class NotebookTask(Task):
-    """A notebook and its parameters; its id is the notebook's name with a hash of what it is run with."""
+    """A notebook and its parameters; its id is its name and a hash of all that it runs with."""
 
     notebook: Path | None = None
     parameters: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def make(self, work) -> None:
+        """Execute the notebook and write the index anew. RuntimeError: a cell failed."""
         done = run_notebook(self.notebook, self.parameters, self.folder(work), timeout=work.timeout, progress=False)
         html.index(work.runs / "notebooks")
         if not done.ok:
             raise RuntimeError(f"{done.error} (see {done.path})")
 
     def made(self, work) -> bool:
+        """Tell whether the executed notebook exists."""
         return (self.folder(work) / self.notebook.name).exists()
 
     def folder(self, work) -> Path:
-        """Where the executed notebook goes: each set of parameters has a folder of its own."""
+        """Return the folder of the executed notebook: each set of parameters has its own."""
         return work.runs / "notebooks" / self.id
 
 
 def tasks(notebooks: Sequence[Path], grids: Sequence[Mapping[str, Any]], profile: str | None) -> list[NotebookTask]:
-    """Notebooks with every combination of parameters. ValueError: a parameter that a notebook does not have."""
+    """Combine notebooks with all points of the grids. ValueError: a notebook lacks a parameter."""
     made = {}
     for path, point in itertools.product(notebooks, (point for grid in grids for point in points(grid))):
         values = choose_parameters(path, point, profile)

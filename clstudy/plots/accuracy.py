@@ -1,5 +1,5 @@
 """Figures are functions of tables. One palette, one style, one `save`; nothing here computes a result."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -11,6 +11,22 @@ from matplotlib.patheffects import withStroke
 from clstudy.evaluation.metrics import interval
 from clstudy.plots.style import LOOKS, MARKERS, ONE_COLUMN, PALETTE, TWO_COLUMNS, _figure, _legend, _order
 from clstudy.runs.run import Run
+from clstudy.utils.validation import choose
+
+Roles = str | Sequence[str]
+
+
+def roles(table: pd.DataFrame, **columns: Roles) -> pd.DataFrame:
+    """The table with columns for what a figure asks for; several columns become one, their values joined by a comma.
+
+    ValueError: a column that the table does not have."""
+    for role, names in columns.items():
+        several = [names] if isinstance(names, str) else list(names)
+        for name in several:
+            choose(f"{role}: column", name, table.columns)
+        values = table[several[0]] if len(several) == 1 else table[several].astype(str).agg(", ".join, axis=1)
+        table = table.assign(**{role: values})
+    return table
 
 
 def _matrix(axis, R: np.ndarray, title: str | None, row_names=None, column_names=None, top: float = 100, colorbar=True):
@@ -116,9 +132,10 @@ def matrices(groups: Mapping[str, Sequence[Run]], candidates: str = "all") -> Fi
     return figure
 
 
-def changes(table: pd.DataFrame, ylabel: str = "change against before, points") -> Figure:
-    """Bars with 95 % intervals: columns `panel`, `set`, `method`, `mean`, `half_width` (as `tables.changes` makes
-    it)."""
+def changes(table: pd.DataFrame, ylabel: str = "change against before, points", *, panel: Roles = "panel",
+            x: str = "set", hue: str = "method") -> Figure:
+    """Bars with 95 % intervals: columns mean and half_width, and those of the panel, the place (x) and the colour."""
+    table = roles(table, panel=panel, set=x, method=hue)
     panels = list(dict.fromkeys(table.panel))
     figure, axes = _figure(TWO_COLUMNS, 2.9, 1, len(panels), sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -137,10 +154,12 @@ def changes(table: pd.DataFrame, ylabel: str = "change against before, points") 
     return figure
 
 
-def trade(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
-    """Two metrics against each other with their 95 % intervals: columns panel, label, x, x_half, y, y_half.
+def trade(table: pd.DataFrame, xlabel: str, ylabel: str, *, panel: Roles = "panel", hue: str = "label") -> Figure:
+    """Two metrics against each other with their 95 % intervals: columns x, x_half, y, y_half, and those of the panel
+    and the colour (`tables.pairs`).
 
     Rows whose label is "frozen" become the dotted lines: above is gained, below is lost."""
+    table = roles(table, panel=panel, label=hue)
     panels = list(dict.fromkeys(table.panel))
     figure, axes = _figure(TWO_COLUMNS, 2.9, 1, len(panels), sharex=True, sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -158,13 +177,14 @@ def trade(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
     return figure
 
 
-def frontier(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
-    """Two metrics against each other, a line per method through its weights: columns label, weight, x, x_half, y and
-    y_half.
+def frontier(table: pd.DataFrame, xlabel: str, ylabel: str, *, hue: str = "label", along: str = "weight") -> Figure:
+    """Two metrics against each other, a line per method through its weights: columns x, x_half, y, y_half (`tables.
+    pairs`), and those of the colour and of the weight.
 
     Above and to the right is better, so methods are compared at their best and not at one weight. The smallest and the
     largest weight of each line are written beside it. "frozen" becomes the dotted cross; a row without a weight is a
     single point."""
+    table = roles(table, label=hue, weight=along)
     figure, axes = _figure(TWO_COLUMNS, 3.6)
     axis = axes[0, 0]
     for label in _order(table.label):
@@ -184,10 +204,13 @@ def frontier(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
     return figure
 
 
-def series(table: pd.DataFrame, xlabel: str, ylabel: str, logx: bool = False) -> Figure:
-    """A value against a setting: columns panel, method, x, mean, half_width; 95 % intervals as bars.
+def series(table: pd.DataFrame, xlabel: str, ylabel: str, logx: bool = False, *, panel: Roles = "panel", x: str = "x",
+           hue: str = "method") -> Figure:
+    """A value against a setting: columns mean and half_width (`tables.points`), and those of the panel, the setting (x)
+    and the colour; 95 % intervals as bars.
 
     logx: the settings stand at equal distances on a logarithmic axis, each with its value."""
+    table = roles(table, panel=panel, x=x, method=hue)
     panels = list(dict.fromkeys(table.panel))
     figure, axes = _figure(TWO_COLUMNS, 2.5, 1, len(panels), sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -205,6 +228,61 @@ def series(table: pd.DataFrame, xlabel: str, ylabel: str, logx: bool = False) ->
             axis.minorticks_off()
     axes[0, 0].set_ylabel(ylabel)
     _legend(figure, axes)
+    return figure
+
+
+def stream_curves(table: pd.DataFrame, ylabel: str = "accuracy on seen classes, %", *, hue: str = "method",
+                  row: str | None = None, column: str | None = None) -> Figure:
+    """Accuracy over the stream (`curves.over_stream`): a panel for each row and column, a line with its 95 % interval
+    for each hue."""
+    table = table.assign(**{name: "" for name in ("_row", "_column")})
+    table = roles(table, _row=row or "_row", _column=column or "_column", _hue=hue)
+    rows, columns = (list(dict.fromkeys(table[name])) for name in ("_row", "_column"))
+    wide = TWO_COLUMNS if len(columns) > 1 or len(rows) > 1 else ONE_COLUMN + 0.9
+    figure, axes = _figure(wide, 0.5 + 2.0 * len(rows), len(rows), len(columns), sharey="row", sharex="row")
+    for (at_row, at_column), part in table.groupby(["_row", "_column"], sort=False):
+        axis = axes[rows.index(at_row), columns.index(at_column)]
+        for i, label in enumerate(_known_first(part["_hue"])):
+            line = part[part["_hue"] == label]
+            name, colour, dash = LOOKS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
+            axis.plot(line.images_seen, line["mean"], color=colour, label=name, dashes=dash or (None, None))
+            if (line.high > line.low).any():
+                axis.fill_between(line.images_seen, line.low, line.high, color=colour, alpha=0.12, lw=0)
+        axis.set(title=", ".join(part for part in (at_row, at_column) if part), xlabel="images of the stream seen")
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def _known_first(labels: Iterable[str]) -> list[str]:
+    """Methods in their usual order, then other labels as they come."""
+    found = list(dict.fromkeys(labels))
+    return sorted(found, key=lambda label: list(LOOKS).index(label) if label in LOOKS else len(LOOKS))
+
+
+def accuracy_matrices(means: Mapping[str, np.ndarray]) -> Figure:
+    """Accuracy matrices side by side (`curves.matrices`)."""
+    top = 100 * max(np.nanmax(R) for R in means.values())
+    figure, axes = _figure(TWO_COLUMNS, 0.7 + 0.21 * len(next(iter(means.values()))), 1, len(means))
+    for i, (label, R) in enumerate(means.items()):
+        _matrix(axes[0, i], R, LOOKS.get(label, (label,))[0], top=top, colorbar=i == len(means) - 1)
+        if i:
+            axes[0, i].set_ylabel("")
+    return figure
+
+
+def loss_curves(table: pd.DataFrame, *, hue: str = "label") -> Figure:
+    """Each loss term over the optimiser's steps (`curves.losses`); the vertical lines are stage ends."""
+    figure, axes = _figure(ONE_COLUMN + 0.9, 2.3)
+    for i, (label, steps) in enumerate(table.groupby(hue, sort=False)):
+        name, colour, _ = LOOKS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
+        for term, rows in steps.groupby("term"):
+            axes[0, 0].plot(rows.step, rows.value, lw=0.9, color=colour, label=f"{name}: {term}")
+        for end in steps.groupby("stage").step.max()[:-1]:
+            axes[0, 0].axvline(end, color="0.85", lw=0.6, zorder=0)
+    axes[0, 0].set(xlabel="optimiser step", ylabel="loss")
+    axes[0, 0].legend(frameon=False)
     return figure
 
 

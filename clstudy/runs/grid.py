@@ -3,20 +3,17 @@
     method=sit,finetune  seed=0..4  benchmark=emoji  method_args.size=100,500      words of the command line
     {"method": ["sit", "finetune"], "seed": "0..4", "benchmark": "emoji"}          the same from a notebook
 
-A list is a choice, and every combination of choices is made; `0..4` is 0, 1, 2, 3, 4. A value that is itself a list
-stands in brackets: `milestones=[3,5]`, in a dict or file `[[3, 5]]`; `none` is no value where there may be none. In a
-TOML file tables are dotted names, `[sweep]` holds options of the command, and each `[[grid]]` is a grid of its own on
-top of what stands before the first."""
-import ast
-import hashlib
+`clstudy/utils/values.py` is the grammar of the values. A list is a choice, and every combination of
+choices is made. A value that is itself a list stands in brackets: `milestones=[3,5]`, in a dict or
+file `[[3, 5]]`. In a TOML file tables are dotted names, `[sweep]` holds options of the command, and
+each `[[grid]]` is a grid of its own on top of what stands before the first."""
 import inspect
 import itertools
 import json
 import math
-import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,9 +23,8 @@ from clstudy.runs import store
 from clstudy.runs.run import find
 from clstudy.training.config import RunConfig
 from clstudy.utils.validation import choose
-from clstudy.utils.files import fingerprint
+from clstudy.utils.values import is_none, numbers, parts, values
 
-WORDS = {"true": True, "false": False}
 OPTIONS = {"name", "notebooks", "profile", "workers", "probes", "keep_model", "timeout", "scheduler", "slurm"}
 LARGEST = 100_000  # points of a grid; more are a slip
 SHOWN = 5  # impossible settings listed in one error
@@ -72,7 +68,7 @@ def words(given: Iterable[str]) -> dict[str, Any]:
         name, sign, value = word.partition("=")
         if not sign or not name.strip():
             raise ValueError(f"{word!r}: write NAME=VALUE, NAME=VALUE,VALUE or NAME=A..B")
-        grid[name.strip()] = [one for part in _parts(value) for one in _range(part)]
+        grid[name.strip()] = [one for part in parts(value) for one in values(part)]
     return grid
 
 
@@ -166,8 +162,7 @@ def _meant(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _or_none(value: Any, annotation: Any) -> Any:
-    said = isinstance(value, str) and value.lower() == "none"
-    return None if said and type(None) in get_args(annotation) else value
+    return None if is_none(value) and type(None) in get_args(annotation) else value
 
 
 def from_configs(configs: Sequence[RunConfig]) -> list[Task]:
@@ -200,7 +195,7 @@ def _flat(grid: Mapping[str, Any], before: str = "") -> dict[str, list]:
         elif isinstance(value, range | list | tuple):
             flat[before + name] = list(value)
         else:
-            flat[before + name] = _range(value) if isinstance(value, str) else [value]
+            flat[before + name] = isinstance(value, str) and numbers(value) or [value]
     return flat
 
 
@@ -215,42 +210,3 @@ def _nested(point: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name}: {part} has a value of its own already")
         inside[last] = value
     return nested
-
-
-def _range(text: Any) -> list:
-    """0..4 as numbers; anything else as the one value that it is."""
-    ends = re.fullmatch(r"\s*(-?\d+)\.\.(-?\d+)\s*", text) if isinstance(text, str) else None
-    if not ends:
-        return [text]
-    if max(map(len, ends.groups())) > 18:
-        raise ValueError(f"{text.strip()[:50]}: numbers of so many digits are no range")
-    first, last = map(int, ends.groups())
-    if last < first:
-        raise ValueError(f"{text.strip()}: a range goes upwards")
-    if last - first >= LARGEST:
-        raise ValueError(f"{text.strip()}: a range has at most {LARGEST:,} numbers")
-    return list(range(first, last + 1))
-
-
-def _parts(text: str) -> list:
-    """Values between the commas that stand outside all brackets and quotes."""
-    parts, depth, quote, start = [], 0, "", 0
-    for i, sign in enumerate(text):
-        if quote or sign in "\"'":
-            quote = "" if quote == sign else quote or sign
-        elif sign in "[{(" or sign in ")}]":
-            depth += 1 if sign in "[{(" else -1
-        elif sign == "," and not depth:
-            parts.append(text[start:i])
-            start = i + 1
-    return [_value(part) for part in [*parts, text[start:]]]
-
-
-def _value(text: str) -> Any:
-    text = text.strip()
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text

@@ -3,7 +3,6 @@
     runs/<run_id>/config.json  env.json  evals.jsonl  steps.jsonl  correct.parquet  [PROBE.parquet]  [model.safetensors]  result.json
 
     runs/<run_id>.draft    a run that is being made, or was killed: saved states, from which it goes on (`resume.py`)
-    runs/<run_id>.broken   a run whose numbers are no longer finite, as it stood then; the next call starts anew
 
 A run is written into a folder in its draft and renamed when `result.json` stands in it, so a run that was killed leaves
 nothing that could be read as finished. `result.json` holds the checksums of the other files: a finished run that was
@@ -17,7 +16,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +30,7 @@ from clstudy.runs.lock import RunLock
 from clstudy.training.config import RunConfig
 from clstudy.utils.validation import choose
 from clstudy.runs.run import Damaged, Run, _object, _whole, find, finished
-from clstudy.utils.files import clear_dead
+from clstudy.utils.files import clear_dead, write_text
 from clstudy.utils import paths
 
 EVERY = 60.0  # seconds between two saved states, where nothing else is said
@@ -95,60 +93,83 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
 
 def _make(config: RunConfig, runs: Path, draft: Path, keep_model: bool, probes: Sequence[str], progress,
           every: float) -> None:
-    """Make a run in a draft that is ours, or go on with it. What is saved stays there, unless it ends well."""
-    from clstudy.utils import distributed
-    from clstudy.methods import METHODS  # torch and open_clip only when something is to be computed
-    from clstudy.training.checkpoint import Saver, code, states
-    from clstudy.training.monitor import NotFinite
-    from clstudy.training.setup import pick_device
-    from clstudy.training.loop import train
+    """Make a run in a draft that is ours, or resume it. What is saved stays there, unless the run ends well.
 
-    folder, done, started = runs / config.run_id, draft / "run", time.perf_counter()
-    again = (folder / "result.json").exists()
+    A run whose numbers are not finite leaves nothing: the next call starts it anew."""
+    from clstudy.training.checkpoint import Saver, states
+    from clstudy.training.loop import train
+    from clstudy.training.monitor import NotFinite
+    from clstudy.utils import distributed  # torch only when something is computed
+
+    folder, done, started = runs / draft.stem, draft / "run", time.perf_counter()
     keep_model, probes = _asked(draft, folder, keep_model, probes)
-    extras = (*(f"{name}.parquet" for name in probes), "model.safetensors")
-    if again and (fault := _fault(folder, [name for name in extras if (folder / name).exists()])):
-        warnings.warn(f"the run is made again: {fault.partition('): ')[0]})", stacklevel=3)
-    surroundings = {name: value for name, value in environment().items() if name != "python"}  # moves no number
-    surroundings |= {"device": pick_device(config.device).type, "code": code(METHODS[config.method]), "probes": probes}
-    surroundings |= {"processes": distributed.world()} if distributed.world() > 1 else {}
-    distributed.tell({"draft": draft, "surroundings": surroundings, "probes": probes})
+    again = _say_if_damaged(folder, probes)
+    surroundings = _surroundings(config, probes)
+    distributed.broadcast({"draft": draft, "surroundings": surroundings, "probes": probes})
     saver = Saver(draft, every, surroundings)
     try:
         shutil.rmtree(done, ignore_errors=True)  # of a process that was killed while it wrote
         done.mkdir()
-        (draft / "config.json").write_text(config.model_dump_json(indent=1))
-        (draft / "asked.json").write_text(json.dumps({"keep_model": keep_model, "probes": probes}))
+        write_text(draft / "config.json", config.model_dump_json(indent=1))
+        write_text(draft / "asked.json", json.dumps({"keep_model": keep_model, "probes": probes}))
         made = train(config, progress, probes, saver)
-        if keep_model:
-            save_tuned(made.model, done)
-        (done / "config.json").write_text(config.model_dump_json(indent=1))
-        (done / "env.json").write_text(json.dumps(environment(), indent=1))
-        for name, table in (("evals", made.evals), ("steps", made.steps)):
-            rows = table.to_dict("records")
-            (done / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        for name, table in {"correct": made.correct, **made.probes}.items():
-            table.to_parquet(done / f"{name}.parquet")
-        result = {"run_id": config.run_id, "seconds": round(saver.seconds + time.perf_counter() - started, 1),
-                  "finished": time.time(), "taken_up": saver.taken_up, "sha256": _seal(done), **made.cost}
-        (done / "result.json").write_text(json.dumps(result))
-        if again or not (folder / "result.json").exists():  # without a result: what a killed removal left
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
-            done.rename(folder)
-        except OSError:  # a process of another host was first
-            if not (folder / "result.json").exists():
-                raise
+        _write(done, config, made, keep_model)
+        result = {"run_id": folder.name, "seconds": round(saver.seconds + time.perf_counter() - started, 1),
+                  "finished": time.time(), "resumed": saver.taken_up, "sha256": _seal(done), **made.cost}
+        write_text(done / "result.json", json.dumps(result))
+        _publish(done, folder, again)
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(_broken(folder), ignore_errors=True)
-    except NotFinite as error:
-        with suppress(TypeError):  # a method that holds what cannot be saved
-            saver.attempt()
-        _leave_broken(draft, _broken(folder), error)
+    except NotFinite:
+        shutil.rmtree(draft, ignore_errors=True)
         raise
     finally:
         if draft.exists() and not states(draft):
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _surroundings(config: RunConfig, probes: Sequence[str]) -> dict[str, Any]:
+    """What the numbers of a run depend on besides its settings: a state that was saved in others is not resumed."""
+    from clstudy.methods import METHODS
+    from clstudy.training.checkpoint import code
+    from clstudy.training.setup import pick_device
+    from clstudy.utils import distributed
+
+    found = {name: value for name, value in environment().items() if name != "python"}  # moves no number
+    found |= {"device": pick_device(config.device).type, "code": code(METHODS[config.method]), "probes": probes}
+    return found | ({"processes": distributed.world_size()} if distributed.world_size() > 1 else {})
+
+
+def _say_if_damaged(folder: Path, probes: Sequence[str]) -> bool:
+    """Whether there is a finished run to be made again; where it is damaged, a warning says why."""
+    again = (folder / "result.json").exists()
+    extras = [name for name in (*(f"{name}.parquet" for name in probes), "model.safetensors")
+              if (folder / name).exists()]
+    if again and (fault := _fault(folder, extras)):
+        warnings.warn(f"the run is made again: {fault.partition('): ')[0]})", stacklevel=4)
+    return again
+
+
+def _write(folder: Path, config: RunConfig, made: Any, keep_model: bool) -> None:
+    """Everything that a run holds but its result."""
+    if keep_model:
+        save_tuned(made.model, folder)
+    write_text(folder / "config.json", config.model_dump_json(indent=1))
+    write_text(folder / "env.json", json.dumps(environment(), indent=1))
+    for name, table in (("evals", made.evals), ("steps", made.steps)):
+        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in table.to_dict("records")))
+    for name, table in {"correct": made.correct, **made.probes}.items():
+        table.to_parquet(folder / f"{name}.parquet")
+
+
+def _publish(done: Path, folder: Path, again: bool) -> None:
+    """Give a whole run its name; a process of another host may have been first."""
+    if again or not (folder / "result.json").exists():  # without a result: what a killed removal left
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        done.rename(folder)
+    except OSError:
+        if not (folder / "result.json").exists():
+            raise
 
 
 def _seal(folder: Path) -> dict[str, str]:
@@ -175,21 +196,6 @@ def _asked(draft: Path, folder: Path, keep_model: bool, probes: Sequence[str]) -
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
         pass
     return keep_model, sorted(probes)
-
-
-def _broken(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.broken")
-
-
-def _leave_broken(draft: Path, broken: Path, error: Exception) -> None:
-    """Put the draft of a run that cannot go on aside, to be looked at: its last states, the newest as it is now."""
-    shutil.rmtree(broken, ignore_errors=True)
-    shutil.rmtree(draft / "run", ignore_errors=True)
-    about = {"error": str(error), "states": "the newest as it was found, the one before as it was saved", **error.where}
-    (draft / "broken.json").write_text(json.dumps(about, indent=1))
-    draft.rename(broken)
-    for name in (lock.LOCK, lock.OWNER):
-        (broken / name).unlink(missing_ok=True)
 
 
 def _save_every(given: float | None) -> float:

@@ -57,7 +57,7 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes work together."""
     return dist.get_world_size() if _ON["joined"] else 1
 
@@ -69,7 +69,7 @@ def first() -> bool:
 
 def own(device: torch.device) -> torch.device:
     """Of several processes each has the GPU with its number on the host. ValueError: one GPU for all; too few; MPS."""
-    if world() == 1 or device.type == "cpu":
+    if world_size() == 1 or device.type == "cpu":
         return device
     if device.type != "cuda" or device.index is not None:
         raise ValueError(f"device={str(device)!r}: several processes need 'cpu', or 'cuda' with a GPU for each")
@@ -92,7 +92,7 @@ def sharing(wanted: bool = True) -> Iterator[None]:
     """Inside, `Clip.encode_image` and `encode_text` encode a share here and get the rest from the other processes.
 
     A gradient through them is that of this process's share; only `average` makes it whole."""
-    before, _ON["sharing"] = _ON["sharing"], wanted and world() > 1
+    before, _ON["sharing"] = _ON["sharing"], wanted and world_size() > 1
     try:
         yield
     finally:
@@ -101,16 +101,16 @@ def sharing(wanted: bool = True) -> Iterator[None]:
 
 def encode(encoder: Callable[[Tensor], Tensor], rows: Tensor, tower: Callable[[], Iterator[nn.Module]]) -> Tensor:
     """`encoder(rows)`, computed in shares where that is wanted and can be. tower: its modules."""
-    if not _ON["sharing"] or len(rows) < world() or any(uncut(module) for module in tower()):
+    if not _ON["sharing"] or len(rows) < world_size() or any(uncut(module) for module in tower()):
         return encoder(rows)
-    mine = share(len(rows))
+    mine = shard(len(rows))
     return Gathered.apply(encoder(rows[mine]), len(rows), mine)
 
 
-def share(rows: int, rank: int | None = None) -> slice:
+def shard(rows: int, rank: int | None = None) -> slice:
     """Which rows a process encodes, by default this one; sizes differ by one at most."""
     rank = dist.get_rank() if rank is None else rank
-    return slice(rows * rank // world(), rows * (rank + 1) // world())
+    return slice(rows * rank // world_size(), rows * (rank + 1) // world_size())
 
 
 def uncut(module: nn.Module) -> bool:
@@ -137,7 +137,7 @@ class Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return world() * gradient[ctx.mine], None, None
+        return world_size() * gradient[ctx.mine], None, None
 
 
 def shared(function: Callable, wanted: bool = True) -> Callable:
@@ -154,11 +154,11 @@ def backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
 def average(parameters: Sequence[nn.Parameter]) -> None:
     """Make the gradients those of the whole batch, the same on all processes. Every process has the same ones."""
     found = [p.grad for p in parameters if p.grad is not None]
-    if world() == 1 or not found:
+    if world_size() == 1 or not found:
         return
     flat = torch.cat([gradient.reshape(-1) for gradient in found])
     dist.all_reduce(flat)
-    flat /= world()
+    flat /= world_size()
     for gradient, mean in zip(found, flat.split([gradient.numel() for gradient in found]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
@@ -168,7 +168,7 @@ def average(parameters: Sequence[nn.Parameter]) -> None:
 
 def due(saver) -> bool:
     """Whether to save now: the first process says when. Where one is to stop, all are, after the same step."""
-    if world() == 1:
+    if world_size() == 1:
         return saver.due()
     flags = torch.tensor([saver.stopping, saver.due()], dtype=torch.int32)
     dist.all_reduce(flags, dist.ReduceOp.MAX)
@@ -184,11 +184,11 @@ def save(saver) -> None:
 
 def agreed(where: str, what: Any) -> Any:
     """`what`, once all processes are here. RuntimeError: they differ in it, or in random numbers."""
-    if world() == 1:
+    if world_size() == 1:
         return what
     found = hashlib.sha256(torch.get_rng_state().numpy().tobytes())
     found.update(repr([p.detach().double().sum().item() for p in what] if _weights(what) else what).encode())
-    digests = [None] * world()
+    digests = [None] * world_size()
     dist.all_gather_object(digests, found.hexdigest())
     if len(set(digests)) > 1:
         raise RuntimeError(f"{where} the processes differ in weights, random numbers or position; a method or tuner "
@@ -200,9 +200,9 @@ def _weights(thing: Any) -> bool:
     return isinstance(thing, list) and all(isinstance(p, Tensor) for p in thing)
 
 
-def tell(what: Any = None) -> Any:
+def broadcast(what: Any = None) -> Any:
     """What the first process says, on every process."""
     box = [what]
-    if world() > 1:
+    if world_size() > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]

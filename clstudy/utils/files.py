@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import uuid
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,12 +34,17 @@ def clear_dead(runs: Path) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Whole or not at all: written beside and renamed."""
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file (UTF-8), whole or not at all: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.new")
     try:
-        draft.write_text(json.dumps(content, indent=1))
-        draft.replace(path)
+        draft.write_text(text, encoding="utf-8")
+        return draft.replace(path)
     except OSError:
         draft.unlink(missing_ok=True)
         raise

@@ -7,6 +7,7 @@ import ipywidgets as ipw
 import numpy as np
 import pandas as pd
 
+from clstudy.analysis.curves import band
 from clstudy.analysis.leaderboard import ENTRY, gather, look
 from clstudy.evaluation import metrics
 from clstudy.plots import accuracy, style
@@ -14,7 +15,6 @@ from clstudy.plots.style import PALETTE
 from clstudy.runs.run import Run
 from clstudy.widgets.common import WHOLE, Shown, card, dashes, headless, offer, panels, redraw, stack, watch
 
-POINTS = 25  # of a curve
 # columns of `tables.scores` → names in `metrics.METRICS`
 DEFINED = {"A_auc": "a_auc", "A_avg": "a_avg", "A_last": "a_last", "forgetting": "forgetting/chaudhry2018",
            "backward transfer": "backward_transfer/lopez_paz2017", "Transfer": "transfer", "F_last": "f_last",
@@ -36,18 +36,6 @@ def grouped(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, list[Run]]:
         parts = [style.METHODS.get(row.look, (row.method,))[0], row.tuner, row.settings, row.board if boards else ""]
         found.setdefault(" · ".join(part for part in parts if part), []).append(by_id[id])
     return found
-
-
-def band(runs: Sequence[Run], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """Images seen, mean over seeds, and the ends of its 95 % interval, in percent; None where a run has no such set."""
-    curves = [run.curve(name) for run in runs]
-    if any(curve.empty for curve in curves):
-        return None
-    first, last = (max(curve.images_seen.iloc[i] for curve in curves) for i in (0, -1))
-    points = np.linspace(first, last, POINTS)
-    values = np.array([np.interp(points, curve.images_seen, 100 * curve.value) for curve in curves])
-    half = np.array([metrics.interval(column).half_width if len(runs) > 1 else 0.0 for column in values.T])
-    return points, values.mean(0), np.clip(values.mean(0) - half, 0, 100), np.clip(values.mean(0) + half, 0, 100)
 
 
 def run_comparer(runs: Sequence[Run], name: str = "seen classes", most: int = 4, kept: Path | None = None) -> Shown:

@@ -1,8 +1,9 @@
-"""Build the documentation into build/site: `make docs`. Pages are the repository's own files, laid out as they are
-here, beside pages made from docstrings; nothing is written twice, and nothing is executed.
+"""Build the documentation into build/site: `make docs`.
 
-Formulas become MathML and scripts from elsewhere are taken out, so that a page needs no network."""
-import ast
+Its pages are the repository's own files, laid out as they are here, and pages made from docstrings.
+Nothing is written twice, and no notebook is executed. Formulas become MathML and scripts from
+elsewhere are taken out, so that a page needs no network."""
+import inspect
 import json
 import os
 import re
@@ -10,6 +11,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from clstudy.methods import METHODS
+from clstudy.notebooks.cells import read, source, title
+from clstudy.notebooks.html import mathml
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
@@ -62,8 +67,8 @@ def main() -> int:
 
 
 def links(text: str, path: Path) -> str:
-    """Links to source files lead to the page of their module, and files of the repository that are no page become a
-    name. A link that leads nowhere stays, so that mkdocs complains."""
+    """Lead links to source files to the page of their module, and turn links to other files of the
+    repository into names. A link that leads nowhere stays, so that mkdocs complains."""
     def target(found: re.Match) -> str:
         place = (path.parent / found[2].partition("#")[0]).resolve()
         if place.exists() or not place.is_relative_to(PAGES) or not (ROOT / place.relative_to(PAGES)).exists():
@@ -77,32 +82,21 @@ def links(text: str, path: Path) -> str:
 
 
 def methods() -> str:
-    """Each method with its equation: the docstring of its file, as it stands."""
+    """Write the page of the methods: the docstring of each file with its equation, as it is."""
     lines = ["# Methods", "", "One file each in `clstudy/methods/`: equation, symbols, estimator, departures. Options "
              "and defaults: `clstudy list methods`; what was checked against the paper: the first page's table.", ""]
-    for name, path in sorted(method_files().items()):
-        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    for name, method in sorted(METHODS.items()):
+        said = inspect.getdoc(inspect.getmodule(method))
         lines += [f"## {name}", "", *map(block, re.split(r"\n\n+", said)), ""]
     return "\n".join(lines)
 
 
 def block(paragraph: str) -> str:
-    """A paragraph of a docstring: text, or as it stands where it is set in (equations and tables)."""
+    """Write a paragraph of a docstring as text, or as it stands where it is set in."""
     lines = paragraph.splitlines()
     if all(line.startswith("    ") for line in lines):
         return "\n".join(["```text", *(line[4:] for line in lines), "```", ""])
     return (paragraph if "`" in paragraph else re.sub(r"([*<_])", r"\\\1", paragraph)) + "\n"
-
-
-def method_files() -> dict[str, Path]:
-    """Name of a method → its file, as the dict METHODS says."""
-    folder = ROOT / "clstudy" / "methods"
-    tree = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
-    where = {alias.asname or alias.name: ROOT / f"{node.module.replace('.', '/')}.py" for node in tree.body
-             if isinstance(node, ast.ImportFrom) for alias in node.names}
-    (table,) = [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.AnnAssign)
-                and ast.unparse(node).startswith("METHODS")]
-    return {ast.literal_eval(key): where[value.id] for key, value in zip(table.keys, table.values, strict=True)}
 
 
 def api() -> dict[str, str]:
@@ -111,7 +105,7 @@ def api() -> dict[str, str]:
 
 
 def notebooks() -> None:
-    """Each notebook, executed where `clstudy study` left it so and its code is the same; formulas as MathML."""
+    """Write each notebook with the outputs that `clstudy study` left where the code is the same."""
     (PAGES / "notebooks").mkdir()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         page, ran = read(path), RAN / path.name
@@ -119,25 +113,22 @@ def notebooks() -> None:
             done = {cell["id"]: cell for cell in read(ran)["cells"]}
             for cell in page["cells"]:
                 same = done.get(cell["id"])
-                if cell["cell_type"] == "code" and same and "".join(same["source"]) == "".join(cell["source"]):
+                if cell["cell_type"] == "code" and same and source(same) == source(cell):
                     cell["outputs"] = [kept for output in same["outputs"] if (kept := showable(output))]
         for cell in page["cells"]:
             if cell["cell_type"] == "markdown":
-                cell["source"] = mathml("".join(cell["source"]))
+                cell["source"] = mathml(source(cell))
         (PAGES / "notebooks" / path.name).write_text(json.dumps(page), encoding="utf-8")
 
 
 def titles() -> list[dict[str, str]]:
-    """The notebooks for the menu."""
-    return [{"".join(read(path)["cells"][0]["source"]).splitlines()[0].removeprefix("# "): f"notebooks/{path.name}"}
+    """List the notebooks for the menu."""
+    return [{title(read(path)["cells"]): f"notebooks/{path.name}"}
             for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
-def read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def showable(output: dict) -> dict | None:
+    """Keep of an output what a page can show; None if there is nothing."""
     if "data" not in output:
         return output if output["output_type"] == "stream" and output["name"] == "stdout" else None
     data = {kind: value for kind, value in output["data"].items() if kind in SHOWN}
@@ -145,19 +136,8 @@ def showable(output: dict) -> dict | None:
     return {**output, "data": data, "metadata": {}} if data and not live else None
 
 
-def mathml(text: str) -> str:
-    """$…$ and $$…$$ outside of code as MathML, which browsers draw themselves."""
-    from latex2mathml.converter import convert
-
-    parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.S)
-    for i in range(0, len(parts), 2):
-        parts[i] = re.sub(r"\$\$(.+?)\$\$", lambda m: convert(m[1].strip(), display="block"), parts[i], flags=re.S)
-        parts[i] = re.sub(r"(?<![\\$])\$([^$\n]+)\$", lambda m: convert(m[1]), parts[i])
-    return "".join(parts)
-
-
 def offline(site: Path) -> list[str]:
-    """Take out scripts from elsewhere; what else a page would fetch from outside."""
+    """Take out scripts from elsewhere, and list what else a page would fetch from outside."""
     outside = []
     for path in site.rglob("*.html"):
         text = re.sub(r'<script[^>]*src="https?://[^>]*>\s*</script>', "", path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""For the reference of `make docs`: doctests of a docstring as code; as text, Markdown would take `[0]` for a link."""
+"""The reference of `make docs` shows doctests as code: in text, Markdown takes `[0]` for a link."""
 import re
 
 import griffe

@@ -13,12 +13,13 @@ from scipy import stats
 from torch.nn import functional as F
 
 from clstudy.losses.functional import match
+from clstudy.notebooks import cells
 from clstudy.notebooks import exercises as checks
 from clstudy.utils.paths import NOTEBOOKS
 
 EXERCISES = {(path.stem, cell.id): cell.source for path in sorted(NOTEBOOKS.glob("*.ipynb"))
              for cell in nbformat.read(path, as_version=4).cells
-             if cell.cell_type == "code" and cell.id.startswith("exercise")}
+             if cell.cell_type == "code" and "exercise" in cells.tags(cell)}
 
 
 def step_loss(clip, batch, present: bool = True):
@@ -157,8 +158,8 @@ def test_an_answer_from_the_hint_passes_and_the_usual_mistake_is_told(place, cap
 
 def test_each_notebook_has_two_exercises_each_with_a_hint_a_difficulty_and_minutes() -> None:
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells
-                         if cell.cell_type == "markdown").partition("## Exercises")[2].partition("## Questions")[0]
+        text = "\n".join(cell.source for cell in cells.tagged(nbformat.read(path, as_version=4).cells, "exercise")
+                         if cell.cell_type == "markdown")
         asked = re.split(r"^(?=\*\*\d+\. )", text, flags=re.M)[1:]
         assert len(asked) >= 2, path.stem
         assert [int(one[2]) for one in asked] == list(range(1, len(asked) + 1))

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ method: Literal["sit", "lwf"] = "sit"  # what is trained
 query: str = "a=b  # c"
 cap: int | None = None  # images, or all
 quiet: bool = False
+words: list[str] = []
 """
 
 
@@ -65,6 +67,7 @@ def test_parameters_are_read_with_type_default_and_meaning(notebook: Path) -> No
         "query": ("str", "a=b  # c", ""),  # papermill itself loses a default with = in it
         "cap": ("int | None", None, "images, or all"),
         "quiet": ("bool", False, ""),
+        "words": ("list[str]", [], ""),
     }
 
 
@@ -101,6 +104,11 @@ def test_a_parameters_cell_of_another_form_is_an_error(tmp_path: Path, line: str
         ("query", "none", "none"),
         ("cap", "none", None),
         ("cap", "12", 12),
+        ("seeds", "0..3,7", [0, 1, 2, 3, 7]),
+        ("words", "it's,\"a,b\",1", ["it's", "a,b", "1"]),
+        ("words", "don't,can't", ["don't", "can't"]),
+        ("words", "'4..0'", ["4..0"]),
+        ("query", "4..0", "4..0"),
         ("quiet", "true", True),
     ],
 )
@@ -114,6 +122,7 @@ def test_values_are_converted_by_annotation(notebook: Path, name: str, given: An
     ("name", "given", "complaint"),
     [
         ("rate", "fast", "rate = 'fast' is not of type float"),
+        ("seeds", "4..0", "seeds: 4..0: a range goes upwards"),
         ("seeds", "a,b", "seeds = 'a,b' is not of type list[int]"),
         ("seeds", [0.5], "seeds = [0.5] is not of type list[int]"),
         ("method", "swf", "method = 'swf' is not one of: sit, lwf; did you mean lwf?"),
@@ -179,7 +188,7 @@ def test_a_path_is_taken_as_it_is(folder: Path, tmp_path_factory: pytest.TempPat
     [
         ("candidats", "did you mean 03_candidates"),
         ("zzz", "no notebook 'zzz'; notebooks: 01_frozen, 02_streams, 03_candidates, 13_candidate_text"),
-        ("candidate", "'candidate' is several notebooks: 03_candidates, 13_candidate_text"),
+        ("candidate", "'candidate' names several notebooks: 03_candidates, 13_candidate_text"),
         ("", "no notebook ''"),
     ],
 )
@@ -256,6 +265,19 @@ def test_a_failing_notebook_keeps_what_it_reached(tmp_path: Path) -> None:
     marked = [cell for cell in nbformat.read(done.path, as_version=4).cells if cell.cell_type == "markdown"]
     assert ["papermill-error-cell-tag" in cell.metadata.tags for cell in marked] == [True, True]  # top, and the cell
     assert "papermill-error-cell" in done.html.read_text()
+
+
+def test_the_notebook_itself_is_not_overwritten(notebook: Path, no_kernel: None) -> None:
+    with pytest.raises(ValueError, match="would overwrite 03_demo.ipynb"):
+        execute.run_notebook(notebook, {}, notebook.parent)
+
+
+def test_sockets_need_a_short_folder_and_else_are_tcp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for longest, transport in ((len(str(tmp_path)) - 1, "tcp"), (len(str(tmp_path)), "ipc")):
+        monkeypatch.setattr(execute, "SOCKET", longest)
+        with execute._kernel_options() as options:
+            assert options["config"]["OwnKernel"]["transport"] == transport
 
 
 def test_the_time_limit_is_for_the_whole_notebook(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def small(tmp_path):
                                  ("02_two", "And now?", 'tables.save(table, "02_c", caption)')):
         cells = [("markdown", [f"# {stem[:2]} · Title {stem}\n", "\n", f"**Question.** {question}\n", "\n", "More."]),
                  ("code", [code])]
-        cells = [{"cell_type": kind, "source": source} for kind, source in cells]
+        cells = [{"cell_type": kind, "source": source, "metadata": {"tags": ["figure"] if kind == "code" else []}}
+                 for kind, source in cells]
         (tmp_path / "notebooks" / f"{stem}.ipynb").write_text(json.dumps({"cells": cells}))
     folder = tmp_path / "figures"
     settings = {"benchmark": ["emoji"], "stream": ["disjoint", "joint"], "tuner": ["lora"], "seed": [0, 2],

@@ -17,8 +17,10 @@ def picture(colour: str, width: int = 900) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def executed(path: Path, *cells: tuple[str, dict], **papermill) -> Path:
-    content = [{"cell_type": "code", "source": source, "outputs": [output]} for source, output in cells]
+def executed(path: Path, *cells: tuple[str, dict], main: int | None = None, **papermill) -> Path:
+    content = [{"cell_type": "code", "source": source, "outputs": [output],
+                "metadata": {"tags": ["figure", "main"] if number == main else []}}
+               for number, (source, output) in enumerate(cells)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"cells": content, "metadata": {"papermill": papermill}}))
     return path
@@ -32,7 +34,7 @@ def shows(colour: str) -> dict:
 def rows(tmp_path) -> dict[str, str]:
     """The rows of an index over four executed notebooks, by name; beside them what does not belong there."""
     executed(tmp_path / "01_a.ipynb", ("plots.save(x, \"01_first\")", shows("red")),
-             ("plots.save(y, \"01_main\")", shows("blue")), duration=95.0, start_time="2026-01-02T03:04:05.6",
+             ("plots.save(y, \"01_second\")", shows("blue")), main=1, duration=95.0, start_time="2026-01-02T03:04:05.6",
              parameters={"seeds": [0, 1], "text": "<b>"})
     executed(tmp_path / "02_b.ipynb", ("x", shows("green")), ("y", shows("black")), duration=None, parameters={})
     executed(tmp_path / "03_c.failed.ipynb", ("1 / 0", {"output_type": "error", "ename": "ZeroDivisionError",
@@ -42,7 +44,7 @@ def rows(tmp_path) -> dict[str, str]:
     (tmp_path / "05_e.ipynb").write_text('{"cells": [')
     (tmp_path / "06_f.ipynb").write_text('{"cells": [{"cell_type": "code"}], "metadata": {}}')  # never executed
     page = html.index(tmp_path)
-    assert page == tmp_path / "index.html" and not list(tmp_path.glob("*.tmp"))
+    assert page == tmp_path / "index.html" and not list(tmp_path.glob("*.new"))
     text = page.read_text()
     assert "4 notebooks, 1 failed" in text
     assert not re.search(r"https?://", text)  # nothing from a network
@@ -60,7 +62,7 @@ def test_a_row_has_status_time_parameters_and_the_main_figure(rows):
     row = rows["01_a.html"]
     assert "finished" in row and "1.6 min" in row and "2026-01-02 03:04" in row
     assert "seeds = [0, 1]" in row and "text = &#x27;&lt;b&gt;&#x27;" in row
-    assert colour(row) == ((0, 0, 255), html.WIDTH)  # the one called main, made small
+    assert colour(row) == ((0, 0, 255), html.WIDTH)  # the one tagged main, made small
 
 
 def test_without_a_main_figure_the_first_is_shown_and_without_any_none(rows):

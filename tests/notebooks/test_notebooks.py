@@ -1,4 +1,5 @@
 """Every notebook: stored stripped, in the skeleton of the house, its parameters and profiles fit; two are executed."""
+import ast
 import json
 import re
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from clstudy.notebooks import cells as documents
 from clstudy.notebooks import parameters
 from clstudy.notebooks.execute import run_notebook
 from clstudy.utils.paths import NOTEBOOKS
@@ -16,7 +18,6 @@ SECTIONS = ("## Try it", "## Exercises", "## Questions", "## References")
 LINES = 8  # the aim is 5; a longer cell is a function that has not found its module, or carries the tag `long`
 TRAINING = re.compile(r"\.backward\(\)|torch\.optim\b")
 PLOTTING = re.compile(r"^\s*(import|from) (matplotlib|seaborn|plotly)", re.M)
-FIGURE = re.compile(r'(?:plots|tables)\.save\((?:[^"]|"(?!\d\d_))*?"(\d\d_\w+)"')
 every = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
@@ -25,7 +26,28 @@ def cells(path: Path, kind: str = "code") -> list:
 
 
 def tagged(path: Path, tag: str) -> list:
-    return [cell for cell in cells(path) if tag in cell.metadata.get("tags", [])]
+    return documents.tagged(cells(path), tag)
+
+
+def names(path: Path, *tags: str) -> set[str]:
+    """The names under which the cells with a tag save figures and tables."""
+    trees = [ast.parse(cell.source) for tag in tags for cell in tagged(path, tag)]
+    calls = [node for tree in trees for node in ast.walk(tree)
+             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "save"]
+    return {call.args[1].value for call in calls}
+
+
+@every
+def test_its_tags_are_known_and_say_what_the_cells_are(path: Path) -> None:
+    found = nbformat.read(path, as_version=4).cells
+    assert {tag for cell in found for tag in documents.tags(cell)} <= documents.TAGS
+    kinds = {"code": ("parameters", "claim", "figure", "table", "long"), "markdown": ("answer", "questions")}
+    for kind, only in kinds.items():
+        assert {cell.cell_type for tag in only for cell in documents.tagged(found, tag)} <= {kind}
+    for cell in cells(path):
+        assert ("plots.save(" in cell.source) == ("figure" in documents.tags(cell)), cell.id
+        assert ("export.save(" in cell.source) == ("table" in documents.tags(cell)), cell.id
+    assert len(documents.tagged(found, "main")) <= 1 and len(documents.tagged(found, "questions")) == 1
 
 
 @every
@@ -85,13 +107,14 @@ def test_it_holds_no_plotting_code_and_training_only_where_it_is_the_subject(pat
 def test_each_figure_is_followed_by_a_claim(path: Path) -> None:
     code = cells(path)
     for cell, following in zip(code, [*code[1:], None], strict=True):
-        if "plots.save(" in cell.source:
-            assert following is not None and "print(" in following.source, f"{cell.id}: no sentence after the figure"
+        if "figure" in documents.tags(cell):
+            assert following and "claim" in documents.tags(following), f"{cell.id}: no claim after the figure"
+            assert "print(" in following.source, f"{cell.id}: no sentence after the figure"
 
 
 @every
 def test_exercises_are_checked_against_the_package(path: Path) -> None:
-    exercises = [cell for cell in cells(path) if cell.id.startswith("exercise")]
+    exercises = tagged(path, "exercise")
     assert exercises
     assert [cell.id for cell in exercises if not re.search(r"\bcheck\(\w+, like=", cell.source)] == []
     text = "\n".join(cell.source for cell in cells(path, "markdown"))
@@ -101,10 +124,7 @@ def test_exercises_are_checked_against_the_package(path: Path) -> None:
 def test_each_figure_is_claimed_by_one_notebook_and_bears_its_number() -> None:
     claimed: dict[str, str] = {}
     for path in PATHS:
-        source = "\n".join(cell.source for cell in cells(path))
-        names = set(FIGURE.findall(source))
-        assert len(FIGURE.findall(source)) == len(re.findall(r"(?:plots|tables)\.save\(", source)), path.stem
-        for name in names:
+        for name in names(path, "figure", "table"):
             assert name.startswith(path.stem[:2]), f"{path.stem} draws {name}"
             assert name not in claimed, f"{name} is drawn by {claimed.get(name)} and {path.stem}"
             claimed[name] = path.stem
@@ -121,7 +141,7 @@ def test_it_runs(stem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CLSTUDY_FIGURES", str(tmp_path / "figures"))
     done = run_notebook(NOTEBOOKS / f"{stem}.ipynb", SMALL[stem], tmp_path, timeout=300, progress=False)
     assert done.ok, done.error
-    source = "\n".join(cell.source for cell in cells(NOTEBOOKS / f"{stem}.ipynb"))
-    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == set(FIGURE.findall(source))
+    drawn = names(NOTEBOOKS / f"{stem}.ipynb", "figure")
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == drawn
     shown = [output for cell in cells(done.path) for output in cell.outputs if "image/png" in output.get("data", {})]
-    assert len(shown) >= len(set(FIGURE.findall(source)))
+    assert len(shown) >= len(drawn)

@@ -16,7 +16,7 @@ from clstudy.runs import workers
 from clstudy.runs.store import load_or_train
 from clstudy.utils import paths
 from clstudy.utils.paths import NOTEBOOKS
-from tests.notebooks.test_notebooks import FIGURE, cells
+from tests.notebooks.test_notebooks import cells, names
 
 FEW = {"benchmark": "toy", "benchmark_args": {}, "seeds": [0, 1], "precision": "fp32"}
 STREAM = FEW | {"tasks": 2, "lr": 0.01, "eval_every": 20}
@@ -94,7 +94,7 @@ def run(stem: str, parameters: dict) -> list[str]:
 
 @pytest.mark.parametrize("stem", TOY)
 def test_every_cell_runs_on_the_toy_world(stem, world, tmp_path, capsys):
-    claimed = set(FIGURE.findall("\n".join(cell.source for cell in cells(NOTEBOOKS / f"{stem}.ipynb"))))
+    claimed = names(NOTEBOOKS / f"{stem}.ipynb", "figure", "table")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Mean of empty slice")  # a blurred stage of so few images can bring no class

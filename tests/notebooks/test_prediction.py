@@ -10,7 +10,7 @@ CHOICES = ["above", "below", "no difference"]
 @pytest.mark.parametrize("mine", ["below", 2])
 def test_a_guess_is_a_choice_or_its_number(mine, capsys) -> None:
     made = guess("Where?", CHOICES, mine)
-    assert made.mine == "below" and "noted: below" in capsys.readouterr().out
+    assert made.mine == "below" and "Your guess: below." in capsys.readouterr().out
     assert made.turned_out("below") is True
     assert capsys.readouterr().out == "Where? Your guess: below. It turned out: below.\n"
     assert made.turned_out("above") is False
@@ -20,7 +20,7 @@ def test_a_guess_is_a_choice_or_its_number(mine, capsys) -> None:
 def test_without_a_guess_nothing_is_told(capsys) -> None:
     made = guess("Where?", CHOICES)
     assert capsys.readouterr().out == ("Where?\n1 above · 2 below · 3 no difference\n"
-                                       "write mine=1 into the call, or another number\n")
+                                       "To guess, write mine=1 or another number into the call.\n")
     assert made.turned_out("above") is None
     assert "above." not in capsys.readouterr().out
 

@@ -12,6 +12,9 @@ from clstudy.utils import paths
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
+DETAILS = {"tags": ["details"]}
+
+
 def printed(text: str):
     return new_output("stream", name="stdout", text=text)
 
@@ -24,18 +27,20 @@ def executed(tmp_path):
     notebook = new_notebook(cells=[
         new_markdown_cell("# 42 · An <answer>\n\n**Question.** To what?\n\n**Time.** Long."),
         new_code_cell("seeds: list[int] = [0]", outputs=[printed("not on a slide")]),
-        new_markdown_cell("## The runs\n\nEvery run."),
-        new_code_cell("train_all()", outputs=[printed("made")]),
-        new_markdown_cell("## What came out\n\nLook *here*. <details><summary>Hint</summary>secret</details>"),
+        new_markdown_cell("## The runs\n\nEvery run.", metadata=DETAILS),
+        new_code_cell("train_all()", outputs=[printed("made")], metadata=DETAILS),
+        new_markdown_cell("## What came out\n\nLook *here*."),
+        new_markdown_cell("<details><summary>Hint</summary>secret</details>", metadata=DETAILS),
         new_code_cell("plots.save()", outputs=[printed("runs:  50%|##  | 1/2\n"), picture]),
-        new_code_cell("print()", outputs=[printed("“it holds”: a < b\nmine: not written yet.\n")]),
+        new_code_cell("print()", outputs=[printed("“it holds”: a < b\nWhere? You wrote no guess.\n")]),
+        new_code_cell("check()", outputs=[printed("mine: not written yet.\n")], metadata={"tags": ["exercise"]}),
         new_code_cell("table", outputs=[table]),
         new_code_cell("print()", outputs=[printed("\n".join(f"row {i}" for i in range(40)))]),
         new_markdown_cell("## Not asked for\n\nOnly with an option."),
         new_code_cell("if False: pass"),
         new_markdown_cell("## In words\n\nA section without code."),
-        new_markdown_cell("## Exercises\n\nHomework."),
-        new_code_cell("check()", outputs=[printed("mine: not written yet.")])])
+        new_markdown_cell("## Exercises\n\nHomework.", metadata=DETAILS),
+        new_code_cell("check()", outputs=[printed("mine: not written yet.")], metadata=DETAILS)])
     path = tmp_path / "42_answer.ipynb"
     nbformat.write(notebook, path)
     return path
@@ -52,8 +57,8 @@ def test_a_section_its_figures_and_what_was_printed_are_slides(executed, tmp_pat
     assert "<td>1.5</td>" in table and "row 5" in table and "row 6" not in table and "<style" not in table
     assert more.count("row") == slides.LINES and "row 39" in still
     assert "A section without code" in words
-    for absent in ("train_all()", "Every run", "made", "secret", "50%", "not written", "Not asked for", "Homework",
-                   "seeds"):
+    for absent in ("train_all()", "Every run", "made", "secret", "50%", "not written", "no guess", "Not asked for",
+                   "Homework", "seeds"):
         assert absent not in page
 
 
@@ -66,7 +71,6 @@ def test_a_deck_needs_no_network_and_no_draft_is_left(executed, tmp_path):
 
 def test_a_notebook_that_was_not_run_is_refused_with_the_command(tmp_path, monkeypatch):
     from typer.testing import CliRunner
-
 
     monkeypatch.setattr(paths, "RUNS", tmp_path)
     done = CliRunner().invoke(app, ["slides", "03"])

@@ -32,53 +32,57 @@ def derived(*cells) -> dict[str, str]:
     return {cell.id: cell.source for cell in student.derive(notebook(*cells)).cells}
 
 
-def code(id: str, source: str):
-    return new_code_cell(source, id=id)
+def code(id: str, source: str, *tags: str):
+    return new_code_cell(source, id=id, metadata={"tags": list(tags)})
 
 
-def text(id: str, source: str):
-    return new_markdown_cell(source, id=id)
+def text(id: str, source: str, *tags: str):
+    return new_markdown_cell(source, id=id, metadata={"tags": list(tags)})
 
 
 def test_of_a_claim_stays_what_later_cells_read_and_no_more() -> None:
     source = "import numpy as np\nbest, unread = np.max(x), 1\nother = 2\nprint(best)\nassert best > other"
-    found = derived(code("a", "x = [1]"), code("a-claim", source), code("b", "best + 1"))
+    found = derived(code("a", "x = [1]"), code("a-claim", source, "claim"), code("b", "best + 1"))
     assert found["a-claim"] == "import numpy as np\nbest, unread = np.max(x), 1"
     assert found["a-claim-mine"] == student.SENTENCE
     assert (found["a"], found["b"]) == ("x = [1]", "best + 1")
 
 
 def test_a_name_that_only_a_removed_line_reads_is_not_kept_for_it() -> None:
-    found = derived(code("a-claim", "best = 1\nprint(best)"), text("m", "and"), code("b-claim", "print(best)"))
+    found = derived(code("a-claim", "best = 1\nprint(best)", "claim"), text("m", "and"),
+                    code("b-claim", "print(best)", "claim"))
     assert list(found) == ["title", "a-claim-mine", "m", "b-claim-mine"]
 
 
 def test_what_is_updated_in_place_later_is_kept() -> None:
-    found = derived(code("claim", "rows = {}\nprint(rows)"), code("b", "rows |= {1: 2}"))
+    found = derived(code("claim", "rows = {}\nprint(rows)", "claim"), code("b", "rows |= {1: 2}"))
     assert found["claim"] == "rows = {}"
 
 
 def test_two_claims_in_a_row_ask_for_one_sentence_and_readings_go() -> None:
-    found = derived(code("claim", "print(1)"), code("claim-b", "print(2)"), text("note", "So."), text("x-end", ""))
+    found = derived(code("a", "print(1)", "claim"), code("b", "print(2)", "long", "claim"), text("c", "So.", "answer"))
     assert len(found) == 2 and student.SENTENCE in found.values()
 
 
 def test_text_about_a_claim_is_no_claim() -> None:
-    assert "claim-text" in derived(text("claim-text", "## Do the claims hold here?"))
+    assert "claim-text" in derived(text("claim-text", "## Do the claims hold here?", "details"))
 
 
 def test_guesses_exercises_and_questions_get_a_cell_unless_there_is_one() -> None:
     asked = "**Guess before you look.** Which?"
-    found = derived(text("guess", asked), code("a", "1"), text("guess-b", asked), code("ask", 'g = guess("?", "ab")'),
-                    text("exercises", "## Exercises\n\n**1. One** (easy, 5 minutes)."), code("exercise", "check()"),
-                    text("exercise-2", "**2. Two** (hard, 40 minutes; no `check`)."), text("questions", "## Questions"))
+    found = derived(text("guess", asked, "guess"), code("a", "1"), text("guess-b", asked, "guess"),
+                    code("ask", 'g = guess("?", "ab")', "guess"),
+                    text("exercises", "## Exercises\n\n**1. One** (easy, 5 minutes).", "exercise"),
+                    code("exercise", "check()", "exercise"),
+                    text("exercise-2", "**2. Two** (hard, 40 minutes; no `check`).", "exercise"),
+                    text("questions", "## Questions", "questions"))
     assert list(found) == ["title", "guess", "guess-mine", "a", "guess-b", "ask", "exercises", "exercise", "exercise-2",
                            "exercise-2-work", "questions", "questions-mine"]
     assert found["title"].startswith(f"# 99 · Title\n\n{student.HEAD}\n")
 
 
 def test_the_notebook_itself_stays_as_it_is() -> None:
-    given = notebook(code("claim", "print(1)"))
+    given = notebook(code("claim", "print(1)", "claim"))
     before = nbformat.writes(given)
     assert nbformat.writes(student.derive(given)) != before == nbformat.writes(given)
 
@@ -91,7 +95,7 @@ def test_each_is_a_valid_stripped_notebook_with_stubs_hints_and_no_claim(path: P
     for cell in made.cells:
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None
-            assert not (student.CLAIM.search(cell.id) and "print(" in cell.source)
+            assert not ("claim" in cell.metadata.get("tags", []) and "print(" in cell.source)
     for part in ("raise NotImplementedError", "check(", "<summary>Hint</summary>", "Guess before you look"):
         counts = [sum(cell.source.count(part) for cell in one.cells) for one in (given, made)]
         assert counts[0] == counts[1], part
@@ -111,7 +115,7 @@ def test_it_runs_up_to_its_stubs(folder: Path, world, capsys) -> None:  # noqa: 
     stem = "03_candidates"
     run(str(folder / stem), TOY[stem] | world)
     said = capsys.readouterr().out
-    assert "not written yet." in said and "No guess was written" in said
+    assert "not written yet." in said and "You wrote no guess" in said
 
 
 def test_work_that_was_done_is_not_overwritten_unless_asked(tmp_path: Path) -> None:

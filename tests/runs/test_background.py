@@ -93,7 +93,7 @@ def test_a_run_that_is_held_stopped_and_taken_up_is_the_run_that_nobody_watched(
     until(finished)
     assert training.state == "finished" and training.share == 1 and training.left is None
     run, alone = find(config, runs), load_or_train(config, tmp_path / "alone", probes=["drift"])
-    assert run.result["taken_up"] == 1
+    assert run.result["resumed"] == 1
     assert run.steps.equals(alone.steps) and run.evals.equals(alone.evals)
     assert run.probe("drift").equals(alone.probe("drift"))
     assert second == view.told(alone) or json.loads(json.dumps(second)) == json.loads(json.dumps(view.told(alone)))

@@ -101,7 +101,7 @@ def test_a_worker_is_killed_in_the_middle_of_a_run_and_nothing_is_lost(toy_model
         made = sweep.sweep([config], runs=runs, name="mine", engine=watched, workers=workers, show=False)
     assert workers == 2
     assert killed and made.code == 0, made
-    assert made.runs[0].result["taken_up"]  # not made anew
+    assert made.runs[0].result["resumed"]  # not made anew
     assert made.runs[0].evals.equals(whole.evals) and made.runs[0].steps.equals(whole.steps)
 
 
@@ -222,4 +222,4 @@ def test_a_job_is_killed_in_the_middle_of_a_run_and_another_takes_it_up(toy_mode
     with dask_workers.connect(slurm=tmp_path / "slurm.toml") as (engine, workers):
         made = sweep.sweep([config], runs=runs, name="mine", engine=watched, workers=workers, show=False)
     assert killed and made.code == 0 and workers == 1, made  # the only job died
-    assert made.runs[0].result["taken_up"] and made.runs[0].evals.equals(whole.evals)
+    assert made.runs[0].result["resumed"] and made.runs[0].evals.equals(whole.evals)

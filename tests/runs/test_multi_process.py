@@ -98,7 +98,7 @@ def agreement() -> dict:
     """What the processes find when one wants to stop, one alone has another number, and the first speaks."""
     rank = torch.distributed.get_rank()
     saver = SimpleNamespace(stopping=rank == 1, due=lambda: rank == 1)
-    found = {"due": distributed.due(saver), "stopping": saver.stopping, "told": distributed.tell(f"by {rank}"),
+    found = {"due": distributed.due(saver), "stopping": saver.stopping, "told": distributed.broadcast(f"by {rank}"),
              "first": distributed.first()}
     assert distributed.agreed("here", 1) == 1 and distributed.agreed("here", [torch.ones(2)])
     for name, what in (("number", rank), ("weights", [torch.ones(2) + rank])):
@@ -233,7 +233,7 @@ def test_torchrun_makes_one_run_folder_and_takes_up_a_run_of_which_a_process_was
     assert done.stdout.count(str(tmp_path / "runs" / config.run_id)) == 1  # the first process says where
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [config.run_id]
     run = load_or_train(config, tmp_path / "runs", keep_model=True, probes=["drift"])  # nothing is made again
-    assert run.result["taken_up"] == 1
+    assert run.result["resumed"] == 1
     alone = load_or_train(config, tmp_path / "alone", probes=["drift"])
     assert np.allclose(run.steps.value, alone.steps.value, atol=1e-5) and len(run.steps) == 4
     assert np.allclose(run.evals.value, alone.evals.value) and len(run.probe("drift")) == len(alone.probe("drift"))
@@ -248,14 +248,14 @@ def test_alone_nothing_is_shared(clip, batch, monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     whole = clip.encode_image(batch.image), clip.encode_text(batch.prompts)
     with distributed.joined(), distributed.sharing():
-        assert distributed.world() == 1 and distributed.first() and distributed.tell(3) == 3
+        assert distributed.world_size() == 1 and distributed.first() and distributed.broadcast(3) == 3
         shared = clip.encode_image(batch.image), clip.encode_text(batch.prompts)
     assert all(torch.equal(a, b) for a, b in zip(whole, shared, strict=True))
 
 
 def test_shares_are_all_rows_in_order(monkeypatch):
-    monkeypatch.setattr(distributed, "world", lambda: 3)
-    parts = [list(range(7))[distributed.share(7, rank)] for rank in range(3)]
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    parts = [list(range(7))[distributed.shard(7, rank)] for rank in range(3)]
     assert parts == [[0, 1], [2, 3], [4, 5, 6]]
 
 
@@ -272,7 +272,7 @@ def test_every_process_has_the_gpu_of_its_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert pick_device("cuda") == pick_device("auto") == torch.device("cuda")  # alone: as torch chooses
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     assert pick_device("cuda") == pick_device("auto") == torch.device("cuda", 1) and pick_device("cpu").type == "cpu"
     for device in ("cuda:0", "mps"):
         with pytest.raises(ValueError, match=f"device='{device}'.*a GPU for each"):

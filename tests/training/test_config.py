@@ -203,7 +203,8 @@ def test_run_id_changes_with_the_weights_behind_a_name(tmp_path, toy_model):
 # ---- what importing costs
 
 
-LIGHT = ("", ".config", ".streams", ".metrics", ".record", ".tables", ".progress", ".batch")
+LIGHT = ("", ".training.config", ".data.streams", ".evaluation.metrics", ".runs.store", ".analysis.tables", ".utils.progress",
+         ".notebooks.execute")
 HEAVY = ("torch", "open_clip", "peft", "matplotlib", "papermill")
 
 

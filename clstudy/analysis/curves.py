@@ -1,0 +1,54 @@
+"""Curves over the stream and accuracy matrices, each the mean over runs with its interval."""
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from clstudy.analysis.scores import Groups, grouped
+from clstudy.evaluation.metrics import interval
+from clstudy.runs.run import Run
+
+POINTS = 25  # of a curve
+
+
+def over_stream(runs: Groups, by: Sequence[str] = ("label",), name: str = "seen classes",
+                metric: str = "accuracy") -> pd.DataFrame:
+    """Accuracy on a set over the stream, percent: columns *by, images_seen, mean, low, high (95 %, cut to 0 … 100).
+
+    Groups in which a run was not measured on the set are left out."""
+    tables = []
+    for key, group in grouped(runs, by).items():
+        found = band(group, name, metric)
+        if found is not None:
+            columns = dict(zip(("images_seen", "mean", "low", "high"), found, strict=True))
+            tables.append(pd.DataFrame({**dict(zip(by, key, strict=True)), **columns}))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*by, "mean"])
+
+
+def band(runs: Sequence[Run], name: str = "seen classes", metric: str = "accuracy"
+         ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """Images seen, mean over runs, and the ends of its 95 % interval; None where a run has no such set.
+
+    Stages end at other images for other seeds, so each run's curve is read, by linear interpolation, at `POINTS`
+    points from the latest first checkpoint to the end."""
+    curves = [run.curve(name, metric) for run in runs]
+    if any(curve.empty for curve in curves):
+        return None
+    first, last = (max(curve.images_seen.iloc[i] for curve in curves) for i in (0, -1))
+    points = np.linspace(first, last, POINTS)
+    values = np.array([np.interp(points, curve.images_seen, 100 * curve.value) for curve in curves])
+    half = np.array([interval(column).half_width if len(runs) > 1 else 0.0 for column in values.T])
+    mean = values.mean(0)
+    return points, mean, np.clip(mean - half, 0, 100), np.clip(mean + half, 0, 100)
+
+
+def matrices(runs: Groups, by: str = "label", candidates: str = "all") -> dict[str, np.ndarray]:
+    """The mean accuracy matrix of each group (a share, 0 to 1): a row per stage, the first before training."""
+    return {key: np.nanmean([run.matrix(candidates) for run in group], axis=0)
+            for (key,), group in grouped(runs, [by]).items()}
+
+
+def losses(runs: Groups, by: str = "label") -> pd.DataFrame:
+    """Each loss term at each optimiser step: columns `by`, stage, step, term, value. One run for each value of `by`."""
+    return pd.concat([group[0].steps.assign(**{by: key}) for (key,), group in grouped(runs, [by]).items()],
+                     ignore_index=True)
