@@ -272,7 +272,7 @@ def status(name: Annotated[str | None, typer.Argument(help="Of a sweep. Default:
 
 @app.command()
 def clean(kinds: Annotated[list[str] | None, typer.Argument(
-              help="drafts, broken, runs, tables, notebooks, sweeps (default: all of these), weights.")] = None,
+              help="drafts, runs, tables, notebooks, sweeps (default: all of these), weights.")] = None,
           do: Annotated[bool, typer.Option("--do", help="Remove; otherwise only shown.")] = False,
           figures: Annotated[Path | None, typer.Option(help="Whose runs are kept. Default: figures")] = None) -> None:
     """Remove what no figure needs and nobody is making. Shows what would go, unless --do is given."""
