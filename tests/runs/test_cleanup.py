@@ -20,7 +20,7 @@ def runs(tmp_path) -> Path:
         (make(runs / name).folder / "model.safetensors").write_bytes(bytes(1000))
     for name in ("ccc.draft", "ddd.broken"):
         (runs / name).mkdir()
-        (runs / name / "state-1.safetensors").write_bytes(bytes(5000))
+        (runs / name / "state-1.pt").write_bytes(bytes(5000))
     pd.DataFrame({"run_id": ["aaa", "gone"]}).to_parquet(runs / "some.parquet")
     pd.DataFrame({"x": [1, 2]}, ["gone", "aaa"]).to_parquet(runs / "scores.parquet")  # ids as its index
     pd.DataFrame({"run_id": ["gone"]}).to_parquet(runs / "none.parquet")
@@ -81,7 +81,7 @@ def test_what_somebody_makes_stays(runs, figures):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert found(runs, figures) == USUAL - {("drafts", "ccc.draft")}
         cleanup.remove([item for item in items if item.kind == "drafts"])
-        assert (runs / "ccc.draft" / "state-1.safetensors").exists()
+        assert (runs / "ccc.draft" / "state-1.pt").exists()
 
 
 def test_the_runs_of_a_living_sweep_stay_and_an_empty_ended_one_goes(runs, figures):
