@@ -269,7 +269,7 @@ def fill(model: str, place: str, how: str) -> int:
                 if any("No space" not in one.error and "too large" not in one.error for one in made.failed.values()):
                     raise Lost(str(made))
                 failed += bool(made.failed)
-                told += any("no state could be saved" in str(one.message) for one in heard)
+                told += any("could not be saved" in str(one.message) for one in heard)
             except BaseException:
                 print(f"with {room} kB of room:\n{traceback.format_exc()}", file=sys.stderr)
                 return 1

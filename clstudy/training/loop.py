@@ -162,14 +162,11 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
             distributed.save(saver)
     shown.close()
     tables = {**watching.tables(), **own_table(method)}
-    correct = pd.DataFrame(at.correct)
-    correct["bits"] = correct.bits.map(bytes.fromhex)
-    return Trained(pd.DataFrame(at.evals), pd.DataFrame(at.steps, columns=STEPS), correct, tables, cost.table(method),
+    return Trained(pd.DataFrame(at.evals), pd.DataFrame(at.steps, columns=STEPS), pd.DataFrame(at.correct), tables, cost.table(method),
                    method.deploy(clip))
 
 
 def packed(stage: int, correct: dict[tuple[str, str], np.ndarray]) -> list[dict]:
-    """Rows of `Trained.correct`: truth values of the images of a set, eight to a byte, the first in the highest bit; as
-    text while the run goes on, which a saved state holds as it is."""
+    """Rows of `Trained.correct`: truth values of the images of a set, eight to a byte, the first in the highest bit."""
     return [{"stage": stage, "set": name, "candidates": candidates, "count": len(right),
-             "bits": np.packbits(right).tobytes().hex()} for (name, candidates), right in correct.items()]
+             "bits": np.packbits(right).tobytes()} for (name, candidates), right in correct.items()]

@@ -19,7 +19,7 @@ def runs(tmp_path) -> Path:
     for name in ("aaa", "bbb"):
         (make(runs / name).folder / "model.safetensors").write_bytes(bytes(1000))
     (runs / "ccc.draft").mkdir()
-    (runs / "ccc.draft" / "state-1.safetensors").write_bytes(bytes(5000))
+    (runs / "ccc.draft" / "state-1.pt").write_bytes(bytes(5000))
     pd.DataFrame({"run_id": ["aaa", "gone"]}).to_parquet(runs / "some.parquet")
     pd.DataFrame({"x": [1, 2]}, ["gone", "aaa"]).to_parquet(runs / "scores.parquet")  # ids as its index
     pd.DataFrame({"run_id": ["gone"]}).to_parquet(runs / "none.parquet")
@@ -80,7 +80,7 @@ def test_what_somebody_makes_stays(runs, figures):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert found(runs, figures) == USUAL - {("drafts", "ccc.draft")}
         cleanup.remove([item for item in items if item.kind == "drafts"])
-        assert (runs / "ccc.draft" / "state-1.safetensors").exists()
+        assert (runs / "ccc.draft" / "state-1.pt").exists()
 
 
 def test_the_runs_of_a_living_sweep_stay_and_an_empty_ended_one_goes(runs, figures):
