@@ -43,8 +43,8 @@ from clstudy.losses.functional import contrastive, match
 from clstudy.models.clip import Clip, openclip_keys
 from clstudy.models.loading import load_clip
 from clstudy.utils.malloc import keep_freed_memory
-from clstudy.utils.paths import DATA, EMBEDDED
 from clstudy.utils.options import refuse_unknown
+from clstudy.utils.paths import DATA, EMBEDDED
 
 CORPUS = DATA / "cache" / "corpus"
 STATE = CORPUS.parent / "pretrain"

@@ -18,7 +18,6 @@ from torch import Tensor
 from clstudy.data import image_store
 from clstudy.data.image_store import DamagedError, Pictures
 from clstudy.utils.paths import DATA, downloads
-from clstudy.utils.validation import choose
 
 NAMES = DATA / "classes"
 LAST = 500  # test pictures of each class of EuroSAT in VR-LwF's split

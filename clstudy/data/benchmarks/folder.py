@@ -9,7 +9,7 @@
 Every key of clstudy.json may be left out. `benchmark="folder:PATH"` is short for this benchmark with that path."""
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar

@@ -1,7 +1,7 @@
 """What the benchmarks of photographs share: a size, a prompt, and published sets as held-out sets."""
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from annotated_types import Ge, Le
 from pydantic import AfterValidator
