@@ -272,7 +272,7 @@ def status(name: Annotated[str | None, typer.Argument(help="Of a sweep. Default:
 
 @app.command()
 def clean(kinds: Annotated[list[str] | None, typer.Argument(
-              help="drafts, broken, runs, tables, notebooks, sweeps (default: all of these), weights.")] = None,
+              help="drafts, runs, tables, notebooks, sweeps (default: all of these), weights.")] = None,
           do: Annotated[bool, typer.Option("--do", help="Remove; otherwise only shown.")] = False,
           figures: Annotated[Path | None, typer.Option(help="Whose runs are kept. Default: figures")] = None) -> None:
     """Remove what no figure needs and nobody is making. Shows what would go, unless --do is given."""
@@ -291,13 +291,20 @@ def clean(kinds: Annotated[list[str] | None, typer.Argument(
 
 @app.command("list")
 def list_(what: Annotated[str | None, typer.Argument(
-        help="benchmarks, streams, tuners, methods, augmentations, vocabularies or notebooks")] = None) -> None:
+        help="benchmarks, streams, tuners, methods, augmentations, vocabularies or notebooks")] = None,
+        markdown_: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help=(
+            "Write the tables of the axes into this file, each between its two markers."))] = None
+        ) -> None:
     """What there is to choose from, with all options; for notebooks, with their parameters."""
     from clstudy.losses.vocabularies import VOCABULARIES
     from clstudy.notebooks import parameters
     from clstudy.training.config import AXES, registry
     from clstudy.utils.validation import choose
 
+    if markdown_:
+        for axis in TABLES:
+            markdown_.write_text(filled(markdown_.read_text(), axis))
+        return
     axes = {f"{axis}s": axis for axis in AXES}
     try:
         known = [*axes, "augmentations", "vocabularies", "notebooks"]
@@ -308,8 +315,7 @@ def list_(what: Annotated[str | None, typer.Argument(
         typer.secho(name, bold=True)
         if name in axes:
             for key, kind in registry(axes[name]).items():
-                doc = sys.modules[kind.__module__].__doc__ if name == "methods" else kind.__doc__
-                typer.echo(f"  {key:16} {_first_sentence(doc or '')}\n{_options(kind)}".rstrip())
+                typer.echo(f"  {key:16} {_first_sentence(kind.__doc__ or '')}\n{_options(kind)}".rstrip())
         elif name == "notebooks":
             for path in parameters.find_notebooks():
                 typer.echo(f"  {path.stem}\n{_indent(parameters.table(parameters.parameters(path)))}")
@@ -317,6 +323,30 @@ def list_(what: Annotated[str | None, typer.Argument(
             things = VOCABULARIES if name == "vocabularies" else registry("augmentation")
             for key, function in things.items():
                 typer.echo(f"  {key:16} {_first_sentence(function.__doc__ or '')}")
+
+
+TABLES = ("methods", "benchmarks", "streams", "tuners")
+
+
+def filled(text: str, axis: str) -> str:
+    """A text whose table of this axis, between `<!-- AXIS -->` and `<!-- /AXIS -->`, is that of the classes."""
+    start, end = f"<!-- {axis} -->\n", f"<!-- /{axis} -->"
+    if start not in text or end not in text:
+        return text
+    return text[:text.index(start)] + start + markdown(axis) + text[text.index(end):]
+
+
+def markdown(axis: str) -> str:
+    """All choices of an axis as a table: name, what it is, source and, of methods, how each was checked."""
+    from clstudy.training.config import registry
+
+    heads = ["name", "what it is", "source", "checked against the paper"][:4 if axis == "methods" else 3]
+    rows = [heads, ["---"] * len(heads)]
+    for name, kind in registry(axis.removesuffix("s")).items():
+        rows.append([f"`{name}`", _first_sentence(kind.__doc__ or "").removesuffix("."), kind.source])
+        if axis == "methods":
+            rows[-1].append(f"◐ {kind.checked}" if kind.checked else "")
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _options(kind: type) -> str:

@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,10 +26,28 @@ import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
+beartyped = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+
+def check(function):
+    """beartype, but for the constructor of Options, which checks its fields itself, in words of its own."""
+    checked = beartyped(function)
+    if function.__name__ != "__init__":
+        return checked
+
+    @wraps(function)
+    def init(self, *args, **options):
+        from clstudy.utils.options import Options
+
+        return (function if isinstance(self, Options) else checked)(self, *args, **options)
+
+    return init
+
+
 # Every annotation of the package is checked at every call of the suite; an int passes for a float (PEP 484).
 # The hook must stand before the package's first import, and takes its checker by the name of a module. Streams are left
 # out: they take labels of any kind, and what they refuse, they refuse in words of their own.
-sys.modules["clstudy_checker"] = SimpleNamespace(check=beartype(conf=BeartypeConf(is_pep484_tower=True)))
+sys.modules["clstudy_checker"] = SimpleNamespace(check=check)
 PACKAGE = Path(__file__).parent.parent / "clstudy"
 CHECKED = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
            for path in sorted(PACKAGE.rglob("*.py"))]

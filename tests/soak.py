@@ -54,7 +54,7 @@ def configs(model: Path, count: int, **changes) -> list[RunConfig]:
     made = []
     for i in range(count):
         name = NAMES[i % len(NAMES)]
-        needs = getattr(METHODS[name], "needs", None)
+        needs = METHODS[name].needs_tuner
         own = {"tuner": needs, "tower": TUNERS[needs].towers[-1]} if needs else {}
         made.append(RunConfig(**{**SETTINGS, "model": str(model), "method": name, "method_args": SMALL.get(name, {}),
                                  "seed": i // len(NAMES), **own, **changes}))
@@ -72,7 +72,7 @@ def compare(wanted: list[RunConfig], runs: Path, alone: Path) -> str:
                 raise Lost(f"{run.folder / name} is not that of {other.folder}")
         if run.evals.shape != other.evals.shape or run.steps.shape != other.steps.shape:
             raise Lost(f"{run.folder}: rows are missing")
-    left = [path.name for path in runs.iterdir() if ".draft" in path.name or ".broken" in path.name]
+    left = [path.name for path in runs.iterdir() if ".draft" in path.name]
     if left:
         raise Lost(f"{runs} still holds {left}")
     return f"{len(wanted)} runs equal to the byte"
@@ -269,7 +269,7 @@ def fill(model: str, place: str, how: str) -> int:
                 if any("No space" not in one.error and "too large" not in one.error for one in made.failed.values()):
                     raise Lost(str(made))
                 failed += bool(made.failed)
-                told += any("no state could be saved" in str(one.message) for one in heard)
+                told += any("could not be saved" in str(one.message) for one in heard)
             except BaseException:
                 print(f"with {room} kB of room:\n{traceback.format_exc()}", file=sys.stderr)
                 return 1
@@ -419,7 +419,7 @@ def sweep_files(model: Path, place: Path) -> int:
     again()
     now = runs / "sweeps" / "mine" / "now" / f"{wanted[0].run_id}.json"
     now.parent.mkdir(exist_ok=True)
-    now.write_text(json.dumps({"host": "a", "pid": 1, "share": 0.5, "left": 3.0, "time": time.time()}))
+    now.write_text(json.dumps({"host": "a", "pid": 1, "share": 0.5, "left": 3.0}))
     state = runs / "sweeps" / "mine" / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "finished": None, "pid": os.getpid(),
                                  "beat": time.time()}))

@@ -18,7 +18,7 @@ from clstudy.data.image_store import DamagedError
 from clstudy.data.types import BenchmarkData  # noqa: F401 (imported before the clock runs)
 from clstudy.losses import vocabularies
 from clstudy.notebooks import parameters
-from clstudy.runs import durations, grid, status
+from clstudy.runs import grid, status
 from clstudy.runs.run import Damaged, Run, find, finished, load_runs
 
 # jaxtyping's checks and a cold import take longer than a deadline for one example
@@ -193,14 +193,13 @@ def test_runs_of_before_that_have_no_checksums(run, name, data):
         refused(lambda: find(RunConfig(), run.folder.parent).steps, name, kinds=Damaged)
         refused(lambda: find(RunConfig(), run.folder.parent).result, name, kinds=Damaged)
         refused(lambda: finished(run.folder.parent), name, kinds=Damaged)
-        durations.past(run.folder.parent)
         assert table is None or name != "evals.jsonl" or content.endswith(b"\n")
     finally:
         file.write_bytes(whole)
 
 
 STATE = {"name": "mine", "host": "a", "pid": 1, "started": 1.0, "finished": None, "code": None, "workers": 2,
-         "beat": 1.0, "left": None, "tasks": {"x": {"label": "x", "state": "waiting", "seconds": None, "guess": None,
+         "beat": 1.0, "left": None, "tasks": {"x": {"label": "x", "state": "waiting", "seconds": None,
                                                     "error": None, "log": None}}}
 
 

@@ -24,7 +24,7 @@ Weighting = Literal["balanced", "kl", "cvar", "eg"]
 
 @dataclass
 class ClassWeights(Options):
-    """How much each class counts, by how it does. `log` holds stage, classes seen and p of each step."""
+    """How much each class counts, by how it does. `log`: stage, classes seen and p of each step."""
 
     form: Weighting = "kl"
     strength: Annotated[float, Gt(0)] = 0.1  # λ, the unit of the loss ("kl")

@@ -1,5 +1,5 @@
-"""What a method is: the verbs that the loop and the evaluation call by name, and what figures, tables
-and the command read of it. Only `loss` must be written; all other verbs have a default.
+"""What a method is: the verbs that the loop and the evaluation call by name, and what figures,
+tables and the command read of it. Only `loss` must be written; all other verbs have a default.
 
 Two verbs reach beyond the training step:
 
@@ -7,8 +7,8 @@ Two verbs reach beyond the training step:
 images that are to come: one pass over the stage, in batches and without augmentation. They are read
 only as far as a method iterates. Teachers and averages start here, and class means can.
 
-`scores(clip, image, text, classes)` turns features into numbers to rank, one for each image and text.
-Evaluation calls it and nothing else: for accuracies, for held-out sets and for retrieval. The default
+`scores(clip, image, text, classes)` turns features into numbers to rank, one for each image and
+text. Evaluation calls it and nothing else: for accuracies, held-out sets and retrieval. The default
 is their product. A method that predicts by more (prototypes, a cache, a router) overrides it."""
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -32,8 +32,9 @@ class Beside(NamedTuple):
 
 
 class Method(Options):
-    """What a method may do, and what the project reads of it. A method is a dataclass whose fields are its options;
-    its docstring says in a line what it does."""
+    """What a method may do, and what the project reads of it.
+
+    A method is a dataclass whose fields are its options; its docstring says in a line what it does."""
 
     family: ClassVar[str] = "other"  # has a colour in figures: `plots/style.py`
     dash: ClassVar[tuple[float, ...] | str] = ""  # of its line; "": solid
@@ -41,12 +42,12 @@ class Method(Options):
     needs_reference: ClassVar[bool] = False  # it asks for reference pairs; may be a property
     reconstructed: ClassVar[bool] = False  # the paper's own objective is not public
     checked: ClassVar[str] = ""  # how it was compared with its paper
-    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # who published it → with which options
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by whom → with which options
     place_on_map: ClassVar[Mapping[str, Any] | Beside] = Beside(None, "has no place on the map yet")
     memory: ClassVar[Memory | None] = None  # a field of methods that keep images
 
     def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
-        """Before the first step of a stage: teachers, averages. `batches`: one pass over the stage."""
+        """Before the first step of a stage: teachers, averages. `batches`: the stage once."""
 
     def trainable(self, clip: Clip) -> list[nn.Parameter]:
         """The parameters that the optimiser gets: what the tuner freed."""
@@ -78,8 +79,8 @@ class Method(Options):
                ) -> Float[Tensor, "images texts"]:
         """How well each image and each text go together; what is larger ranks first.
 
-        clip: the model that was deployed. image, text: its unit-norm features. classes: the class of
-        each text; None where the texts are no classes of the stream (held-out sets, captions)."""
+        clip: the model that was deployed. image, text: its unit-norm features. classes: the class
+        of each text; None where the texts are no classes of the stream (held-out sets, captions)."""
         return image @ text.T
 
     def table(self) -> list[dict]:

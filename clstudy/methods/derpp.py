@@ -41,7 +41,8 @@ class DERpp(Method):
     source = "Buzzega et al. 2020, DER++, arXiv 2004.07211"
     family = "memory"
     place_on_map = Beside(
-        "er", "also keeps what the model said about each image of the memory: old answers, no teacher")
+        "er", "also keeps what the model said about each image of the memory: old answers, "
+              "no teacher")
     checked = "equation 6, with cosines for logits"
 
     alpha: Annotated[float, Ge(0)] = 0.5  # weight of the logits term

@@ -39,7 +39,7 @@ from clstudy.models.clip import Clip
 
 @dataclass
 class GDRO(Method):
-    """`gcl` with robust class weights: KL, CVaR or exponentiated gradient."""
+    """`gcl` with robust class weights, by KL, CVaR or exponentiated gradient."""
 
     title = "GDRO"
     source = "reconstruction of King et al. 2026, arXiv 2605.03866; group DRO, arXiv 1911.08731"

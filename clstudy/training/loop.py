@@ -1,6 +1,6 @@
 """The loop. `train(config)` runs one point of the grid and returns its tables; read it from top to bottom.
 
-A method is called by eight verbs, all of them below. Nothing on the device is waited for in a step: losses are
+A method is called by its verbs, all of them below. Nothing on the device is waited for in a step: losses are
 gathered and looked at every `LOOK` steps (on the CPU, where nothing waits, at every step).
 """
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +39,12 @@ def batches(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: Te
         image = images[torch.from_numpy(chunk).to(images.device)].to(prompts.device).float() / 255
         yield Batch(image, tuple(labels.tolist()), tuple(chunk.tolist()), tuple(seen), prompts, stage,
                     reference=benchmark.reference)
+
+
+def one_pass(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: Tensor,
+             config: RunConfig) -> Iterator[Batch]:
+    """The stage once, without augmentation: what a method may look at before and after it."""
+    return batches(stage, benchmark, seen, prompts, config.batch_size, stage.index)
 
 
 def own_bar(config: RunConfig, stages: Sequence[Stage]):
@@ -118,8 +124,7 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
         cache = cache.copy()
         for stage in stages[at.stage:]:
             if not at.inside:
-                method.before_stage(clip, stage, batches(stage, benchmark, list(at.seen), prompts,
-                                                         config.batch_size, stage.index))
+                method.before_stage(clip, stage, one_pass(stage, benchmark, list(at.seen), prompts, config))
             trained = method.trainable(clip)
             optimizer = saver.resumed(make_optimizer(config, trained))  # a fresh one per stage, as SIT's code does
             at.moving |= towers_of(clip, trained)
@@ -150,20 +155,17 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
             gather(waiting, at.steps)
             watching.look({}, stage.number, at.images)
             check_weights(trained, stage.number)
-            method.after_stage(clip, batches(stage, benchmark, at.seen, prompts, config.batch_size, stage.index))
+            method.after_stage(clip, one_pass(stage, benchmark, at.seen, prompts, config))
             look(stage.number, complete=True)
             at.stage, at.epoch = at.stage + 1, 0
             distributed.save(saver)
     shown.close()
     tables = {**watching.tables(), **own_table(method)}
-    correct = pd.DataFrame(at.correct)
-    correct["bits"] = correct.bits.map(bytes.fromhex)
-    return Trained(pd.DataFrame(at.evals), pd.DataFrame(at.steps, columns=STEPS), correct, tables, cost.table(method),
+    return Trained(pd.DataFrame(at.evals), pd.DataFrame(at.steps, columns=STEPS), pd.DataFrame(at.correct), tables, cost.table(method),
                    method.deploy(clip))
 
 
 def packed(stage: int, correct: dict[tuple[str, str], np.ndarray]) -> list[dict]:
-    """Rows of `Trained.correct`: truth values of the images of a set, eight to a byte, the first in the highest bit; as
-    text while the run goes on, which a saved state holds as it is."""
+    """Rows of `Trained.correct`: truth values of the images of a set, eight to a byte, the first in the highest bit."""
     return [{"stage": stage, "set": name, "candidates": candidates, "count": len(right),
-             "bits": np.packbits(right).tobytes().hex()} for (name, candidates), right in correct.items()]
+             "bits": np.packbits(right).tobytes()} for (name, candidates), right in correct.items()]

@@ -13,7 +13,6 @@ from clstudy.probes.class_gradients import Classes
 from clstudy.probes.common import settled
 from clstudy.probes.drift import Drift
 from clstudy.probes.parameter_gradients import Gradients
-from clstudy.training.serialization import Rows
 from clstudy.utils.validation import choose
 
 MEMORY = ("looks", "before", "weights", "moved", "measured", "last")  # of a probe, from one look to the next
@@ -68,14 +67,14 @@ class Watching:
 
     def state(self) -> dict[str, dict]:
         """What the probes have seen; what they compare with is measured anew, before training."""
-        return {name: {"rows": Rows(settled(probe.rows))} | {key: getattr(probe, key) for key in MEMORY
+        return {name: {"rows": settled(probe.rows)} | {key: getattr(probe, key) for key in MEMORY
                                                              if hasattr(probe, key)}
                 for name, probe in self.probes.items()}
 
     def restore(self, state: dict[str, dict]) -> None:
         """See again what `state()` tells."""
         for name, seen in state.items():
-            vars(self.probes[name]).update({**seen, "rows": list(seen["rows"])})
+            vars(self.probes[name]).update(seen)
 
 
 @contextmanager

@@ -33,18 +33,13 @@ def clear_dead(runs: Path) -> None:
             continue
 
 
-def write_text(path: Path, text: str) -> None:
-    """Text files of the project are UTF-8 everywhere."""
-    path.write_text(text, encoding="utf-8")
-
-
 def write_json(path: Path, content: dict) -> None:
     """Write JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=1))
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file, whole or not at all: a reader never sees half of it."""
+    """Write a text file (UTF-8), whole or not at all: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.new")
     try:

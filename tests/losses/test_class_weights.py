@@ -82,7 +82,7 @@ def test_exponentiated_gradient_multiplies_the_weights_of_the_classes_drawn():
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    ({"form": "max"}, "robust='max' is unknown. Choices: balanced, cvar, eg, kl"),
+    ({"form": "max"}, "form='max' is unknown. Choices: balanced, cvar, eg, kl"),
     ({"strength": 0}, "strength=0: must be above 0"),
     ({"share": 1.5}, "share=1.5: must be above 0 and at most 1"), ({"beta": 0}, "beta=0")])
 def test_impossible_settings_are_refused(options, said):

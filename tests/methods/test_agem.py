@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from small_runs import train
+from small_runs import register, train
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parameters_to_vector
 
@@ -193,7 +193,7 @@ class Counting:
 @pytest.mark.parametrize("tuner", ["lora", "full"])
 def test_in_a_run_no_gradient_is_left_against_the_replayed_pairs(monkeypatch, tiny, tuner):
     method = Counting(size=10)
-    monkeypatch.setitem(METHODS, "counting", lambda: method)
+    register(monkeypatch, "counting", method)
     train(tiny.replace(method="counting", tuner=tuner, steps_per_batch=3, lr=1e-3))
     assert len(method.after) == 24 and min(method.after) > -1e-4
     assert 0 < sum(product < 0 for product in method.before) < 24  # some are edited, some are not

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
-from small_runs import train
+from small_runs import register, train
 from torch.nn.utils import parameters_to_vector
 
 from clstudy.losses.functional import match
 from clstudy.methods import METHODS
+from clstudy.methods.base import Method
 from clstudy.models.tuners import TUNERS
 
 TRAINED = sorted(set(METHODS) - {"frozen"})
@@ -17,7 +18,7 @@ TRAINED = sorted(set(METHODS) - {"frozen"})
 
 def of(config, method: str, **changes):
     """The run with this method; where the method is made for a tuner, with that one."""
-    needs = getattr(METHODS[method], "needs", None)
+    needs = METHODS[method].needs_tuner
     if needs:
         changes |= {"tuner": needs, "tower": TUNERS[needs].towers[-1]}
     return config.replace(method=method, **changes)
@@ -137,17 +138,17 @@ def test_texts_of_absent_classes_are_not_in_sits_loss(clip, batch):
     assert (word_gradients(clip, batch, "finetune") > 0).all()
 
 
-# ---- the eight verbs
+# ---- the verbs
 
 
 @dataclass
-class Recording:
+class Recording(Method):
     """A method that writes down how it is called."""
 
-    calls: list = field(default_factory=list)
+    calls: list = field(default_factory=list, init=False)
 
-    def before_stage(self, clip, stage):
-        self.calls.append(("before_stage", stage.number))
+    def before_stage(self, clip, stage, batches):
+        self.calls.append(("before_stage", stage.number, list(batches)))
 
     def trainable(self, clip):
         self.calls.append(("trainable",))
@@ -182,7 +183,7 @@ class Recording:
 def recorded(monkeypatch, tiny):
     """Calls of a run with three steps on each of four batches of two stages, and its tables."""
     method = Recording()
-    monkeypatch.setitem(METHODS, "recording", lambda: method)
+    register(monkeypatch, "recording", method)
     evals, steps = train(tiny.replace(method="recording", steps_per_batch=3, eval_every=20))
     return method.calls, evals, steps
 
@@ -295,7 +296,7 @@ def watched(monkeypatch, tiny, method, **changes) -> list:
     """Run with this method object; the batches that its loss saw."""
     batches, loss = [], method.loss
     method.loss = lambda clip, batch: batches.append(batch) or loss(clip, batch)
-    monkeypatch.setitem(METHODS, "watched", lambda: method)
+    register(monkeypatch, "watched", method)
     train(tiny.replace(method="watched", **changes))
     return batches
 
@@ -334,7 +335,7 @@ def test_a_method_without_its_term_is_another_one_exactly(tiny, name, args, limi
     ("derpp", {"alpha": -0.1}, "alpha=-0.1: must be at least 0"),
     ("derpp", {"temperature": 0}, "temperature=0: must be above 0"),
     ("clib", {"size": 0}, "size=0: must be at least 1"),
-    ("clib", {"replay": 0}, "replay=0: must be at least 1"),
+    ("clib", {"replay": 0}, "replay=0: must be a whole number, at least 1, or None"),
     ("clib", {"decay": 1}, "decay=1: must be from 0 to below 1"),
     ("lwf", {"weight": -1}, "weight=-1: must be at least 0"),
     ("geodl", {"weight": -1}, "weight=-1: must be at least 0"),
@@ -349,10 +350,10 @@ def test_a_method_without_its_term_is_another_one_exactly(tiny, name, args, limi
     ("gdro", {"cap": 0}, "cap=0: must be above 0"),
     ("clip_loss", {"replay": -1}, "replay=-1: must be at least 0"),
     ("vr_lwf", {"weight": -1}, "weight=-1: must be at least 0"),
-    ("vr_lwf", {"temperature": 0.0}, "temperature=0.0: must be above 0"),
+    ("vr_lwf", {"temperature": 0.0}, "temperature=0.0: must be a number, above 0, or None"),
     ("vr_lwf", {"form": "offical"}, "form='offical' is unknown. Did you mean official?"),
-    ("vr_lwf", {"size": 0}, "size=0: must be at least 1"),
-    ("vr_lwf", {"length": 0}, "length=0: must be at least 1"),
+    ("vr_lwf", {"size": 0}, "size=0: must be a whole number, at least 1, or None"),
+    ("vr_lwf", {"length": 0}, "length=0: must be a whole number, at least 1, or None"),
     ("vr_lwf", {"candidates": "all"}, "candidates='all' is unknown"),
     ("ewc", {"gamma": 1.5}, "gamma=1.5: must be from 0 to 1"),
     ("ewc", {"draws": 0}, "draws=0: must be at least 1"),
@@ -556,7 +557,7 @@ def test_distillation_starts_at_zero_in_each_stage_and_grows(tiny):
 def test_the_teacher_is_the_model_at_the_start_of_the_stage(monkeypatch, tiny):
     method, starts = METHODS["lwf"](), []
     before = method.before_stage
-    method.before_stage = lambda clip, stage: starts.append(weights(clip)) or before(clip, stage)
+    method.before_stage = lambda clip, *stage: starts.append(weights(clip)) or before(clip, *stage)
     watched(monkeypatch, tiny, method)
     taught = parameters_to_vector([p for n, p in method.teacher.named_parameters() if "lora_" in n])
     assert torch.equal(taught, starts[1]) and not torch.equal(*starts)
@@ -639,9 +640,9 @@ def test_consolidated_weights_stay_nearer_to_where_they_were(monkeypatch, tiny, 
     moved, starts, fishers = {}, {}, []
     for name in ("ewc", "finetune"):
         method, at = METHODS[name](), starts.setdefault(name, [])
-        method.before_stage = lambda clip, stage, method=method, at=at: (
+        method.before_stage = lambda clip, *_, method=method, at=at: (
             at.append(weights(clip)), fishers.append(getattr(method, "fisher", None)))
-        monkeypatch.setitem(METHODS, "watched", lambda method=method: method)
+        register(monkeypatch, "watched", method)
         _, steps, clip = learn(config.replace(method="watched"))
         moved[name] = weights(clip) - at[1]
         penalty = [row["value"] for row in steps if row["term"] == "penalty"]

@@ -1,7 +1,7 @@
 """Weights between two models, and the methods that deploy such: imm, wise_ft, zscl."""
 import pytest
 import torch
-from small_runs import train
+from small_runs import register, train
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
@@ -36,10 +36,10 @@ def watched(monkeypatch, config, method):
         after(clip, batches)
         seen["after"].append(weights(clip))
 
-    method.before_stage = lambda clip, stage: seen["start"].append(weights(clip)) or before(clip, stage)
+    method.before_stage = lambda clip, *stage: seen["start"].append(weights(clip)) or before(clip, *stage)
     method.edit_gradients = lambda clip: seen["step"].append(weights(clip)) or edit(clip)
     method.after_stage = after_stage
-    monkeypatch.setitem(METHODS, "watched", lambda: method)
+    register(monkeypatch, "watched", method)
     evals, steps = train(config.replace(method="watched"), keep=kept.append)
     return evals, steps, kept[0], seen
 

@@ -60,10 +60,10 @@ def world(toy, toy_model, monkeypatch, tmp_path):
 
     monkeypatch.setitem(BENCHMARKS, "hands", benchmark_of(hands))
 
-    def many(configs, workers=None, runs=None, keep_model=False, probes=()):
+    def train_all(configs, workers=None, runs=None, keep_model=False, probes=()):
         return [load_or_train(config, tmp_path / "runs", keep_model, probes=probes) for config in configs]
 
-    monkeypatch.setattr(workers, "many", many)
+    monkeypatch.setattr(workers, "train_all", train_all)
     monkeypatch.setattr(
         interpolation, "local", lambda function, items, workers: ((item, function(item)) for item in items)
     )

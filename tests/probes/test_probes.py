@@ -119,7 +119,7 @@ def widest(tuner: str) -> str:
     return "both" if "both" in towers else towers[0]
 
 
-TUNER = {name: getattr(METHODS[name], "needs", "lora") for name in METHODS}
+TUNER = {name: METHODS[name].needs_tuner or "lora" for name in METHODS}
 
 
 @pytest.mark.parametrize("name", METHODS)

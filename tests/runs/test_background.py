@@ -79,7 +79,7 @@ def test_a_run_that_is_held_stopped_and_taken_up_is_the_run_that_nobody_watched(
     assert training.state == "running"
     training.stop(wait=60)
     assert training.state == "stopped" and find(config, runs) is None
-    assert list((runs / f"{config.run_id}.draft").glob("state-*.jsonl"))
+    assert list((runs / f"{config.run_id}.draft").glob("state-*.pt"))
 
     training.start()
     second = {"steps": [], "evals": [], "drift": []}

@@ -48,9 +48,9 @@ CASES = [*METHODS, *MORE, PROBED]
 
 
 def settings(name: str, model: str) -> RunConfig:
-    tuner = getattr(METHODS.get(name), "needs", "lora")
+    tuner = METHODS[name].needs_tuner if name in METHODS else ""
     tower = {"tower": "image"} if tuner in ("l2p", "dualprompt", "mvp") else {}
-    own = {"method": "sit"} if name == PROBED else MORE.get(name, {"method": name, "tuner": tuner, **tower})
+    own = {"method": "sit"} if name == PROBED else MORE.get(name, {"method": name, "tuner": tuner or "lora", **tower})
     return RunConfig(benchmark="toy", stream="disjoint", stream_args={"tasks": 2}, model=model, **{**SHORT, **own})
 
 

@@ -79,14 +79,14 @@ def test_a_model_moves_as_a_whole(on_cuda):
     assert batch.text.device == batch.target.device == batch.present().text.device == CUDA
 
 
-PAIRS = [(tuner, name) for name in METHODS for tuner in TUNERS if getattr(METHODS[name], "needs", tuner) == tuner]
+PAIRS = [(tuner, name) for name in METHODS for tuner in TUNERS if METHODS[name].needs_tuner in ("", tuner)]
 
 
 @pytest.mark.parametrize(("tuned", "name"), PAIRS, indirect=["tuned"])
 def test_every_loss_is_computed_on_the_device_without_waiting(tuned, batch, name):
     (clip, _), method = tuned, METHODS[name]()
     method.before_stage(clip, batch.stage)  # on the host: fake tensors cannot be copied as a teacher is
-    if getattr(method, "needs_reference", False):
+    if method.needs_reference:
         method.rehearse(clip, batch)  # reference pairs are drawn on the host by design
     with FakeTensorMode():
         loss_on_the_device(method, clip, batch)
