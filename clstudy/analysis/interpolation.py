@@ -62,7 +62,8 @@ def along(start: Run | None, end: Run, shares: Sequence[float], held_out: Sequen
     a column share. Accuracy on all classes of the stream, each task and class, and the held-out sets named.
 
     The table is kept in the folder of `end` and read when it is there. A share below 0 or above 1 lies beyond an end.
-    ValueError: two different models or benchmarks, an unknown held-out set, a tuner that cannot be folded into the weights.
+    ValueError: two different models or benchmarks, an unknown held-out set, a tuner that cannot be
+    folded into the weights.
     FileNotFoundError: a run without its weights (`load_or_train(config, keep_model=True)`)."""
     kept = _file(start, end, shares, held_out)
     with suppress(OSError, ValueError):  # not there, or damaged: it is made again

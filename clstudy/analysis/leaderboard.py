@@ -61,8 +61,8 @@ def select(runs: Sequence[Run], **wanted: Sequence[str]) -> list[Run]:
 
 
 def scored(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
-    """`tables.scores` of each run, a row by its id, and the names of its held-out sets, a line each, as "held_out". kept: a
-    Parquet file that is read, and brought up to date."""
+    """`tables.scores` of each run, a row by its id, and the names of its held-out sets, a line each, as "held_out".
+    kept: a Parquet file that is read, and brought up to date."""
     code = "".join(fingerprint(Path(module.__file__)) for module in (tables, metrics, store))
     known = _read(kept)
     known = known[known.code == code]

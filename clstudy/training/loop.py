@@ -94,9 +94,8 @@ class Trained:
 def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), saver: Saver | None = None) -> Trained:
     """Run the stream once.
 
-    progress: has `update(images)` and `close()`, and may have `begin(position, probes, total)`. probes: names of
-    `probing.PROBES`. saver: saves the state now and then, and resumes from it. Raises NotFinite where a loss or a
-    weight is not finite, and KeyboardInterrupt after Ctrl-C, once the saver has saved."""
+    progress: has `update(images)` and `close()`, and may have `begin(position, probes, total)`. probes: of `PROBES`.
+    saver: saves now and then, and resumes. NotFinite: a loss or a weight. KeyboardInterrupt: Ctrl-C, once saved."""
     clip, benchmark, stages = prepare(config)
     method = config.make("method")
     augmentation, generator = AUGMENTATIONS[config.augmentation], torch.Generator().manual_seed(config.seed)

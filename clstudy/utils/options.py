@@ -89,7 +89,7 @@ def described(kind: type) -> list[Option]:
                    helps.get(one.name, "")) for one in _init_fields(kind)]
 
 
-def annotation(kind: type, name: str) -> Any:
+def annotation(kind: type, name: Any) -> Any:
     """The annotation of an option; None where there is no such option."""
     return {one.name: one.type for one in _init_fields(kind)}.get(name)
 

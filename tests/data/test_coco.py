@@ -276,7 +276,8 @@ def test_eurosat_keeps_the_last_pictures_of_each_class_for_testing(disk):
 
 def test_run_id_knows_the_names_and_not_the_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
-    assert len(BENCHMARKS["coco_crops"]().fingerprint()) == 2 and len(BENCHMARKS["coco_crops"](**BARE).fingerprint()) == 1
+    assert len(BENCHMARKS["coco_crops"]().fingerprint()) == 2
+    assert len(BENCHMARKS["coco_crops"](**BARE).fingerprint()) == 1
     assert BENCHMARKS["eurosat"](**BARE).fingerprint() != BENCHMARKS["coco_crops"](**BARE).fingerprint()
     assert RunConfig(benchmark="coco_crops").run_id != RunConfig(benchmark="coco_crops", benchmark_args=BARE).run_id
 

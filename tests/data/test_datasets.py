@@ -92,7 +92,8 @@ def test_any_published_set_can_be_a_held_out_set(disk):
 
 
 def test_an_order_of_a_paper_renumbers_the_classes_and_nothing_else(disk):
-    plain, ordered = BENCHMARKS["cifar100"](held_out=[]).load(), BENCHMARKS["cifar100"](held_out=[], order="icarl").load()
+    plain = BENCHMARKS["cifar100"](held_out=[]).load()
+    ordered = BENCHMARKS["cifar100"](held_out=[], order="icarl").load()
     assert [plain.train.class_names.index(name) for name in ordered.train.class_names[:4]] == [87, 0, 52, 58]
     assert torch.equal(plain.train.images, ordered.train.images)
     for part in ("train", "test"):
@@ -232,7 +233,8 @@ def test_missing_data_stop_a_run_before_the_model_is_loaded(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    ({"held_out": ["food"]}, "held_out='food' is unknown. Did you mean food101"), ({"held_out": "food101"}, r"\['food101'\]"),
+    ({"held_out": ["food"]}, "held_out='food' is unknown. Did you mean food101"),
+    ({"held_out": "food101"}, r"\['food101'\]"),
     ({"size": 0}, "size=0"), ({"template": "a photo"}, "template='a photo'"),
     ({"order": "alphabetical"}, "order='alphabetical' is unknown.*icarl"),
 ], ids=str)
@@ -247,8 +249,8 @@ def test_impossible_options_are_refused_before_anything_is_looked_for(options, s
 def test_a_run_on_a_published_set_trains(disk, toy_model):
     from small_runs import train
 
-    config = RunConfig(benchmark="cifar10", benchmark_args={"held_out": ["oxford_pets"], "size": 64}, model=str(toy_model),
-                       stream_args={"tasks": "groups"}, batch_size=10, steps_per_batch=1)
+    config = RunConfig(benchmark="cifar10", benchmark_args={"held_out": ["oxford_pets"], "size": 64},
+                       model=str(toy_model), stream_args={"tasks": "groups"}, batch_size=10, steps_per_batch=1)
     evals, _ = train(config)
     assert {"oxford_pets", "all classes", "class airplane"} <= {row["set"] for row in evals}
 

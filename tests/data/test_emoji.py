@@ -110,7 +110,8 @@ def test_labels_point_at_names_and_every_class_trains(benchmark):
 def test_class_names_are_unique_and_readable(kinds):
     for part in (kinds.train, *kinds.held_out.values()):
         assert len(set(part.class_names)) == len(part.class_names)
-    for part in (kinds.train, kinds.held_out["faces and people"], kinds.held_out["symbols"]):  # subgroups, made readable
+    # subgroups, made readable
+    for part in (kinds.train, kinds.held_out["faces and people"], kinds.held_out["symbols"]):
         for name in part.class_names:
             assert re.fullmatch(r"[a-z& ]+", name), name
 
@@ -185,7 +186,8 @@ def test_every_class_is_tested_with_about_the_share_asked_for(kinds):
 
 
 def test_another_split_has_other_test_concepts():
-    one, same, other = (BENCHMARKS["emoji"](families=["streamline-emojis"], split_seed=seed).load() for seed in (0, 0, 1))
+    one, same, other = (BENCHMARKS["emoji"](families=["streamline-emojis"], split_seed=seed).load()
+                        for seed in (0, 0, 1))
     assert pictures(one.test) == pictures(same.test) != pictures(other.test)
 
 

@@ -94,7 +94,8 @@ def test_without_a_weight_the_vocabulary_changes_nothing(tiny):
 def test_a_point_that_is_no_method_learns_the_toy_world(tiny):
     options = {"denominator": "moving", "class_weights": "kl", "vocabulary": "random", "size": 12, "policy": "quota",
                "draw": "balanced"}
-    evals, _ = train(tiny.replace(method="compose", method_args=options, stream="joint", stream_args={}, lr=3e-2, epochs=4))
+    config = tiny.replace(method="compose", method_args=options, stream="joint", stream_args={}, lr=3e-2, epochs=4)
+    evals, _ = train(config)
     found = {row["stage"]: row["value"] for row in evals if row["set"] == "all classes"}
     assert found[1] > found[0] + 0.3
 

@@ -269,7 +269,8 @@ def test_the_teacher_is_a_frozen_copy_that_sees_the_same_images(clip, batch):
 def test_a_larger_weight_keeps_features_nearer(tiny, toy, clip):
     """To those of the pretrained model, on images and class texts of the stream."""
     config = tiny.replace(method="geodl", stream_args={"tasks": 1}, tuner="full", lr=1e-3, steps_per_batch=3)
-    images, text = toy().load().test.images, clip.class_text(list(toy().load().test.class_names), toy().load().test.template)
+    test = toy().load().test
+    images, text = test.images, clip.class_text(list(test.class_names), test.template)
     kept, moved = {}, {}
     for weight in (0.0, 50.0):
         train(config.replace(method_args={"weight": weight}),

@@ -19,7 +19,7 @@ from clstudy.methods import METHODS
 from clstudy.methods.mvp import ignored, prompt_contrast
 from clstudy.models.clip import Clip
 from clstudy.models.tuners import TUNERS
-from clstudy.models.tuners.prompt_pool import Pool, _dual_options, pool_of
+from clstudy.models.tuners.prompt_pool import MVPPool, Pool, pool_of
 from clstudy.runs.run import load_tuned
 from clstudy.runs.store import load_or_train
 from clstudy.training.setup import prepare
@@ -83,7 +83,7 @@ def test_blocks_by_default(depth, general, expert):
     visual = torch.nn.Module()
     visual.transformer = torch.nn.Module()
     visual.transformer.resblocks = torch.nn.ModuleList(torch.nn.Identity() for _ in range(depth))
-    options = _dual_options(visual, 5, None, 20, None)
+    options = MVPPool().places(visual)
     assert (options["general_blocks"], options["expert_blocks"]) == (general, expert)
 
 

@@ -178,7 +178,7 @@ def test_layers_without_a_bias():
     assert made.plain().bias is None and torch.allclose(made.plain()(x), made(x))
 
 
-@pytest.mark.parametrize(("options", "said"), [({"rank": 0}, "tuner_args rank=0"), ({"rank": 2.5}, "rank=2.5"),
+@pytest.mark.parametrize(("options", "said"), [({"rank": 0}, "tuner_args: rank=0"), ({"rank": 2.5}, "rank=2.5"),
                                                ({"low_rank": "no"}, "low_rank='no': must be True or False"),
                                                ({"qkv": 1}, "qkv=1: must be True or False")], ids=str)
 def test_impossible_options_are_refused_with_the_run(tiny, options, said):

@@ -207,7 +207,7 @@ def test_full_above_nothing_is_the_whole_tower_and_other_towers_have_no_blocks(c
         other = Clip(open_clip.model.CLIP(**open_clip.get_model_config("RN50")), open_clip.SimpleTokenizer(), "RN50")
     TUNERS["full"]().apply(other, "image")
     assert set(free(other)) == {name for name, _ in other.tower("image")}
-    with pytest.raises(ValueError, match="tuner='full'.*image tower.*'RN50' is a ModifiedResNet"):
+    with pytest.raises(ValueError, match="tuner Full.*image tower.*'RN50' is a ModifiedResNet"):
         TUNERS["full"](above=1).apply(other, "both")
 
 
@@ -435,7 +435,7 @@ def test_a_residual_network_is_refused_and_its_text_tower_taken(name):
     with torch.device("meta"):
         clip = Clip(open_clip.model.CLIP(**open_clip.get_model_config("RN50")), open_clip.SimpleTokenizer(), "RN50")
     for tower in ("image", "both"):
-        with pytest.raises(ValueError, match=f"tuner='{name}'.*image tower.*'RN50' is a ModifiedResNet"):
+        with pytest.raises(ValueError, match=f"tuner {TUNERS[name].title}.*image tower.*'RN50' is a ModifiedResNet"):
             TUNERS[name]().apply(clip, tower)
     TUNERS[name]().apply(clip, "text")
     assert free(clip)

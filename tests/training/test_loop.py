@@ -306,7 +306,8 @@ def test_a_stream_of_domains_has_a_column_for_each(monkeypatch, tiny, toy, tmp_p
         return replace(whole, train=parts[0], test=parts[1])
 
     monkeypatch.setitem(BENCHMARKS, "painted", benchmark_of(painted))
-    run = load_or_train(tiny.replace(benchmark="painted", stream="domains", stream_args={"order": "given"}), runs=tmp_path)
+    config = tiny.replace(benchmark="painted", stream="domains", stream_args={"order": "given"})
+    run = load_or_train(config, runs=tmp_path)
     found = run.domains()
     assert found.index.tolist() == [0, 1, 2, 3] and set(found.columns) == {"ink", "oil", "chalk"}
     assert found.notna().all(axis=None) and run.evals.images_seen.max() == 60

@@ -83,8 +83,9 @@ class DomainNet(Photographs):
         if lacks:
             there = [name for name in chosen if not any(path.startswith(name) for path in lacks)]
             advice = f'; or take what is there: benchmark_args={{"domains": {there}}}' if there else ""
-            raise FileNotFoundError(f"not in {downloads()}: domainnet ({', '.join(lacks)}). {how_to_get(['domainnet'])}; "
-                                    f"CLSTUDY_DATA names another folder{advice}")
+            raise FileNotFoundError(
+                f"not in {downloads()}: domainnet ({', '.join(lacks)}). {how_to_get(['domainnet'])}; "
+                f"CLSTUDY_DATA names another folder{advice}")
         self.require_held_out()
 
     def load(self) -> BenchmarkData:

@@ -75,11 +75,13 @@ class ImageNet(Photographs):
             flat = folder == "val" and not there & set(classes)
             lacks = [] if flat else [key for key in classes if key not in there]
             if lacks:
-                raise FileNotFoundError(f"{place / folder} lacks {len(lacks)} of the {len(classes):,} folders of classes "
-                                        f"({', '.join(lacks[:3])}{', …' if lacks[3:] else ''}). {again('imagenet')}")
+                few = ", ".join(lacks[:3]) + (", …" if lacks[3:] else "")
+                raise FileNotFoundError(f"{place / folder} lacks {len(lacks)} of the {len(classes):,} "
+                                        f"folders of classes ({few}). {again('imagenet')}")
             if flat and not (place / SOLUTION).exists() and not (place / DEVKIT).exists():
-                raise FileNotFoundError(f"{place / folder} has no folders of classes, and neither {place / SOLUTION} nor "
-                                        f"{place / DEVKIT} tells the classes of its pictures")
+                raise FileNotFoundError(
+                    f"{place / folder} has no folders of classes, and neither {place / SOLUTION} nor "
+                    f"{place / DEVKIT} tells the classes of its pictures")
         self.require_held_out()
 
     def load(self) -> BenchmarkData:
