@@ -21,7 +21,7 @@ from typing import Any
 from loky import get_reusable_executor
 
 from clstudy.runs.lock import Busy
-from clstudy.runs.run import Run, find
+from clstudy.runs.run import Runs, find
 from clstudy.runs.store import _check_probes, _usable, load_or_train
 from clstudy.training.config import RunConfig
 from clstudy.utils import paths
@@ -36,7 +36,7 @@ def train_all(
     runs: Path | None = None,
     keep_model: bool = False,
     probes: Sequence[str] = (),
-) -> list[Run]:
+) -> Runs:
     """`load_or_train` for each, in worker processes that divide the cores; finished runs are reused.
 
     workers: default one per core, or one where a GPU computes. A run that another process makes is waited for when the
@@ -56,7 +56,7 @@ def train_all(
                 shown.update()
     if errors:
         raise errors[0]
-    return [load_or_train(config, runs, keep_model, probes=probes) for config in configs]
+    return Runs(load_or_train(config, runs, keep_model, probes=probes) for config in configs)
 
 
 def cores() -> int:
