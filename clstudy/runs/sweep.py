@@ -22,7 +22,7 @@ from clstudy.runs import store
 from clstudy.runs import workers as processes
 from clstudy.runs.grid import Task
 from clstudy.runs.lock import Busy
-from clstudy.runs.run import Run, find
+from clstudy.runs.run import Runs, find
 from clstudy.runs.status import DONE, FAILED, INTERRUPTED, Board, alive, by, first_line, read
 from clstudy.training.config import RunConfig
 from clstudy.utils import paths
@@ -151,10 +151,10 @@ class Sweep:
     code: int = DONE
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> Runs:
         """The runs that are there, in the order of the grid."""
         found = [find(task.config, self.plan.work.runs) for task in self.plan.tasks if task.config]
-        return [run for run in found if run]
+        return Runs(run for run in found if run)
 
     def __str__(self) -> str:
         made = len(self.plan.tasks) - len(self.failed)
