@@ -13,6 +13,7 @@ from clstudy.analysis import interpolation
 from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.notebooks import parameters as parameters_module
 from clstudy.runs import workers
+from clstudy.runs.run import Runs
 from clstudy.runs.store import load_or_train
 from clstudy.utils import paths
 from clstudy.utils.paths import NOTEBOOKS
@@ -63,6 +64,7 @@ def world(toy, toy_model, monkeypatch, tmp_path):
         return [load_or_train(config, tmp_path / "runs", keep_model, probes=probes) for config in configs]
 
     monkeypatch.setattr(workers, "many", many)
+    monkeypatch.setattr("clstudy.train_all", lambda *args, **options: Runs(many(*args, **options)))
     monkeypatch.setattr(
         interpolation, "local", lambda function, items, workers: ((item, function(item)) for item in items)
     )
