@@ -1,10 +1,11 @@
 """`grid`, `Runs`, `scores` and `compare` on finished runs written by hand, with differences that can be computed."""
 import numpy as np
+import pandas as pd
 import pytest
 from small_runs import evaluations, make
 
 from clstudy import RunConfig, Runs, compare, grid, scores
-from clstudy.analysis.comparisons import tell
+from clstudy.analysis.comparisons import compare_values, tell
 from clstudy.runs.run import Run
 
 LAST = {("finetune", "lora"): [.40, .50, .60], ("sit", "lora"): [.55, .60, .75], ("finetune", "full"): [.50, .50, .50],
@@ -72,6 +73,16 @@ def test_sentences_name_both_sides_the_interval_and_the_number_of_pairs(runs):
     assert "full, A_last: SIT is not significantly different from fine-tuning" in second
 
 
+def test_a_column_of_any_table_is_compared_in_the_same_way(runs):
+    table = scores(runs, "A_last")
+    found = compare_values(table, "A_last", by=["tuner"])
+    pd.testing.assert_frame_equal(found, compare(runs, "A_last", by=["tuner"]))
+    said = tell(compare_values(table[table.tuner == "full"], "A_last"), unit="", digits=2, means=True)
+    assert said.startswith("A_last: sit is not significantly different from finetune: 50.00 against 50.00, +0.00 (95 %")
+    with pytest.raises(ValueError, match="tunr.*tuner"):
+        compare_values(table, "A_last", by=["tunr"])
+
+
 def test_what_cannot_be_compared_is_refused_with_what_to_do(runs):
     with pytest.raises(ValueError, match="differ in tuner: name it in by=, or choose runs with where"):
         compare(runs.where(method="sit") + runs.where(method="finetune", tuner="lora"), "A_last")
@@ -88,5 +99,13 @@ def test_a_grid_has_every_combination_once_and_an_option_goes_where_it_belongs()
         ("vr_lwf", 8, 1)]
     assert {c.stream_args["tasks"] for c in made} == {5}
     assert grid(method="vr_lwf", weight=2) == grid(method="vr_lwf", **{"method_args.weight": 2})
+    shared = {"benchmark_args": {"families": ["noto", "twemoji"]}, "milestones": [1], "epochs": 2}
+    listed = grid(shared, seed=[0, 1])  # what is shared is taken as it is
+    assert [(c.seed, c.benchmark_args["families"], c.milestones) for c in listed] == [
+        (seed, ["noto", "twemoji"], [1]) for seed in (0, 1)]
+    several = grid([{"tuner": "full", "lr": 2e-5}, {"tuner": "lora"}], seed=[0, 1])
+    assert [(c.tuner, c.lr, c.seed) for c in several] == [
+        ("full", 2e-5, 0), ("full", 2e-5, 1), ("lora", 5e-4, 0), ("lora", 5e-4, 1)]
+    assert grid([], seed=[0, 1]) == []
     with pytest.raises(ValueError, match="wieght"):
         grid(method=["finetune", "vr_lwf"], wieght=1)

@@ -14,6 +14,7 @@ from clstudy.analysis import interpolation
 from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.notebooks import parameters as parameters_module
 from clstudy.runs import workers
+from clstudy.runs.run import Runs
 from clstudy.runs.store import load_or_train
 from clstudy.utils import paths
 from clstudy.utils.paths import NOTEBOOKS
@@ -61,9 +62,10 @@ def world(toy, toy_model, monkeypatch, tmp_path):
     monkeypatch.setitem(BENCHMARKS, "hands", benchmark_of(hands))
 
     def train_all(configs, workers=None, runs=None, keep_model=False, probes=()):
-        return [load_or_train(config, tmp_path / "runs", keep_model, probes=probes) for config in configs]
+        return Runs(load_or_train(config, tmp_path / "runs", keep_model, probes=probes) for config in configs)
 
     monkeypatch.setattr(workers, "train_all", train_all)
+    monkeypatch.setattr("clstudy.train_all", train_all)
     monkeypatch.setattr(
         interpolation, "local", lambda function, items, workers: ((item, function(item)) for item in items)
     )
