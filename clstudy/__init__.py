@@ -20,6 +20,7 @@ _HOME = {
     "scores": "clstudy.analysis.scores",
     "compare": "clstudy.analysis.comparisons",
     "many": "clstudy.runs.workers",
+    "train_all": "clstudy.runs.workers",
 }
 
 

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -83,14 +84,22 @@ def points(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [_nested(dict(zip(flat, values, strict=True))) for values in itertools.product(*flat.values())]
 
 
-def grid(**choices: Any) -> list[RunConfig]:
+def grid(shared: Mapping[str, Any] | Sequence[Mapping[str, Any]] = MappingProxyType({}), /,
+         **choices: Any) -> list[RunConfig]:
     """Every combination of some settings, each once: `grid(method=["finetune", "sit"], lr=[5e-4, 5e-3], seed=range(8))`.
 
     A list or range is a choice; a value that is itself a list stands in another one (`milestones=[[3, 5]]`). An option
     of an axis is written flat (`weight=[1, 8]`: for the benchmark, stream, tuner and method that has it, the others are
-    run once) or dotted (`**{"method_args.weight": [1, 8]}`). ValueError: impossible settings, an option that nothing
-    has."""
-    return [task.config for task in run_tasks([choices])]
+    run once) or dotted (`**{"method_args.weight": [1, 8]}`). shared: settings of all runs as they are, where a list is
+    a value and no choice; or several such dicts, each with all the choices. ValueError: impossible settings, an option
+    that nothing has."""
+    bases = [shared] if isinstance(shared, Mapping) else shared
+    return [task.config for task in run_tasks([_as_choices(base) | choices for base in bases])]
+
+
+def _as_choices(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a grid of one point."""
+    return {name: _as_choices(value) if isinstance(value, Mapping) else [value] for name, value in settings.items()}
 
 
 def routed(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

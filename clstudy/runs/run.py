@@ -2,7 +2,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,6 +111,55 @@ class Run:
     def _by_stage(self, kind: str, candidates: str) -> pd.DataFrame:
         rows = self.evals[(self.evals.kind == kind) & (self.evals.candidates == candidates) & self.evals.stage_end]
         return rows.pivot(index="stage", columns="name", values="value")
+
+
+class Runs(Sequence):
+    """Finished runs in their order, chosen by their settings: `runs.where(method="sit", seed=[0, 1])`. `+` joins, each
+    run once."""
+
+    def __init__(self, runs: Iterable[Run] = ()):
+        self._runs = tuple(runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __getitem__(self, place):
+        return Runs(self._runs[place]) if isinstance(place, slice) else self._runs[place]
+
+    def __add__(self, other: Iterable[Run]) -> "Runs":
+        joined = {}
+        for run in (*self, *other):
+            joined.setdefault(run.folder, run)
+        return Runs(joined.values())
+
+    def __repr__(self) -> str:
+        return f"Runs({len(self)})"
+
+    def where(self, **settings: Any) -> "Runs":
+        """The runs with these settings; a list or range is a choice. An option of an axis is written as `scores` has
+        it, flat ("size") or dotted ("method_args.size"); a run without the option has None. ValueError: a setting that
+        no run has."""
+        flats, kept = [flat(run.config) for run in self], list(self)
+        known = list(dict.fromkeys(name for one in flats for name in one))
+        for name, wanted in settings.items():
+            named = [name] if name in known else [one for one in known if one.rpartition(".")[2] == name]
+            if not named and kept:
+                raise ValueError(f"where: {name} is no setting of these runs. Choices: {', '.join(known)}")
+            choices = list(wanted) if isinstance(wanted, list | tuple | range | set) else [wanted]
+            values = [next((one[n] for n in named if n in one), None) for one in flats]
+            fits = [value in choices for value in values]
+            kept = [run for run, fit in zip(kept, fits, strict=True) if fit]
+            flats = [one for one, fit in zip(flats, fits, strict=True) if fit]
+        return Runs(kept)
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """The settings of a run, the options of its axes under dotted names: "method_args.size"."""
+    settings = {}
+    for name, value in config.model_dump().items():
+        options = isinstance(value, dict) and name.endswith("_args")
+        settings |= {f"{name}.{key}": one for key, one in value.items()} if options else {name: value}
+    return settings
 
 
 def _rows(folder: Path, name: str) -> pd.DataFrame:

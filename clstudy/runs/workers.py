@@ -20,7 +20,7 @@ from clstudy.utils import paths
 from clstudy.runs.lock import Busy
 from clstudy.training.config import RunConfig
 from clstudy.utils.progress import bar
-from clstudy.runs.run import Run, find
+from clstudy.runs.run import Run, Runs, find
 from clstudy.runs.store import _check_probes, _usable, load_or_train
 
 
@@ -45,6 +45,11 @@ def many(configs: Sequence[RunConfig], workers: int | None = None, runs: Path | 
     if errors:
         raise errors[0]
     return [load_or_train(config, runs, keep_model, probes=probes) for config in configs]
+
+
+def train_all(configs: Sequence[RunConfig], **options: Any) -> Runs:
+    """`many`, whose runs can be chosen by their settings."""
+    return Runs(many(configs, **options))
 
 
 class _Make:

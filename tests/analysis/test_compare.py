@@ -88,5 +88,13 @@ def test_a_grid_has_every_combination_once_and_an_option_goes_where_it_belongs()
         ("vr_lwf", 8, 1)]
     assert {c.stream_args["tasks"] for c in made} == {5}
     assert grid(method="vr_lwf", weight=2) == grid(method="vr_lwf", **{"method_args.weight": 2})
+    shared = {"benchmark_args": {"families": ["noto", "twemoji"]}, "milestones": [1], "epochs": 2}
+    listed = grid(shared, seed=[0, 1])  # what is shared is taken as it is
+    assert [(c.seed, c.benchmark_args["families"], c.milestones) for c in listed] == [
+        (seed, ["noto", "twemoji"], [1]) for seed in (0, 1)]
+    several = grid([{"tuner": "full", "lr": 2e-5}, {"tuner": "lora"}], seed=[0, 1])
+    assert [(c.tuner, c.lr, c.seed) for c in several] == [
+        ("full", 2e-5, 0), ("full", 2e-5, 1), ("lora", 5e-4, 0), ("lora", 5e-4, 1)]
+    assert grid([], seed=[0, 1]) == []
     with pytest.raises(ValueError, match="wieght"):
         grid(method=["finetune", "vr_lwf"], wieght=1)
