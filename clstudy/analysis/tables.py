@@ -34,9 +34,12 @@ def pairs(runs: Groups, x: str, y: str, by: Sequence[str]) -> pd.DataFrame:
 
 
 def table(runs: Groups, metrics: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
-    """A row per group, a column per metric: "mean ± half width" of the 95 % interval over its runs (Student t)."""
+    """A row per group, a column per metric: "mean ± half width" of the 95 % interval over its runs (Student t).
+
+    The values of `by` are text; "-" where a group has none."""
     rows = {}
-    for key, group in grouped(runs, by).items():
+    for values, group in grouped(runs, by).items():
+        key = tuple("-" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in values)
         found = pd.DataFrame([metrics_of(run) for run in group])
         rows[key] = {name: _text(interval(found[name].tolist())) for name in metrics}
     made = pd.DataFrame.from_dict(rows, orient="index")

@@ -8,6 +8,8 @@ A notebook never waits for an answer: it also runs to its end without one.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from clstudy.evaluation.metrics import Interval
 from clstudy.utils.validation import choose
 
@@ -20,11 +22,13 @@ class Guess:
     choices: tuple[str, ...]
     mine: str | None
 
-    def turned_out(self, found: str | Interval) -> bool | None:
+    def turned_out(self, found: str | Interval | pd.DataFrame) -> bool | None:
         """Print whether the guess was right and return it; without a guess None.
 
-        found: one of the choices, or the interval of a difference. The interval means the first
+        found: one of the choices, the interval of a difference, or the row of `compare`. The interval means the first
         choice if it lies above zero, the second if it lies below, the third if it contains zero."""
+        if isinstance(found, pd.DataFrame):
+            found = Interval(found.difference.item(), found.high.item() - found.difference.item())
         answer = self._told(found) if isinstance(found, Interval) else choose("found", found, self.choices)
         if self.mine is None:
             told = "You wrote no guess. Write one into the cell above and run both cells again."

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
+import clstudy
 from clstudy.analysis import interpolation
 from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.notebooks import parameters as parameters_module
 from clstudy.runs import workers
+from clstudy.runs.run import Runs
 from clstudy.runs.store import load_or_train
 from clstudy.utils import paths
 from clstudy.utils.paths import NOTEBOOKS
@@ -20,15 +22,15 @@ from tests.notebooks.test_notebooks import cells, names
 
 FEW = {"benchmark": "toy", "benchmark_args": {}, "seeds": [0, 1], "precision": "fp32"}
 STREAM = FEW | {"tasks": 2, "lr": 0.01, "eval_every": 20}
-ONE = FEW | {"epochs": 1, "batch_size": 32, "lr": 0.01, "sessions": 2}
+ONE = FEW | {"epochs": 1, "batch_size": 32, "lr": 0.01, "sessions": {"tasks": 2}}
 TOY = {  # parameters that make it small; the model is the toy's
     "03_candidates": FEW | {"tasks": 2, "eval_every": 20, "both_softmaxes": True, "memory": 12,
                             "more_benchmarks": {"other": {}}, "more_tuners": ["adapter"]},
     "04_gradients": STREAM | {"look_at": 2},
     "05_which_encoder": STREAM,
     "06_streams": STREAM,
-    "07_vocabulary": ONE | {"weights": [1], "weight": 1, "sizes": [5], "lengths": [1],
-                            "others": {"zscl": [1], "geodl": [1]}, "more_vocabularies": ["words"]},
+    "07_vocabulary": ONE | {"weights": {"class names": [1], "random": [1], "words": [1], "pairs": [1], "subspace": [1]},
+                            "weight": 1, "sizes": [5], "lengths": [1]},
     "08_weights": ONE | {"shares": [0, 0.5, 1], "average_every": 1},
     "09_small_memory": STREAM | {"classes": 6, "sizes": [1, 2], "size": 2, "herding_at": 1, "visits": 2,
                                  "side": ["concepts"]},
@@ -63,6 +65,7 @@ def world(toy, toy_model, monkeypatch, tmp_path):
         return [load_or_train(config, tmp_path / "runs", keep_model, probes=probes) for config in configs]
 
     monkeypatch.setattr(workers, "many", many)
+    monkeypatch.setattr(clstudy, "train_all", lambda configs, **options: Runs(many(configs, **options)))
     monkeypatch.setattr(
         interpolation, "local", lambda function, items, workers: ((item, function(item)) for item in items)
     )

@@ -18,13 +18,16 @@ import pytest
 import small_runs
 import torch
 
+import clstudy
 from clstudy import load_clip
+from clstudy.data import benchmarks as data_benchmarks
 from clstudy.data.benchmarks import BENCHMARKS, domainnet
 from clstudy.data.benchmarks.datasets import SIDE
 from clstudy.data.benchmarks.sit_benchmarks import TEMPLATE
 from clstudy.data.streams import STREAMS
 from clstudy.notebooks import parameters
 from clstudy.runs import store, workers
+from clstudy.runs.run import Runs
 from clstudy.training import setup
 from clstudy.utils.paths import NOTEBOOKS
 from tests import small_sets
@@ -40,9 +43,8 @@ COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
     "04_gradients": lambda p: 2,
     "05_which_encoder": lambda p: 3 * len(p["methods"]) + 1,
     "06_streams": lambda p: len(p["methods"]) * len(p["disjoint_shares"]),
-    "07_vocabulary": lambda p: (len(p["towers"]) + len(p["weights"]) * (1 + len(p["vocabularies"])) + len(p["sizes"])
-                                + sum(map(len, p["others"].values())) + len(p["more_vocabularies"]) + len(p["lengths"])
-                                + 3),
+    "07_vocabulary": lambda p: (len(p["towers"]) + sum(map(len, p["weights"].values())) + len(p["sizes"])
+                                + len(p["lengths"]) + 3),
     "08_weights": lambda p: 2 + len(p["averages"]) + 6,
     "09_small_memory": lambda p: 3 + len(p["without"]) + len(p["rehearsing"]) * len(p["sizes"]) + len(p["beside"]),
     "10_domains": lambda p: 1 + p["joint"] + len(p["without"]) + len(p["methods"]) + len(p["scratch"]),
@@ -65,7 +67,7 @@ def needed(path) -> list[ast.stmt]:
 
     What only looks at runs is left out; and the exercises, whose functions are not written yet."""
     source = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    chosen, wanted, making = [], set(), {"many", "load_or_train"}
+    chosen, wanted, making = [], set(), {"many", "train_all", "load_or_train"}
     statements = [(statement, names(symtable.symtable(ast.unparse(statement), path.stem, "exec")))
                   for text in source for statement in ast.parse(text).body]
     for statement, (defined, used) in statements:
@@ -83,10 +85,11 @@ def collect(path, values: dict) -> list:
 
     def many(configs, *_, **__):
         found.extend(configs)
-        return [SimpleNamespace(id=config.run_id, config=config) for config in configs]
+        return Runs(SimpleNamespace(id=config.run_id, config=config, folder=config.run_id) for config in configs)
 
     body = [statement for statement in needed(path) if not isinstance(statement, ast.AnnAssign)]  # not the parameters
-    with mock.patch.object(workers, "many", many), \
+    with mock.patch.object(workers, "many", many), mock.patch.object(clstudy, "train_all", many), \
+            mock.patch.object(data_benchmarks, "check"), \
             mock.patch.object(store, "load_or_train", lambda config, *_, **__: many([config])[0]):
         exec(compile(ast.Module(body, []), path.stem, "exec"), space)
     return found
