@@ -19,7 +19,6 @@ _HOME = {
     "grid": "clstudy.runs.grid",
     "scores": "clstudy.analysis.scores",
     "compare": "clstudy.analysis.comparisons",
-    "many": "clstudy.runs.workers",
     "train_all": "clstudy.runs.workers",
 }
 

@@ -272,7 +272,7 @@ def status(name: Annotated[str | None, typer.Argument(help="Of a sweep. Default:
 
 @app.command()
 def clean(kinds: Annotated[list[str] | None, typer.Argument(
-              help="drafts, broken, runs, tables, notebooks, sweeps (default: all of these), weights.")] = None,
+              help="drafts, runs, tables, notebooks, sweeps (default: all of these), weights.")] = None,
           do: Annotated[bool, typer.Option("--do", help="Remove; otherwise only shown.")] = False,
           figures: Annotated[Path | None, typer.Option(help="Whose runs are kept. Default: figures")] = None) -> None:
     """Remove what no figure needs and nobody is making. Shows what would go, unless --do is given."""
@@ -289,52 +289,77 @@ def clean(kinds: Annotated[list[str] | None, typer.Argument(
         typer.echo("nothing was removed; --do removes it")
 
 
-LOOPS = {"clip", "tower", "labels", "seed", "images", "generator", "domains", "batch", "count", "length", "draws"}
-
-
 @app.command("list")
 def list_(what: Annotated[str | None, typer.Argument(
-        help="benchmarks, streams, tuners, methods, augmentations, vocabularies or notebooks")] = None) -> None:
-    """What there is to choose from; for notebooks, with their parameters."""
-    import inspect
-
-    from clstudy.data.augment import AUGMENTATIONS
-    from clstudy.data.benchmarks import BENCHMARKS
-    from clstudy.data.streams import STREAMS
+        help="benchmarks, streams, tuners, methods, augmentations, vocabularies or notebooks")] = None,
+        markdown_: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help=(
+            "Write the tables of the axes into this file, each between its two markers."))] = None
+        ) -> None:
+    """What there is to choose from, with all options; for notebooks, with their parameters."""
     from clstudy.losses.vocabularies import VOCABULARIES
-    from clstudy.methods import METHODS
-    from clstudy.models.tuners import TUNERS
     from clstudy.notebooks import parameters
+    from clstudy.training.config import AXES, registry
     from clstudy.utils.validation import choose
 
-    tables = {"benchmarks": BENCHMARKS, "streams": STREAMS, "tuners": TUNERS, "methods": METHODS,
-              "augmentations": AUGMENTATIONS, "vocabularies": VOCABULARIES, "notebooks": None}
+    if markdown_:
+        for axis in TABLES:
+            markdown_.write_text(filled(markdown_.read_text(), axis))
+        return
+    axes = {f"{axis}s": axis for axis in AXES}
     try:
-        names = [choose("list", what, tables)] if what else list(tables)
+        known = [*axes, "augmentations", "vocabularies", "notebooks"]
+        names = [choose("list", what, known)] if what else known
     except ValueError as error:
         fail(error)
     for name in names:
         typer.secho(name, bold=True)
-        if name == "notebooks":
+        if name in axes:
+            for key, kind in registry(axes[name]).items():
+                typer.echo(f"  {key:16} {_first_sentence(kind.__doc__ or '')}\n{_options(kind)}".rstrip())
+        elif name == "notebooks":
             for path in parameters.find_notebooks():
                 typer.echo(f"  {path.stem}\n{_indent(parameters.table(parameters.parameters(path)))}")
-            continue
-        for key, thing in tables[name].items():
-            doc = sys.modules[thing.__module__].__doc__ if name == "methods" else thing.__doc__
-            options = [p for n, p in inspect.signature(thing).parameters.items()
-                       if n not in LOOPS]
-            typer.echo(f"  {key:16} {_first_sentence(doc or '')}")
-            if options:
-                typer.echo(f"  {'':16} {', '.join(_option(p) for p in options)}")
+        else:
+            things = VOCABULARIES if name == "vocabularies" else registry("augmentation")
+            for key, function in things.items():
+                typer.echo(f"  {key:16} {_first_sentence(function.__doc__ or '')}")
+
+
+TABLES = ("methods", "benchmarks", "streams", "tuners")
+
+
+def filled(text: str, axis: str) -> str:
+    """A text whose table of this axis, between `<!-- AXIS -->` and `<!-- /AXIS -->`, is that of the classes."""
+    start, end = f"<!-- {axis} -->\n", f"<!-- /{axis} -->"
+    if start not in text or end not in text:
+        return text
+    return text[:text.index(start)] + start + markdown(axis) + text[text.index(end):]
+
+
+def markdown(axis: str) -> str:
+    """All choices of an axis as a table: name, what it is, source and, of methods, how each was checked."""
+    from clstudy.training.config import registry
+
+    heads = ["name", "what it is", "source", "checked against the paper"][:4 if axis == "methods" else 3]
+    rows = [heads, ["---"] * len(heads)]
+    for name, kind in registry(axis.removesuffix("s")).items():
+        rows.append([f"`{name}`", _first_sentence(kind.__doc__ or "").removesuffix("."), kind.source])
+        if axis == "methods":
+            rows[-1].append(f"◐ {kind.checked}" if kind.checked else "")
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _options(kind: type) -> str:
+    """A line for each option of a choice: default, what is allowed, help."""
+    from clstudy.utils.options import described
+
+    return "\n".join(f"  {'':16} {one.name}{f'={one.default}' if one.default else ''}: {one.allowed}"
+                     f"{f'; {one.help}' if one.help else ''}" for one in described(kind))
 
 
 def _first_sentence(doc: str) -> str:
     """Of a docstring's first paragraph, in one line."""
     return re.split(r"(?<=[.:;]) (?=[A-Z])|:$", " ".join(doc.strip().split("\n\n")[0].split()))[0]
-
-
-def _option(parameter) -> str:
-    return parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default!r}"
 
 
 def _indent(text: str) -> str:

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium h
 PICTURES = os.environ.get("CLSTUDY_SCREENSHOTS")  # the folder they go to; then notebooks run as they are
 HAND = {"benchmark_args": {"families": ["streamline-emojis"]}, "seeds": [0, 1], "precision": "fp32"}
 STREAM = HAND | {"tasks": 2, "eval_every": 1000, "steps_per_batch": 1}
-UPDATE = {"benchmark_args": {"update": ["activities"], "side": ["other classes"], "train_families": ["noto"],
+UPDATE = {"benchmark_args": {"update": ["activities"], "held_out": ["other classes"], "train_families": ["noto"],
                              "test_families": ["twemoji"]}, "seeds": [0, 1], "precision": "fp32", "epochs": 1,
           "sessions": 2}
 SMALL = {  # parameters that make it small; the model is a toy's wherever it can be chosen
@@ -51,7 +51,7 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
     "07_vocabulary": UPDATE | {"weights": [1], "weight": 1, "sizes": [5, 9], "lengths": [1], "towers": ["both"],
                                "more_vocabularies": []},
     "08_weights": UPDATE | {"shares": [0, 0.5, 1], "average_every": 1},
-    "09_small_memory": STREAM | {"sizes": [1, 2], "size": 2, "herding_at": 0, "visits": 2, "side": ["concepts"],
+    "09_small_memory": STREAM | {"sizes": [1, 2], "size": 2, "herding_at": 0, "visits": 2, "held_out": ["concepts"],
                                  "beside": {}, "without": {"finetune": {}}, "gammas": [1.0, 0.5]},
     "10_domains": {"benchmark_args": {"families": ["noto", "twemoji"]}, "shown_args": {}, "seeds": [0, 1], "size": 1,
                    "precision": "fp32"},

@@ -15,6 +15,9 @@ import atexit
 import json
 import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,10 +26,28 @@ import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
+beartyped = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+
+def check(function):
+    """beartype, but for the constructor of Options, which checks its fields itself, in words of its own."""
+    checked = beartyped(function)
+    if function.__name__ != "__init__":
+        return checked
+
+    @wraps(function)
+    def init(self, *args, **options):
+        from clstudy.utils.options import Options
+
+        return (function if isinstance(self, Options) else checked)(self, *args, **options)
+
+    return init
+
+
 # Every annotation of the package is checked at every call of the suite; an int passes for a float (PEP 484).
 # The hook must stand before the package's first import, and takes its checker by the name of a module. Streams are left
 # out: they take labels of any kind, and what they refuse, they refuse in words of their own.
-sys.modules["clstudy_checker"] = SimpleNamespace(check=beartype(conf=BeartypeConf(is_pep484_tower=True)))
+sys.modules["clstudy_checker"] = SimpleNamespace(check=check)
 PACKAGE = Path(__file__).parent.parent / "clstudy"
 CHECKED = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
            for path in sorted(PACKAGE.rglob("*.py"))]
@@ -35,6 +56,9 @@ install_import_hook([name for name in CHECKED if name not in ("clstudy", "clstud
 atexit.register(shutil.rmtree, os.environ["CLSTUDY_RUNS"], ignore_errors=True)
 
 import torch  # noqa: E402
+
+from clstudy.data.benchmarks import BENCHMARKS, Benchmark  # noqa: E402
+from clstudy.data.types import BenchmarkData, Captioned, Labelled  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -45,39 +69,53 @@ TOY_MODEL = {"embed_dim": 16,
              "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}}
 
 
-def _toy(images: int = 10, classes: int = 6):
-    """Colours: `images` training images of each class, 4 test images; a side set of two classes, and captions."""
-    from clstudy.data.types import Benchmark, Captioned, Labelled
+@dataclass
+class Toy(Benchmark):
+    """Colours: training images of each class, 4 test images; a held-out set of two classes, and captions."""
 
-    rng, names = np.random.default_rng(0), tuple(COLOURS)[:classes]
+    images: int = 10  # of each class
+    classes: int = 6
 
-    def draw(labels: np.ndarray) -> torch.Tensor:
-        plain = np.array(list(COLOURS.values()))[labels][:, :, None, None]
-        noise = rng.integers(-60, 60, (len(labels), 3, 64, 64))
-        return torch.from_numpy((plain + noise).clip(0, 255).astype(np.uint8))
+    def load(self) -> BenchmarkData:
+        rng, names = np.random.default_rng(0), tuple(COLOURS)[:self.classes]
+        numbers = np.arange(self.classes)
 
-    def labelled(labels: np.ndarray) -> Labelled:
-        return Labelled(draw(labels), labels, names, "a picture of a {}.")
+        def draw(labels: np.ndarray) -> torch.Tensor:
+            plain = np.array(list(COLOURS.values()))[labels][:, :, None, None]
+            noise = rng.integers(-60, 60, (len(labels), 3, 64, 64))
+            return torch.from_numpy((plain + noise).clip(0, 255).astype(np.uint8))
 
-    loop, test = (labelled(np.tile(np.arange(classes), count)) for count in (images, 4))
-    shades = Labelled(draw(np.array([3, 5, 5, 3])), np.array([0, 1, 1, 0]), ("light", "dark"), "something {}")
-    captions = tuple(caption for name in names for caption in (name, f"noise on {name.split()[0]}"))
-    pairs = Captioned(draw(np.arange(classes)), captions, np.repeat(np.arange(classes), 2))
-    groups = {"first": tuple(range(classes // 2)), "second": tuple(range(classes // 2, classes))}
-    known = tuple(caption for name in names for caption in (name, name, f"noise on {name}"))  # two images a class
-    reference = Captioned(draw(np.repeat(np.arange(classes), 2)), known,
-                          (2 * np.arange(classes)[:, None] + [0, 1, 1]).ravel())
-    return Benchmark("toy", loop, test, tuple(names[label] for label in loop.labels), groups,
-                     {"shades": shades}, {"drawings": pairs}, lambda: reference)
+        def labelled(labels: np.ndarray) -> Labelled:
+            return Labelled(draw(labels), labels, names, "a picture of a {}.")
+
+        loop, test = (labelled(np.tile(numbers, count)) for count in (self.images, 4))
+        shades = Labelled(draw(np.array([3, 5, 5, 3])), np.array([0, 1, 1, 0]), ("light", "dark"), "something {}")
+        captions = tuple(caption for name in names for caption in (name, f"noise on {name.split()[0]}"))
+        pairs = Captioned(draw(numbers), captions, np.repeat(numbers, 2))
+        half = self.classes // 2
+        groups = {"first": tuple(range(half)), "second": tuple(range(half, self.classes))}
+        known = tuple(caption for name in names for caption in (name, name, f"noise on {name}"))  # two images a class
+        reference = Captioned(draw(np.repeat(numbers, 2)), known, (2 * numbers[:, None] + [0, 1, 1]).ravel())
+        return BenchmarkData("toy", loop, test, tuple(names[label] for label in loop.labels), groups,
+                             {"shades": shades}, {"drawings": pairs}, lambda: reference)
+
+
+def benchmark_of(make: Callable[[], BenchmarkData]) -> type[Benchmark]:
+    """A benchmark without options, whose data this function makes."""
+
+    @dataclass
+    class Made(Benchmark):
+        def load(self) -> BenchmarkData:
+            return make()
+
+    return Made
 
 
 @pytest.fixture
 def toy(monkeypatch):
-    """The toy benchmark, under its name for the length of a test; its function."""
-    from clstudy.data.benchmarks import BENCHMARKS
-
-    monkeypatch.setitem(BENCHMARKS, "toy", _toy)
-    return _toy
+    """The toy benchmark, under its name for the length of a test; its class."""
+    monkeypatch.setitem(BENCHMARKS, "toy", Toy)
+    return Toy
 
 
 @pytest.fixture(scope="session")
@@ -148,4 +186,4 @@ def batch(toy):
     prompts[:, 4] = 49407  # the end token, where the feature is read
     stage = Stage(2, (5, 2), np.arange(8))
     return Batch(images, (2, 5, 5, 0, 2, 2, 0, 5), tuple(range(8)), (0, 4, 5, 1, 3, 2), prompts, stage,
-                 reference=toy().reference)
+                 reference=toy().load().reference)

@@ -30,7 +30,7 @@ import psutil  # noqa: E402 (of ipykernel)
 from toy_world import SETTINGS, toy_model  # noqa: E402 (workers import this program, and with it the toy world)
 
 from clstudy.methods import METHODS  # noqa: E402
-from clstudy.models.tuners import ONLY  # noqa: E402
+from clstudy.models.tuners import TUNERS  # noqa: E402
 from clstudy.runs import status, sweep  # noqa: E402
 from clstudy.runs.run import find, finished, load_runs, load_tuned  # noqa: E402
 from clstudy.runs.store import load_or_train  # noqa: E402
@@ -54,8 +54,8 @@ def configs(model: Path, count: int, **changes) -> list[RunConfig]:
     made = []
     for i in range(count):
         name = NAMES[i % len(NAMES)]
-        needs = getattr(METHODS[name], "needs", None)
-        own = {"tuner": needs, "tower": ONLY.get(needs, (("both",), ""))[0][-1]} if needs else {}
+        needs = METHODS[name].needs_tuner
+        own = {"tuner": needs, "tower": TUNERS[needs].towers[-1]} if needs else {}
         made.append(RunConfig(**{**SETTINGS, "model": str(model), "method": name, "method_args": SMALL.get(name, {}),
                                  "seed": i // len(NAMES), **own, **changes}))
     return made
@@ -72,7 +72,7 @@ def compare(wanted: list[RunConfig], runs: Path, alone: Path) -> str:
                 raise Lost(f"{run.folder / name} is not that of {other.folder}")
         if run.evals.shape != other.evals.shape or run.steps.shape != other.steps.shape:
             raise Lost(f"{run.folder}: rows are missing")
-    left = [path.name for path in runs.iterdir() if ".draft" in path.name or ".broken" in path.name]
+    left = [path.name for path in runs.iterdir() if ".draft" in path.name]
     if left:
         raise Lost(f"{runs} still holds {left}")
     return f"{len(wanted)} runs equal to the byte"
@@ -269,7 +269,7 @@ def fill(model: str, place: str, how: str) -> int:
                 if any("No space" not in one.error and "too large" not in one.error for one in made.failed.values()):
                     raise Lost(str(made))
                 failed += bool(made.failed)
-                told += any("no state could be saved" in str(one.message) for one in heard)
+                told += any("could not be saved" in str(one.message) for one in heard)
             except BaseException:
                 print(f"with {room} kB of room:\n{traceback.format_exc()}", file=sys.stderr)
                 return 1
@@ -419,7 +419,7 @@ def sweep_files(model: Path, place: Path) -> int:
     again()
     now = runs / "sweeps" / "mine" / "now" / f"{wanted[0].run_id}.json"
     now.parent.mkdir(exist_ok=True)
-    now.write_text(json.dumps({"host": "a", "pid": 1, "share": 0.5, "left": 3.0, "time": time.time()}))
+    now.write_text(json.dumps({"host": "a", "pid": 1, "share": 0.5, "left": 3.0}))
     state = runs / "sweeps" / "mine" / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "finished": None, "pid": os.getpid(),
                                  "beat": time.time()}))
@@ -469,18 +469,18 @@ def data_files(model: Path, place: Path) -> int:
             Image.fromarray(np.full((8, 8, 3), 50 * i, np.uint8)).save(place / "own" / kind / f"{i}.png")
     about = place / "own" / "clstudy.json"
     about.write_text(json.dumps({"classes": {"a": "one"}, "captions": {"a/0.png": "first"}, "groups": {"g": ["a"]}}))
-    count += try_out(about, lambda: folder.check(str(place / "own")))
+    count += try_out(about, lambda: folder.Folder(path=str(place / "own")).require())
     os.environ["CLSTUDY_CACHE"] = str(place / "cache")
-    own = folder.folder(str(place / "own"), size=8)
+    own = folder.Folder(path=str(place / "own"), size=8).load()
     wanted = own.train.images.clone()
     for file in sorted((place / "cache").glob("*train*/*.npy")):
-        count += try_out(file, lambda: folder.folder(str(place / "own"), size=8).train.images.shape,
+        count += try_out(file, lambda: folder.Folder(path=str(place / "own"), size=8).load().train.images.shape,
                          lambda shape: shape == wanted.shape)
     picture = place / "own" / "a" / "0.png"
 
     def pictures():
         shutil.rmtree(place / "cache", ignore_errors=True)
-        return folder.folder(str(place / "own"), size=8)
+        return folder.Folder(path=str(place / "own"), size=8).load()
 
     count += try_out(picture, pictures)
     texts = place / "texts.txt"

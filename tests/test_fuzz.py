@@ -15,10 +15,10 @@ from small_runs import evaluations, make
 from clstudy import RunConfig
 from clstudy.data.benchmarks import coco, datasets, domainnet, emoji, folder, imagenet
 from clstudy.data.image_store import DamagedError
-from clstudy.data.types import Benchmark  # noqa: F401 (imported before the clock runs)
+from clstudy.data.types import BenchmarkData  # noqa: F401 (imported before the clock runs)
 from clstudy.losses import vocabularies
 from clstudy.notebooks import parameters
-from clstudy.runs import durations, grid, status
+from clstudy.runs import grid, status
 from clstudy.runs.run import Damaged, Run, find, finished, load_runs
 
 # jaxtyping's checks and a cold import take longer than a deadline for one example
@@ -31,7 +31,7 @@ PLAIN = st.none() | st.booleans() | st.integers(-9, 9) | st.integers() | st.floa
 JSON = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3)
                     | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
 FIELDS = st.sampled_from(list(RunConfig.model_fields))
-OPTIONS = st.sampled_from(["tasks", "size", "replay", "weight", "families", "rank", "vocabulary", "path", "side"])
+OPTIONS = st.sampled_from(["tasks", "size", "replay", "weight", "families", "rank", "vocabulary", "path", "held_out"])
 NOISE = st.binary(max_size=60)
 
 
@@ -193,14 +193,13 @@ def test_runs_of_before_that_have_no_checksums(run, name, data):
         refused(lambda: find(RunConfig(), run.folder.parent).steps, name, kinds=Damaged)
         refused(lambda: find(RunConfig(), run.folder.parent).result, name, kinds=Damaged)
         refused(lambda: finished(run.folder.parent), name, kinds=Damaged)
-        durations.past(run.folder.parent)
         assert table is None or name != "evals.jsonl" or content.endswith(b"\n")
     finally:
         file.write_bytes(whole)
 
 
 STATE = {"name": "mine", "host": "a", "pid": 1, "started": 1.0, "finished": None, "code": None, "workers": 2,
-         "beat": 1.0, "left": None, "tasks": {"x": {"label": "x", "state": "waiting", "seconds": None, "guess": None,
+         "beat": 1.0, "left": None, "tasks": {"x": {"label": "x", "state": "waiting", "seconds": None,
                                                     "error": None, "log": None}}}
 
 
@@ -292,7 +291,7 @@ def own(tmp_path_factory) -> Path:
 @example(content=b"[" * 5000)
 def test_the_optional_file_of_a_folder(own, content):
     (own / folder.ABOUT).write_bytes(content)
-    found = refused(lambda: folder.check(str(own)), folder.ABOUT, "template", "own")
+    found = refused(lambda: folder.Folder(path=str(own)).found(), folder.ABOUT, "template", "own")
     assert found is None or all(isinstance(text, str) for part in ("classes", "captions")
                                 for text in found.about[part].values())
 

@@ -12,7 +12,7 @@ import conftest  # noqa: E402
 
 from clstudy.data.benchmarks import BENCHMARKS  # noqa: E402
 
-BENCHMARKS["toy"] = conftest._toy
+BENCHMARKS["toy"] = conftest.Toy
 SETTINGS = {"benchmark": "toy", "stream": "disjoint", "stream_args": {"tasks": 2}, "tuner": "lora", "method": "sit",
             "lr": 1e-2, "batch_size": 8, "steps_per_batch": 1, "device": "cpu"}
 

@@ -4,7 +4,6 @@
 project have (SIT, arXiv 2405.15155; VR-LwF, arXiv 2207.09248; GCL and GDRO, arXiv 2605.03866, reconstructed) with
 their baselines; for other points nobody has, as far as we know of these."""
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from itertools import product
 
 import pandas as pd
@@ -12,6 +11,8 @@ import pandas as pd
 from clstudy.analysis import comparisons, tables
 from clstudy.analysis.scores import metrics_of
 from clstudy.evaluation import metrics
+from clstudy.methods import METHODS
+from clstudy.methods.base import Beside
 from clstudy.runs.run import Run
 
 CHOICES = {
@@ -19,53 +20,6 @@ CHOICES = {
     "denominator": ("batch", "pairs", "moving"),
     "class_weights": ("uniform", "balanced", "kl", "cvar", "eg"),
     "vocabulary": ("none", "classes", "random", "words", "captions"),
-}
-
-# method → what compose needs beside the method's own options, and how it calls those
-AS = {
-    "finetune": ({}, {}),
-    "sit": ({"candidates": "batch"}, {}),
-    "er": ({"candidates": "seen"}, {}),
-    "lwf": ({"vocabulary": "classes"}, {}),
-    "vr_lwf": ({}, {"size": "texts"}),
-    "clip_loss": ({"denominator": "pairs", "candidates": "batch", "policy": "quota"}, {}),
-    "gcl": ({"denominator": "moving", "policy": "quota"}, {"temperature": "tau"}),
-    "gdro": ({"denominator": "moving", "policy": "quota"}, {"temperature": "tau", "robust": "class_weights"}),
-    "compose": ({}, {}),
-}
-OWN = {"double_softmax": False, "form": "official"}  # options that compose has not, and the value at which it agrees
-
-# (method, its options, who published it)
-PUBLISHED = [
-    ("finetune", {}, "asymmetric tuning, the baseline of the SIT paper"),
-    ("finetune", {"candidates": "phase"}, "fine-tuning, the baseline of the VR-LwF paper (code)"),
-    ("sit", {}, "SIT"),
-    ("er", {}, "experience replay with class names, baseline of the SIT paper and of GCL and GDRO"),
-    ("lwf", {}, "LwF among all classes seen"),
-    ("lwf", {"candidates": "phase"}, "LwF as in the VR-LwF paper (code)"),
-    ("vr_lwf", {}, "VR-LwF with all classes seen in its task"),
-    ("vr_lwf", {"candidates": "phase"}, "VR-LwF (code)"),
-    ("clip_loss", {}, "CLIP's loss over the mini-batch, with a memory: where the GCL and GDRO paper starts"),
-    ("gcl", {}, "GCL, reconstructed"),
-    ("gdro", {}, "GDRO, reconstructed, KL-regularised"),
-    ("gdro", {"robust": "cvar"}, "GDRO, reconstructed, if it is CVaR"),
-    ("gdro", {"robust": "eg"}, "GDRO, reconstructed, if it is an exponentiated gradient"),
-]
-
-# method → where its task term lies, and why the method is not a point
-BESIDE = {
-    "frozen": (None, "learns nothing, so it has no objective"),
-    "derpp": ("er", "also keeps what the model said about each image of the memory: old answers, no teacher"),
-    "clib": ("er", "trains on its memory alone, and what stays there is chosen by the loss"),
-    "geodl": ("finetune", "also holds features along a path of subspaces: no texts"),
-    "ewc": ("finetune", "also holds weights by their Fisher information"),
-    "imm": ("finetune", "merges weights after a stage"),
-    "wise_ft": ("finetune", "is evaluated between CLIP and the tuned weights"),
-    "zscl": ("finetune", "distils on images and texts of a reference set, and averages weights"),
-    "agem": ("finetune", "projects the gradient, with a memory beside the loss"),
-    "l2p": ("finetune", "chooses prompts from a pool by keys, which have a term of their own"),
-    "dualprompt": ("finetune", "chooses prompts from a pool by keys, which have a term of their own"),
-    "mvp": ("finetune", "chooses prompts by keys, and masks and weighs its logits"),
 }
 
 DENOMINATORS = {
@@ -91,27 +45,18 @@ TEXTS = {"random": "random tokens", "words": "random words", "captions": "captio
 
 def point(name: str, **options) -> dict | None:
     """The options of `compose` with which it is this method; None: it is no point. ValueError: impossible options."""
-    from clstudy.methods import METHODS  # imports torch
-
-    method = METHODS[name](**options)
-    if name not in AS or any(getattr(method, field, value) != value for field, value in OWN.items()):
-        return None
-    if name == "vr_lwf" and method.classes and (method.vocabulary == "classes" or method.temperature != 1):
-        return None  # its second distillation is one more, or at another temperature
-    fixed, renamed = AS[name]
-    own = {field.name: getattr(method, field.name) for field in fields(method) if field.init and field.name not in OWN}
-    return _defaults() | {renamed.get(key, key): value for key, value in own.items()} | fixed | _extra(name)
+    place = METHODS[name](**options).place_on_map
+    return None if isinstance(place, Beside) else _defaults() | place
 
 
-def _extra(name: str) -> dict:
-    """Methods without a memory: compose's is empty."""
-    return {"size": 0} if name in ("finetune", "lwf", "vr_lwf") else {}
+def published_forms() -> list[tuple[str, Mapping, str]]:
+    """Each method that is a point, its options, and who published it so."""
+    return [(name, options, said) for name, kind in METHODS.items()
+            for said, options in kind.published.items()]
 
 
 def _defaults() -> dict:
-    from clstudy.methods import METHODS
-
-    return {field.name: field.default for field in fields(METHODS["compose"]) if field.init}
+    return METHODS["compose"]().options()
 
 
 def choices(options: Mapping) -> dict[str, str]:
@@ -122,7 +67,7 @@ def choices(options: Mapping) -> dict[str, str]:
 def table() -> pd.DataFrame:
     """Every method that is a point, a row per published form: its four choices, its memory, and who has it."""
     rows = []
-    for name, options, said in PUBLISHED:
+    for name, options, said in published_forms():
         found = point(name, **options)
         memory = f"{found['size']}, {found['policy']}" if found["size"] else "none"
         rows.append({"method": name, "options": ", ".join(f"{key}={value}" for key, value in options.items()),
@@ -132,19 +77,22 @@ def table() -> pd.DataFrame:
 
 def beside() -> pd.DataFrame:
     """Every method that is no point: at which one its task term lies, and what else it does."""
-    rows = [{"method": name, "task term": near or "–", "what else": why} for name, (near, why) in BESIDE.items()]
+    places = {name: kind.place_on_map for name, kind in METHODS.items()}
+    rows = [{"method": name, "task term": place.task_of or "–", "what else": place.reason}
+            for name, place in places.items() if isinstance(place, Beside)]
     return pd.DataFrame(rows).set_index("method")
 
 
 def published(**chosen: str) -> list[str]:
     """Which published methods lie at these four choices, whatever their memory."""
-    return [f"`{name}`: {said}" for name, options, said in PUBLISHED if choices(point(name, **options)) == chosen]
+    return [f"`{name}`: {said}" for name, options, said in published_forms()
+            if choices(point(name, **options)) == chosen]
 
 
 def nearest(**chosen: str) -> list[str]:
     """The published methods that differ in fewest choices, and in which."""
     found = {}
-    for name, options, _ in PUBLISHED:
+    for name, options, _ in published_forms():
         theirs = choices(point(name, **options))
         label = ", ".join([name, *(f"{key}={value}" for key, value in options.items())])
         found[label] = [key for key in CHOICES if theirs[key] != chosen[key]]
@@ -166,8 +114,6 @@ def objective(candidates: str, denominator: str, class_weights: str, vocabulary:
 
 def describe(chosen: Mapping[str, str], runs: Sequence[Run] = (), names: Sequence[str] = ("A_last",)) -> str:
     """What stands at a point: who published it, its objective, how to run it, and what finished runs of it gave."""
-    from clstudy.methods import METHODS
-
     try:
         METHODS["compose"](**chosen)
     except ValueError as error:
@@ -200,10 +146,8 @@ def _interval(runs: Sequence[Run], name: str) -> str:
 def grid(new: Mapping[str, Mapping] = {}) -> pd.DataFrame:
     """Every point of the map that means something: its choices, the published methods there (`compose` can be any), and
     the names of those in `new`, options of compose by name."""
-    from clstudy.methods import METHODS
-
     there: dict[tuple, list[str]] = {}
-    for name, options, _ in PUBLISHED:
+    for name, options, _ in published_forms():
         there.setdefault(tuple(choices(point(name, **options)).values()), []).append(name)
     ours = {tuple(choices(_defaults() | dict(options)).values()): name for name, options in new.items()}
     rows = []

@@ -8,13 +8,13 @@ import torch
 from clstudy.analysis import tables
 from clstudy.analysis.scores import metrics_of
 from clstudy.data.streams import STREAMS
-from clstudy.data.types import Benchmark
+from clstudy.data.types import BenchmarkData
 from clstudy.evaluation import metrics
 from clstudy.evaluation.metrics import Interval
 from clstudy.runs.run import Run
 
 
-def arrival(run: Run, benchmark: Benchmark) -> list[str]:
+def arrival(run: Run, benchmark: BenchmarkData) -> list[str]:
     """The domains of a stream `domains`, in their order of arrival."""
     options = {"domains": benchmark.train.domains, **run.config.stream_args}
     seed = run.config.seed if run.config.stream_seed is None else run.config.stream_seed
@@ -22,18 +22,18 @@ def arrival(run: Run, benchmark: Benchmark) -> list[str]:
     return [benchmark.train.domain_names[benchmark.train.domains[stage.index[0]]] for stage in stages]
 
 
-def domain_matrix(run: Run, benchmark: Benchmark) -> np.ndarray:
+def domain_matrix(run: Run, benchmark: BenchmarkData) -> np.ndarray:
     """R[s, t]: accuracy on the domain that came as number t + 1, after stage s; row 0 is before training. All classes
     are candidates. Metrics that take a matrix take it (`metrics.METRICS`)."""
     return run.domains("all")[arrival(run, benchmark)].to_numpy()
 
 
-def domain_means(groups: Mapping[str, Sequence[Run]], benchmark: Benchmark) -> dict[str, np.ndarray]:
+def domain_means(groups: Mapping[str, Sequence[Run]], benchmark: BenchmarkData) -> dict[str, np.ndarray]:
     """The mean of `domain_matrix` over runs. With other orders of arrival, a column is a place in the order."""
     return {label: np.mean([domain_matrix(run, benchmark) for run in runs], axis=0) for label, runs in groups.items()}
 
 
-def domain_scores(run: Run, benchmark: Benchmark) -> dict[str, float]:
+def domain_scores(run: Run, benchmark: BenchmarkData) -> dict[str, float]:
     """In points, of the matrix of domains: "average" of its last row, "worst domain" of it, "forgetting" (Chaudhry et
     al. 2018), and "transfer": by how much a domain is better just before it comes than before training (FWT, Lopez-Paz
     and Ranzato 2017). Of a stream that is not of domains, the first two; the others are NaN."""
@@ -46,20 +46,20 @@ def domain_scores(run: Run, benchmark: Benchmark) -> dict[str, float]:
     return found
 
 
-def domain_summary(groups: Mapping[str, Sequence[Run]], benchmark: Benchmark, side: Sequence[str] = ()
+def domain_summary(groups: Mapping[str, Sequence[Run]], benchmark: BenchmarkData, held_out: Sequence[str] = ()
                    ) -> pd.DataFrame:
-    """`domain_scores` of each group, and the accuracy on side sets: mean ± half width of the 95 % interval over
+    """`domain_scores` of each group, and the accuracy on held-out sets: mean ± half width of the 95 % interval over
     seeds."""
     rows = {}
     for label, runs in groups.items():
-        found = pd.DataFrame([domain_scores(run, benchmark) | {name: metrics_of(run)[name] for name in side}
+        found = pd.DataFrame([domain_scores(run, benchmark) | {name: metrics_of(run)[name] for name in held_out}
                               for run in runs])
         texts = {name: tables._text(metrics.interval(found[name].tolist())) for name in found}
         rows[label] = {name: "-" if text.startswith("nan") else text for name, text in texts.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
-def domain_gains(groups: Mapping[str, Sequence[Run]], benchmark: Benchmark) -> pd.DataFrame:
+def domain_gains(groups: Mapping[str, Sequence[Run]], benchmark: BenchmarkData) -> pd.DataFrame:
     """By how much domains that have come, and those that have not, are better than before training after each stage,
     in points, for `plots.series`: columns panel, method, x, mean, half_width. After the last stage none is to come."""
     rows = []
@@ -73,7 +73,7 @@ def domain_gains(groups: Mapping[str, Sequence[Run]], benchmark: Benchmark) -> p
     return pd.DataFrame(rows)
 
 
-def domain_interval(runs: Sequence[Run], benchmark: Benchmark, name: str, against: Sequence[Run] = ()) -> Interval:
+def domain_interval(runs: Sequence[Run], benchmark: BenchmarkData, name: str, against: Sequence[Run] = ()) -> Interval:
     """One of `domain_scores` over seeds; against: the difference to other runs, paired by seed."""
     values = [domain_scores(run, benchmark)[name] for run in runs]
     if not against:
@@ -81,7 +81,7 @@ def domain_interval(runs: Sequence[Run], benchmark: Benchmark, name: str, agains
     return metrics.paired_interval(values, [domain_scores(run, benchmark)[name] for run in against])
 
 
-def in_every_domain(benchmark: Benchmark, things: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def in_every_domain(benchmark: BenchmarkData, things: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """One training image of each thing in each domain, uint8 (things × domains, 3, height, width), thing after thing,
     and a title for each: the domain. A thing is a class, or what a caption begins with. White where a domain has none.
     ValueError: a thing that no domain has."""

@@ -31,44 +31,45 @@ from clstudy.utils.validation import choose
 Pair = tuple[Run | None, Run]
 
 
-def lines(pairs: Mapping[str, Sequence[Pair]], shares: Sequence[float], side: Sequence[str] = ("other classes",)
+def lines(pairs: Mapping[str, Sequence[Pair]], shares: Sequence[float], held_out: Sequence[str] = ("other classes",)
           ) -> pd.DataFrame:
     """`along` for each pair of a start and an end, under its label: its rows with the columns label and seed (of the
     end). Worker processes divide the cores.
 
     Errors as `along`: the first is raised, and the lines made before it are kept."""
     every = [pair for labelled in pairs.values() for pair in labelled]
-    todo = [pair for pair in every if not _file(*pair, shares, side).exists()]
+    todo = [pair for pair in every if not _file(*pair, shares, held_out).exists()]
     workers = default([end.config for _, end in every])
     with bar(total=len(every), initial=len(every) - len(todo), desc="lines", unit="line") as shown:
-        with closing(local(partial(_make, shares=shares, side=side), todo, workers)) as outcomes:
+        with closing(local(partial(_make, shares=shares, held_out=held_out), todo, workers)) as outcomes:
             for _, outcome in outcomes:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 shown.update()
-    tables = [along(start, end, shares, side).assign(label=label, seed=end.config.seed)
+    tables = [along(start, end, shares, held_out).assign(label=label, seed=end.config.seed)
               for label, labelled in pairs.items() for start, end in labelled]
     return pd.concat(tables, ignore_index=True)
 
 
-def _make(pair: Pair, shares: Sequence[float], side: Sequence[str]) -> None:
-    along(*pair, shares, side)
+def _make(pair: Pair, shares: Sequence[float], held_out: Sequence[str]) -> None:
+    along(*pair, shares, held_out)
 
 
-def _file(start: Run | None, end: Run, shares: Sequence[float], side: Sequence[str]) -> Path:
-    asked = json.dumps([start and start.id, list(map(float, shares)), list(side)])
+def _file(start: Run | None, end: Run, shares: Sequence[float], held_out: Sequence[str]) -> Path:
+    asked = json.dumps([start and start.id, list(map(float, shares)), list(held_out)])
     return end.folder / f"path-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.parquet"
 
 
-def along(start: Run | None, end: Run, shares: Sequence[float], side: Sequence[str] = ("other classes",)
+def along(start: Run | None, end: Run, shares: Sequence[float], held_out: Sequence[str] = ("other classes",)
           ) -> pd.DataFrame:
     """Evaluations on the line from `start` (None: the model before any training) to `end`: the rows of `evaluate`, with
-    a column share. Accuracy on all classes of the stream, each task and class, and the side sets named.
+    a column share. Accuracy on all classes of the stream, each task and class, and the held-out sets named.
 
     The table is kept in the folder of `end` and read when it is there. A share below 0 or above 1 lies beyond an end.
-    ValueError: two different models or benchmarks, an unknown side set, a tuner that cannot be folded into the weights.
+    ValueError: two different models or benchmarks, an unknown held-out set, a tuner that cannot be
+    folded into the weights.
     FileNotFoundError: a run without its weights (`load_or_train(config, keep_model=True)`)."""
-    kept = _file(start, end, shares, side)
+    kept = _file(start, end, shares, held_out)
     with suppress(OSError, ValueError):  # not there, or damaged: it is made again
         return pd.read_parquet(kept)
     first = None if start is None else merge(load_tuned(start))
@@ -76,19 +77,19 @@ def along(start: Run | None, end: Run, shares: Sequence[float], side: Sequence[s
     for field in ("model", "pretrained", "benchmark", "benchmark_args"):
         if start and getattr(start.config, field) != getattr(end.config, field):
             raise ValueError(f"{field} differs: {getattr(start.config, field)!r} and {getattr(end.config, field)!r}")
-    table = _table(first or load_clip(end.config.model, end.config.pretrained), last, end, shares, side)
+    table = _table(first or load_clip(end.config.model, end.config.pretrained), last, end, shares, held_out)
     draft = kept.with_suffix(".new")
     table.to_parquet(draft)
     draft.rename(kept)
     return table
 
 
-def _table(first: Clip, last: Clip, end: Run, shares: Sequence[float], side: Sequence[str]) -> pd.DataFrame:
+def _table(first: Clip, last: Clip, end: Run, shares: Sequence[float], held_out: Sequence[str]) -> pd.DataFrame:
     _, benchmark, stages = prepare(end.config)
-    unknown = set(side) - set(benchmark.side)
+    unknown = set(held_out) - set(benchmark.held_out)
     if unknown:
-        raise ValueError(f"side={sorted(unknown)[0]!r} is unknown. Choices: {', '.join(benchmark.side)}")
-    benchmark = replace(benchmark, side={name: benchmark.side[name] for name in side}, retrieval={})
+        raise ValueError(f"held_out={sorted(unknown)[0]!r} is unknown. Choices: {', '.join(benchmark.held_out)}")
+    benchmark = replace(benchmark, held_out={name: benchmark.held_out[name] for name in held_out}, retrieval={})
     tasks, theta = [stage.classes for stage in stages], _values(first)
     seen = [label for task in tasks for label in task]
     goal, last.precision = _values(last), end.config.precision

@@ -61,15 +61,15 @@ def select(runs: Sequence[Run], **wanted: Sequence[str]) -> list[Run]:
 
 
 def scored(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
-    """`tables.scores` of each run, a row by its id, and the names of its side sets, a line each, as "side". kept: a
-    Parquet file that is read, and brought up to date."""
+    """`tables.scores` of each run, a row by its id, and the names of its held-out sets, a line each, as "held_out".
+    kept: a Parquet file that is read, and brought up to date."""
     code = "".join(fingerprint(Path(module.__file__)) for module in (tables, metrics, store))
     known = _read(kept)
     known = known[known.code == code]
     changed = {run.id: (run.folder / "result.json").stat().st_mtime_ns for run in runs}
     new = [run for run in runs if run.id not in known.index or known.changed[run.id] != changed[run.id]]
     if new:
-        rows = [{"code": code, "changed": changed[run.id], "side": "\n".join(run.held_out_sets()),
+        rows = [{"code": code, "changed": changed[run.id], "held_out": "\n".join(run.held_out_sets()),
                  **scores.metrics_of(run)} for run in new]
         fresh = pd.DataFrame(rows, [run.id for run in new])
         stays = known.drop(index=known.index.intersection(fresh.index))
@@ -97,7 +97,7 @@ def _write(table: pd.DataFrame, path: Path) -> None:
 
 def gather(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
     """A row per run: board, method, tuner, settings (where rows of one method and tuner differ), look (a key of
-    `plots.LOOKS`), seed, lr, its cost and its scores; "zero-shot" is the mean over the side sets.
+    `plots.LOOKS`), seed, lr, its cost and its scores; "zero-shot" is the mean over the held-out sets.
 
     Of runs that differ in nothing, the last one made counts. ValueError: no runs."""
     if not runs:
@@ -122,7 +122,7 @@ def gather(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
 
 def held_out_sets(table: pd.DataFrame) -> list[str]:
     """The zero-shot sets among the columns of `gather`, in alphabetical order."""
-    return sorted({name for names in table.side for name in names.splitlines()})
+    return sorted({name for names in table.held_out for name in names.splitlines()})
 
 
 def _cost(runs: Sequence[Run]) -> pd.DataFrame:

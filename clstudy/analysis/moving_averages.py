@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from clstudy.data.replay_buffer import Memory
 from clstudy.data.streams import Stage
-from clstudy.data.types import Benchmark
+from clstudy.data.types import BenchmarkData
 from clstudy.evaluation.features import class_features, features
 from clstudy.losses.global_contrastive import Average, log_mean_exp
 from clstudy.models.loading import load_clip
@@ -27,7 +27,7 @@ from clstudy.training.setup import prepare
 Features = tuple[Float[Tensor, "images dim"], Float[Tensor, "classes dim"]]  # of images, and of class texts
 
 
-def remembered(config) -> Iterator[tuple[Stage, Memory, Benchmark]]:
+def remembered(config) -> Iterator[tuple[Stage, Memory, BenchmarkData]]:
     """The memory of a run after each stage, filled as the methods with policy "quota" fill it; nothing is trained.
 
     Which images are drawn differs from the run itself, in which other random choices are made between."""
@@ -109,7 +109,7 @@ def of_runs(runs: Sequence[Run], gammas: Sequence[float], size: int = 96, visits
     return pd.concat(found, ignore_index=True)
 
 
-def remembered_ids(config) -> Iterator[tuple[np.ndarray, Benchmark]]:
+def remembered_ids(config) -> Iterator[tuple[np.ndarray, BenchmarkData]]:
     """Of each stage: the ids of its images and of the memory before it."""
     before: list[int] = []
     for stage, memory, benchmark in remembered(config):

@@ -9,7 +9,7 @@ from clstudy.evaluation import metrics
 from clstudy.runs.run import Run, flat
 from clstudy.utils.validation import choose
 
-NEVER_UPDATED = ("other classes", "tiered_imagenet_test")  # side sets that ZS-Acc is of
+NEVER_UPDATED = ("other classes", "tiered_imagenet_test")  # held-out sets that ZS-Acc is of
 
 
 Groups = Sequence[Run] | Mapping[str, Sequence[Run]]  # runs, or runs under labels: a column "label" then
@@ -62,7 +62,7 @@ def metrics_of(run: Run) -> dict[str, float]:
     """Metrics of one run, in percent: stream accuracy, forgetting, zero-shot and retrieval before and after.
 
     A_auc, A_avg and A_last are of classes seen so far (candidates: seen). Matrix metrics use candidates "all", for
-    which row 0 (before training) exists. "NAME" and "NAME before" are side sets after the last stage and before the
+    which row 0 (before training) exists. "NAME" and "NAME before" are held-out sets after the last stage and before the
     first."""
     every, ends = run.curve(), run.evals[run.evals.stage_end & (run.evals["name"] == "seen classes")]
     R, known = run.matrix("all"), run.classes("seen")

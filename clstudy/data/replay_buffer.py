@@ -6,6 +6,7 @@ stage nothing changes.
 """
 from collections import Counter
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from clstudy.data.types import Batch
 from clstudy.utils.validation import choose
 
-POLICIES = ("reservoir", "balanced", "quota")
-SELECTIONS = ("random", "herding")
-DRAWS = ("uniform", "balanced")
+Policy = Literal["reservoir", "balanced", "quota"]
+Selection = Literal["random", "herding"]
+Draw = Literal["uniform", "balanced"]
 
 
 class Memory:
@@ -40,9 +41,9 @@ class Memory:
     def __init__(self, size: int, policy: str = "reservoir", selection: str = "random", drawing: str = "uniform"):
         if size < 0:
             raise ValueError(f"size={size!r}: must be at least 0 images (0: no memory)")
-        self.size, self.policy = size, choose("policy", policy, POLICIES)
-        self.selection = choose("selection", selection, SELECTIONS)
-        self.drawing = choose("draw", drawing, DRAWS)
+        self.size, self.policy = size, choose("policy", policy, get_args(Policy))
+        self.selection = choose("selection", selection, get_args(Selection))
+        self.drawing = choose("draw", drawing, get_args(Draw))
         self.keys: list[float] = []  # for "quota": one per image kept; the smallest stay
         self.image: Tensor | None = None  # uint8 (kept, 3, height, width)
         self.labels: list[int] = []  # one per image kept

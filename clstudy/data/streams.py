@@ -1,16 +1,20 @@
 """Streams: which training images arrive in which stage, and in which order.
 
-A stream is a function `(labels, seed, …) -> list[Stage]`. `labels` holds one integer class per training
-image, shape (images,). Each class has exactly one *home* stage; in a blurred stream some of its images arrive
-elsewhere. Stages are numbered from 1, as the rows of the accuracy matrix are (row 0 is the model before
-training). All functions raise ValueError on impossible input, before any work.
+A stream is a dataclass of its options with one verb, `stages(labels, seed, domains)`. Each class has
+exactly one *home* stage; in a blurred stream some of its images arrive elsewhere. Stages are numbered
+from 1, as the rows of the accuracy matrix are (row 0 is the model before training).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
+
+from clstudy.utils.options import Options
+
+Percent = Annotated[float, Ge(0), Le(100)]
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: two arrays do not compare to one truth value
@@ -22,44 +26,67 @@ class Stage:
     index: np.ndarray  # int64 positions into the training labels; may be empty
 
 
-def disjoint(labels: np.ndarray, seed: int, *, tasks: int | Sequence[Sequence[int]] = 10,
-             order: str = "random") -> list[Stage]:
+@dataclass
+class Stream(Options):
+    """Which images arrive when."""
+
+    needs_domains: ClassVar[bool] = False  # whether `stages` must be told who drew each image
+
+    def stages(self, labels: np.ndarray, seed: int, domains: np.ndarray | None = None) -> list[Stage]:
+        """The stages in order.
+
+        labels: one integer class per training image, shape (images,); domains: one integer per
+        image, where the benchmark has them. ValueError: labels that the options do not go with."""
+        raise NotImplementedError
+
+
+@dataclass
+class Disjoint(Stream):
     """Class-incremental: the classes are dealt out to stages, all images of a class arrive in its stage.
 
-    tasks: a number of near-equal groups (the first ones are larger by one class where it does not divide), or
-    the groups themselves, in order of arrival; groups must hold every class once, and a group may be empty.
-    order: "random" permutes the classes before they are dealt out, "given" takes them in ascending order.
-    Groups that are given keep their order, so `order` does not touch them. Images are shuffled inside each
-    stage.
-    Source: the split-dataset protocol, e.g. iCaRL (Rebuffi et al. 2017, arXiv 1611.07725).
-    ValueError: labels, tasks, order.
+    tasks: a number of near-equal groups (the first ones are larger by one class where it does not
+    divide), or the groups themselves, in order of arrival; groups must hold every class once, and a
+    group may be empty. "groups" stands for the named groups of a run's benchmark. Groups that are
+    given keep their order, so `order` does not touch them. Images are shuffled inside each stage.
 
-    >>> [stage.classes for stage in disjoint(np.array([0, 0, 1, 2, 2]), seed=0, tasks=2, order="given")]
+    >>> found = Disjoint(tasks=2, order="given").stages(np.array([0, 0, 1, 2, 2]), seed=0)
+    >>> [stage.classes for stage in found]
     [(0, 1), (2,)]
     """
-    labels, classes = _checked_labels(labels)
-    if order not in ("random", "given"):
-        raise ValueError(f"order={order!r}: must be 'random' or 'given'")
-    rng = np.random.default_rng(seed)
-    if isinstance(tasks, Sequence):
-        groups = _checked_groups(tasks, classes)
-    else:
-        _check_tasks(tasks, classes)
-        groups = np.array_split(rng.permutation(classes) if order == "random" else classes, tasks)
-    return _stages(groups, [rng.permutation(_images_of(labels, group)) for group in groups])
+
+    title: ClassVar[str] = "Disjoint"
+    source: ClassVar[str] = "the split-dataset protocol, e.g. iCaRL (Rebuffi et al. 2017, arXiv 1611.07725)"
+
+    tasks: Annotated[int, Ge(1)] | Literal["groups"] | Sequence[Sequence[int]] = 10  # or the groups
+    order: Literal["random", "given"] = "random"  # permute the classes before they are dealt out, or not
+
+    def stages(self, labels: np.ndarray, seed: int, domains: np.ndarray | None = None) -> list[Stage]:
+        labels, classes = _checked_labels(labels)
+        rng = np.random.default_rng(seed)
+        if self.tasks == "groups":
+            raise ValueError("tasks='groups': only a run has a benchmark whose groups these could be")
+        if isinstance(self.tasks, int):
+            _check_tasks(self.tasks, classes)
+            dealt = rng.permutation(classes) if self.order == "random" else classes
+            groups = np.array_split(dealt, self.tasks)
+        else:
+            groups = _checked_groups(self.tasks, classes)
+        return _stages(groups, [rng.permutation(_images_of(labels, group)) for group in groups])
 
 
-def joint(labels: np.ndarray, seed: int) -> list[Stage]:
-    """Everything at once: one stage with all classes and all images, shuffled. The usual upper reference.
+@dataclass
+class Joint(Stream):
+    """Everything at once: one stage with all classes and all images, shuffled. The usual upper reference."""
 
-    ValueError: labels.
-    """
-    labels, classes = _checked_labels(labels)
-    return _stages([classes], [np.random.default_rng(seed).permutation(len(labels))])
+    title: ClassVar[str] = "Joint"
+
+    def stages(self, labels: np.ndarray, seed: int, domains: np.ndarray | None = None) -> list[Stage]:
+        labels, classes = _checked_labels(labels)
+        return _stages([classes], [np.random.default_rng(seed).permutation(len(labels))])
 
 
-def si_blurry(labels: np.ndarray, seed: int, *, tasks: int = 5, disjoint_share: float = 50,
-              blurry_share: float = 10, random_sizes: bool = True, sampler: str = "random") -> list[Stage]:
+@dataclass
+class SiBlurry(Stream):
     """Si-Blurry: some classes arrive only in their stage, others leak a share of their images into any stage.
 
     Source: MVP, Moon et al. 2023, arXiv 2308.09303; official code github.com/moonjunyyy/Si-Blurry,
@@ -84,76 +111,88 @@ def si_blurry(labels: np.ndarray, seed: int, *, tasks: int = 5, disjoint_share: 
     arrives either. Each stage gives away its first images in data set order, so in a class-sorted data set
     whole classes move. "random" draws the images that move at random, rounds the disjoint count to the
     nearest integer and drops neither classes nor images: every image arrives exactly once.
-    ValueError: labels, tasks, disjoint_share, blurry_share, sampler.
     """
-    labels, classes = _checked_labels(labels)
-    _check_tasks(tasks, classes)
-    _check_share("disjoint_share", disjoint_share)
-    _check_share("blurry_share", blurry_share)
-    if sampler not in ("random", "official"):
-        raise ValueError(f"sampler={sampler!r}: must be 'random' or 'official'")
-    official = sampler == "official"
-    draws = _TorchDraws(seed) if official else _NumpyDraws(seed)
 
-    def sizes(total: int) -> np.ndarray:
-        return draws.cut(total, tasks) if random_sizes else _near_equal(total, tasks)
+    title: ClassVar[str] = "Si-Blurry"
+    source: ClassVar[str] = "Moon et al. 2023, arXiv 2308.09303"
 
-    order = classes[draws.permutation(len(classes))]
-    n_disjoint, n_blurry = _class_counts(len(classes), tasks, disjoint_share, official)
-    disjoint_homes = _pieces(order[:n_disjoint], sizes(n_disjoint))
-    blurry_homes = _pieces(order[n_disjoint:n_disjoint + n_blurry], sizes(n_blurry))
+    tasks: Annotated[int, Ge(1)] = 5  # stages
+    disjoint_share: Percent = 50  # N, percent of the classes
+    blurry_share: Percent = 10  # M, percent of the images of the other classes
+    random_sizes: bool = True  # of stages, and of what they give away
+    sampler: Literal["random", "official"] = "random"  # official: as the released code draws
 
-    fixed_images = [_images_of(labels, home) for home in disjoint_homes]
-    blurry_images = [_images_of(labels, home) for home in blurry_homes]
-    if not official:  # the released code skips this, and so moves whole classes of a class-sorted data set
-        blurry_images = [images[draws.permutation(len(images))] for images in blurry_images]
+    def stages(self, labels: np.ndarray, seed: int, domains: np.ndarray | None = None) -> list[Stage]:
+        labels, classes = _checked_labels(labels)
+        _check_tasks(self.tasks, classes)
+        official = self.sampler == "official"
+        draws = _TorchDraws(seed) if official else _NumpyDraws(seed)
 
-    owned = np.array([len(images) for images in blurry_images])
-    if random_sizes:
-        given = sizes(int(owned.sum() * blurry_share // 100))
-    else:
-        given = (owned * blurry_share // 100).astype(int)
-    pool = np.concatenate([images[:n] for images, n in zip(blurry_images, given, strict=True)])
-    pool = pool[draws.permutation(len(pool))]
-    if random_sizes:
-        returned = given
-    else:
-        returned = np.full(tasks, len(pool) // tasks) if official else _near_equal(len(pool), tasks)
+        def sizes(total: int) -> np.ndarray:
+            return draws.cut(total, self.tasks) if self.random_sizes else _near_equal(total, self.tasks)
 
-    homes = [np.concatenate(pair) for pair in zip(disjoint_homes, blurry_homes, strict=True)]
-    arriving = [np.concatenate([fixed, images[n:], guests]) for fixed, images, n, guests
-                in zip(fixed_images, blurry_images, given, _pieces(pool, returned), strict=True)]
-    return _stages(homes, [images[draws.permutation(len(images))] for images in arriving])
+        order = classes[draws.permutation(len(classes))]
+        n_disjoint, n_blurry = _class_counts(len(classes), self.tasks, self.disjoint_share, official)
+        disjoint_homes = _pieces(order[:n_disjoint], sizes(n_disjoint))
+        blurry_homes = _pieces(order[n_disjoint:n_disjoint + n_blurry], sizes(n_blurry))
+
+        fixed_images = [_images_of(labels, home) for home in disjoint_homes]
+        blurry_images = [_images_of(labels, home) for home in blurry_homes]
+        if not official:  # the released code skips this, and so moves whole classes of a class-sorted data set
+            blurry_images = [images[draws.permutation(len(images))] for images in blurry_images]
+
+        owned = np.array([len(images) for images in blurry_images])
+        if self.random_sizes:
+            given = sizes(int(owned.sum() * self.blurry_share // 100))
+        else:
+            given = (owned * self.blurry_share // 100).astype(int)
+        pool = np.concatenate([images[:n] for images, n in zip(blurry_images, given, strict=True)])
+        pool = pool[draws.permutation(len(pool))]
+        if self.random_sizes:
+            returned = given
+        else:
+            returned = np.full(self.tasks, len(pool) // self.tasks) if official else _near_equal(len(pool), self.tasks)
+
+        homes = [np.concatenate(pair) for pair in zip(disjoint_homes, blurry_homes, strict=True)]
+        arriving = [np.concatenate([fixed, images[n:], guests]) for fixed, images, n, guests
+                    in zip(fixed_images, blurry_images, given, _pieces(pool, returned), strict=True)]
+        return _stages(homes, [images[draws.permutation(len(images))] for images in arriving])
 
 
-def domains(labels: np.ndarray, seed: int, *, domains: np.ndarray, order: str = "random") -> list[Stage]:
+@dataclass
+class Domains(Stream):
     """Domain-incremental: the same classes in one domain after the other (one hand, one place, one style a stage).
 
-    domains: one integer per image; the loop takes it from the benchmark. order: "random" permutes the domains,
-    "given" takes them in ascending order. The home of a class is the first stage that has an image of it, so later
-    stages may have no class at home. Images are shuffled inside each stage.
-    Source: van de Ven and Tolias 2019, arXiv 1904.07734 (domain-incremental learning).
-    ValueError: labels, domains, order.
+    The home of a class is the first stage that has an image of it, so later stages may have no class
+    at home. Images are shuffled inside each stage.
 
-    >>> [stage.classes for stage in domains(np.array([0, 1, 0, 2]), 0, domains=np.array([1, 1, 0, 0]), order="given")]
+    >>> found = Domains(order="given").stages(np.array([0, 1, 0, 2]), 0, np.array([1, 1, 0, 0]))
+    >>> [stage.classes for stage in found]
     [(0, 2), (1,)]
     """
-    labels, classes = _checked_labels(labels)
-    domains = np.asarray(domains)
-    if domains.shape != labels.shape:
-        raise ValueError(f"domains: got shape {domains.shape}; must be one integer per image, {labels.shape}")
-    if order not in ("random", "given"):
-        raise ValueError(f"order={order!r}: must be 'random' or 'given'")
-    rng, names = np.random.default_rng(seed), np.unique(domains)
-    images = [rng.permutation(np.flatnonzero(domains == name))
-              for name in (rng.permutation(names) if order == "random" else names)]
-    first = {label: min(i for i, index in enumerate(images) if label in labels[index]) for label in classes.tolist()}
-    homes = [np.array([label for label, home in first.items() if home == i], int) for i in range(len(images))]
-    return _stages(homes, images)
+
+    title: ClassVar[str] = "Domains"
+    source: ClassVar[str] = "van de Ven and Tolias 2019, arXiv 1904.07734 (domain-incremental learning)"
+    needs_domains: ClassVar[bool] = True
+
+    order: Literal["random", "given"] = "random"  # permute the domains, or take them in ascending order
+
+    def stages(self, labels: np.ndarray, seed: int, domains: np.ndarray | None = None) -> list[Stage]:
+        labels, classes = _checked_labels(labels)
+        domains = np.asarray(domains)
+        if domains.shape != labels.shape:
+            raise ValueError(f"domains: got shape {domains.shape}; must be one integer per image, {labels.shape}")
+        rng, names = np.random.default_rng(seed), np.unique(domains)
+        images = [rng.permutation(np.flatnonzero(domains == name))
+                  for name in (rng.permutation(names) if self.order == "random" else names)]
+        first = {label: min(i for i, index in enumerate(images) if label in labels[index])
+                 for label in classes.tolist()}
+        homes = [np.array([label for label, home in first.items() if home == i], int) for i in range(len(images))]
+        return _stages(homes, images)
 
 
-STREAMS: dict[str, Callable[..., list[Stage]]] = {
-    "disjoint": disjoint, "joint": joint, "si_blurry": si_blurry, "domains": domains,
+STREAMS: dict[str, type[Stream]] = {
+    "disjoint": Disjoint, "joint": Joint, "si_blurry": SiBlurry, "domains": Domains,
 }
 
 
@@ -230,19 +269,11 @@ def _checked_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_tasks(tasks: int, classes: np.ndarray) -> None:
-    if not isinstance(tasks, Integral) or not 1 <= tasks <= len(classes):
-        raise ValueError(f"tasks={tasks!r}: must be an integer from 1 to the number of classes, "
-                         f"{len(classes)}")
-
-
-def _check_share(field: str, share: float) -> None:
-    if not 0 <= share <= 100:
-        raise ValueError(f"{field}={share!r}: must be a percentage from 0 to 100")
+    if tasks > len(classes):
+        raise ValueError(f"tasks={tasks!r}: must be at most the number of classes, {len(classes)}")
 
 
 def _checked_groups(groups: Sequence[Sequence[int]], classes: np.ndarray) -> list[np.ndarray]:
-    if not all(isinstance(group, Sequence | np.ndarray) for group in groups):
-        raise ValueError(f"tasks={groups!r}: must be a number of stages or a list of lists of classes")
     flat = [c for group in groups for c in group]
     unknown = sorted(set(flat) - set(classes.tolist()))
     missing = sorted(set(classes.tolist()) - set(flat))

@@ -1,6 +1,7 @@
 """What a benchmark is, and what a batch is. Images are held as uint8 on the device; labels live on the host."""
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from clstudy.data.image_shards import Shards
 from clstudy.data.streams import Stage
 from clstudy.utils.validation import choose
 
-CANDIDATES = ("seen", "phase", "batch")  # which texts can compete with an image; see Batch.narrow
+Candidates = Literal["seen", "phase", "batch"]  # which texts compete with an image: `Batch.narrow`
+CANDIDATES = get_args(Candidates)
 LARGEST = 8 * 2**30  # bytes of a set that are moved to a device
 
 
@@ -51,7 +53,7 @@ class Captioned:
 
 
 @dataclass(frozen=True, eq=False)
-class Benchmark:
+class BenchmarkData:
     """Training and test images of the same classes, and sets that the stream does not touch."""
 
     name: str
@@ -59,12 +61,12 @@ class Benchmark:
     test: Labelled
     captions: tuple[str, ...]  # one per training image
     groups: dict[str, tuple[int, ...]]  # named groups of classes, which a disjoint stream can take as its tasks
-    side: dict[str, Labelled] = field(default_factory=dict)  # zero-shot sets, each with its own candidates
+    held_out: dict[str, Labelled] = field(default_factory=dict)  # zero-shot sets, each with its own candidates
     retrieval: dict[str, Captioned] = field(default_factory=dict)
     reference: Callable[[], Captioned] | None = None  # pairs like those of pretraining, for methods that ask for them
 
-    def to(self, device) -> "Benchmark":
-        """Training and test images on the device, unless they are too many. Side sets, which are seldom looked
+    def to(self, device) -> "BenchmarkData":
+        """Training and test images on the device, unless they are too many. Held-out sets, which are seldom looked
         at, stay where they are."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clstudy.data.types import Benchmark, Labelled
-from clstudy.evaluation.features import Cache, class_features, features
+from clstudy.data.types import BenchmarkData, Labelled
+from clstudy.evaluation.features import Cache, Scores, class_features, features, product
 from clstudy.evaluation.retrieval import retrieval
 from clstudy.evaluation.rows import Evaluation, row
 from clstudy.models.clip import Clip
@@ -22,16 +22,20 @@ def hits(similarity: Float[Tensor, "images classes"], labels: Int[Tensor, " imag
     return (best == labels) & offered.expand_as(similarity).gather(1, labels[:, None])[:, 0]
 
 
-def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]], seen: Sequence[int],
-             complete: bool = True, sides: bool = True, cache: Cache | None = None) -> Evaluation:
+@torch.no_grad()
+def evaluate(clip: Clip, benchmark: BenchmarkData, tasks: Sequence[tuple[int, ...]], seen: Sequence[int],
+             complete: bool = True, sides: bool = True, cache: Cache | None = None,
+             scores: Scores = product) -> Evaluation:
     """The rows of `evals` that `rows.py` lists, and which images were right.
 
     tasks: classes of each task; seen: classes that have arrived. Without `complete` there is one row, the accuracy on
-    the seen classes; with `sides` also held-out sets and retrieval are measured."""
+    the seen classes; with `sides` also held-out sets and retrieval are measured. scores: the method's verb."""
     cache = cache or Cache()
     clip.eval()
     test, count = benchmark.test, len(benchmark.test.class_names)
-    similarity = features(clip, test.images, cache) @ class_features(clip, test.class_names, test.template, cache).T
+    image = features(clip, test.images, cache)
+    text = class_features(clip, test.class_names, test.template, cache)
+    similarity = scores(clip, image, text, range(count))
     labels = torch.from_numpy(test.labels).to(similarity.device)
     home = np.full(count, -1)
     for number, classes in enumerate(tasks):
@@ -46,11 +50,11 @@ def evaluate(clip: Clip, benchmark: Benchmark, tasks: Sequence[tuple[int, ...]],
     correct = {("test", name): each for name, each in right.items()}
     if complete:
         rows += _complete(right, test, tasks, home, arrived)
-    for name, side in benchmark.side.items() if sides else ():
-        correct[name, "own"] = zero_shot(clip, side, cache)
+    for name, held_out in benchmark.held_out.items() if sides else ():
+        correct[name, "own"] = zero_shot(clip, held_out, cache, scores)
         rows += row("held-out set", name, "own", correct[name, "own"])
     for name, pairs in benchmark.retrieval.items() if sides else ():
-        rows += retrieval(clip, pairs, name, cache=cache)
+        rows += retrieval(clip, pairs, name, cache=cache, scores=scores)
     return Evaluation(rows, correct)
 
 
@@ -81,9 +85,12 @@ def _balanced(task: str, candidates: str, right: np.ndarray, labels: np.ndarray)
     return row("task", task, candidates, each, "class-balanced accuracy")
 
 
-def zero_shot(clip: Clip, side: Labelled, cache: Cache | None = None) -> np.ndarray:
-    """For each image of a side set, whether its class wins among the set's own classes."""
-    similarity = features(clip, side.images, cache) @ class_features(clip, side.class_names, side.template, cache).T
-    return similarity.argmax(1).cpu().numpy() == side.labels
+@torch.no_grad()
+def zero_shot(clip: Clip, held_out: Labelled, cache: Cache | None = None, scores: Scores = product
+              ) -> np.ndarray:
+    """For each image of a held-out set, whether its class wins among the set's own classes."""
+    image = features(clip, held_out.images, cache)
+    text = class_features(clip, held_out.class_names, held_out.template, cache)
+    return scores(clip, image, text, None).argmax(1).cpu().numpy() == held_out.labels
 
 

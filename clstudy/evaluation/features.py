@@ -1,6 +1,6 @@
 """Image and text features of a model, each encoded once."""
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -11,6 +11,13 @@ from clstudy.data.image_shards import Shards
 from clstudy.models.clip import Clip
 
 CHUNK = 256  # images at a time
+Scores = Callable[[Clip, Tensor, Tensor, Sequence[int] | None], Tensor]
+
+
+def product(clip: Clip, image: Float[Tensor, "images dim"], text: Float[Tensor, "texts dim"],
+            classes: Sequence[int] | None) -> Float[Tensor, "images texts"]:
+    """How images and texts become numbers to rank where no method says otherwise (`Method.scores`)."""
+    return image @ text.T
 
 
 class Cache:

@@ -6,13 +6,14 @@ import torch
 from jaxtyping import Float, Int
 
 from clstudy.data.types import Captioned
-from clstudy.evaluation.features import Cache, features, text_features
+from clstudy.evaluation.features import Cache, Scores, features, product, text_features
 from clstudy.evaluation.rows import row
 from clstudy.models.clip import Clip
 
 
+@torch.no_grad()
 def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequence[int] = (1, 5, 10),
-              cache: Cache | None = None) -> list[dict]:
+              cache: Cache | None = None, scores: Scores = product) -> list[dict]:
     """Recall@k in both directions, cosine ranking; several captions per image count as found with the best of them.
 
     With `pairs.folds` the images are cut into so many parts, in their order; only the captions of a part compete, and
@@ -21,7 +22,8 @@ def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequenc
     found = []
     for part in np.array_split(np.arange(len(pairs)), pairs.folds):
         mine = np.flatnonzero(np.isin(pairs.owner, part))
-        similarity = image[part[0]:part[-1] + 1] @ text[torch.from_numpy(mine).to(text.device)].T
+        similarity = scores(clip, image[part[0]:part[-1] + 1],
+                            text[torch.from_numpy(mine).to(text.device)], None)
         found.append(ranks(similarity.cpu().numpy(), pairs.owner[mine] - part[0]))
     image_rank, text_rank = (np.concatenate(ranked) for ranked in zip(*found, strict=True))
     rows = []

@@ -9,42 +9,34 @@ F_c is a moving average of the class's loss; a class that is not in the batch ke
 w = p_c / r_c, r_c the share of the class among the images drawn: then Σ_c p_c F_c is the expectation. Which of the
 forms "Memory-Efficient Continual Learning with CLIP Models" (arXiv 2605.03866) uses is not public."""
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Gt, Le
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clstudy.data.types import Batch
-from clstudy.utils.validation import choose
+from clstudy.utils.options import Options
 
-FORMS = ("balanced", "kl", "cvar", "eg")
+Weighting = Literal["balanced", "kl", "cvar", "eg"]
 
 
 @dataclass
-class ClassWeights:
-    """form: "balanced", "kl", "cvar" or "eg". strength: λ, the unit of the loss ("kl"); share: α ("cvar"); rate: η
-    ("eg"); beta: weight of a new class loss in its average; correct: for how often a class is drawn, else r = 1 / C;
-    cap: largest weight of an image. ValueError: these."""
+class ClassWeights(Options):
+    """How much each class counts, by how it does. `log`: stage, classes seen and p of each step."""
 
-    form: str = "kl"
-    strength: float = 0.1
-    share: float = 0.3
-    rate: float = 0.1
-    beta: float = 0.1
-    correct: bool = True
-    cap: float = 10.0
-    average: Tensor | None = None  # F_c; NaN for a class that was never seen
-    log_q: Tensor | None = None  # of "eg"
-    drawn: Tensor | None = None  # images of each class in the stage so far
-    log: list[tuple[int, tuple[int, ...], Tensor]] = field(default_factory=list)  # stage, classes seen, p of each step
-
-    def __post_init__(self):
-        choose("robust", self.form, FORMS)
-        for name, top in (("strength", float("inf")), ("share", 1), ("rate", float("inf")), ("beta", 1),
-                          ("cap", float("inf"))):
-            if not 0 < getattr(self, name) <= top:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be above 0"
-                                 + (f" and at most {top}" if top == 1 else ""))
+    form: Weighting = "kl"
+    strength: Annotated[float, Gt(0)] = 0.1  # λ, the unit of the loss ("kl")
+    share: Annotated[float, Gt(0), Le(1)] = 0.3  # α ("cvar")
+    rate: Annotated[float, Gt(0)] = 0.1  # η ("eg")
+    beta: Annotated[float, Gt(0), Le(1)] = 0.1  # weight of a new class loss in its average
+    correct: bool = True  # for how often a class is drawn; False: r = 1 / C
+    cap: Annotated[float, Gt(0)] = 10.0  # largest weight of an image
+    average: Tensor | None = field(default=None, init=False)  # F_c; NaN: the class was never seen
+    log_q: Tensor | None = field(default=None, init=False)  # of "eg"
+    drawn: Tensor | None = field(default=None, init=False)  # images of each class in the stage
+    log: list[tuple[int, tuple[int, ...], Tensor]] = field(default_factory=list, init=False)
 
     def stage(self) -> None:
         """A new stage: its classes are drawn at other rates."""

@@ -6,6 +6,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from clstudy.data.types import Batch
+from clstudy.models.clip import Clip
+
 
 def match(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], scale: Float[Tensor, ""],
           target: Int[Tensor, " batch"], weight: Float[Tensor, " batch"] | None = None,
@@ -21,6 +24,13 @@ def match(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], s
     logits = scale * image @ text.T
     loss = F.cross_entropy(logits.softmax(-1) if double_softmax else logits, target, reduction="none")
     return (loss if weight is None else loss * weight).mean()
+
+
+def match_batch(clip: Clip, batch: Batch, double_softmax: bool = False) -> Float[Tensor, ""]:
+    """`match` (SIT, arXiv 2405.15155) of a batch, whose candidates are the texts offered."""
+    encoded = clip.encode(batch)
+    return match(encoded.image, encoded.text, encoded.scale, batch.target,
+                 double_softmax=double_softmax)
 
 
 def match_text_gradient(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], scale: Float[Tensor, ""],

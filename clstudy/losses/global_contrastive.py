@@ -9,18 +9,20 @@ All of u is kept as log u, so that nothing overflows at τ = 0.01, in fp32 or bf
 Learning with CLIP Models" (arXiv 2605.03866) uses this form is a reconstruction: its objective is not public."""
 import math
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clstudy.data.types import Batch
 from clstudy.models.clip import Encoded
-from clstudy.utils.validation import choose
+from clstudy.utils.options import Options
 
 Rows = Float[Tensor, " batch"]
 EPSILON = math.log(1e-14)
-TEMPERATURES = ("fixed", "individual", "global")
+Temperature = Literal["fixed", "individual", "global"]
 
 
 def negatives(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], target: Int[Tensor, " batch"]
@@ -77,32 +79,26 @@ class Average:
 
 
 @dataclass
-class GlobalContrast:
+class GlobalContrast(Options):
     """The loss of each image, image side and text side, and what they need to remember.
 
-    gamma: γ; decay: steps over which γ falls from 1 to `gamma` along a cosine (FastCLIP), 0: constant. exact: the text
-    side has at most so many classes, and then g1 is computed and not averaged (u = g). temperature: "fixed" at 1 / s;
-    "individual": one for each image and side (iSogCLR); "global": one for all (FastCLIP v3); the last two are learned
-    by their own steps of size `rate`, kept within `bounds`, with the robustness ρ = `rho`. ValueError: these."""
+    temperature: "fixed" at 1 / s; "individual": one for each image and side (iSogCLR); "global":
+    one for all (FastCLIP v3). The last two are learned by their own steps."""
 
-    gamma: float = 0.8
-    decay: int = 0
-    exact: int = 2000
-    temperature: str = "fixed"
-    rho: float = 6.0
-    rate: float = 1e-3
-    bounds: tuple[float, float] = (0.005, 0.1)
-    averages: tuple[Average, Average] = field(default_factory=lambda: (Average(), Average()))
-    taus: list[Tensor | None] = field(default_factory=lambda: [None, None])
-    momenta: list[Tensor | None] = field(default_factory=lambda: [None, None])
-    steps: int = 0
+    gamma: Annotated[float, Gt(0), Le(1)] = 0.8  # γ
+    decay: Annotated[int, Ge(0)] = 0  # steps of a cosine from 1 to `gamma` (FastCLIP); 0: constant
+    exact: Annotated[int, Ge(0)] = 2000  # classes up to which g1 is computed, not averaged
+    temperature: Temperature = "fixed"
+    rho: float = 6.0  # robustness ρ
+    rate: float = 1e-3  # size of a step of a temperature
+    bounds: tuple[float, float] = (0.005, 0.1)  # of a temperature
+    averages: tuple[Average, Average] = field(
+        default_factory=lambda: (Average(), Average()), init=False)
+    taus: list[Tensor | None] = field(default_factory=lambda: [None, None], init=False)
+    momenta: list[Tensor | None] = field(default_factory=lambda: [None, None], init=False)
+    steps: int = field(default=0, init=False)
 
-    def __post_init__(self):
-        choose("temperature", self.temperature, TEMPERATURES)
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma={self.gamma!r}: must be above 0 and at most 1")
-        if self.decay < 0 or self.exact < 0:
-            raise ValueError(f"decay={self.decay!r}, exact={self.exact!r}: must be at least 0")
+    def check(self) -> None:
         if not 0 < self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds={self.bounds!r}: must be two temperatures, the lower one first")
 

@@ -1,4 +1,6 @@
-"""Methods by name. A method is a dataclass with a `loss`; add yours to the dict."""
+"""Methods by name. A method is a dataclass with a `loss`; add yours to the dict.
+
+Tables have this order; figures keep families together."""
 from clstudy.methods.agem import AGEM
 from clstudy.methods.clib import CLIB
 from clstudy.methods.clip_loss import ClipLoss
@@ -29,17 +31,17 @@ METHODS = {
     "derpp": DERpp,
     "clib": CLIB,
     "lwf": LwF,
-    "vr_lwf": VRLwF,
-    "geodl": GeoDL,
     "ewc": EWC,
+    "vr_lwf": VRLwF,
+    "zscl": ZSCL,
+    "geodl": GeoDL,
+    "agem": AGEM,
+    "imm": IMM,
+    "wise_ft": WiSEFT,
     "clip_loss": ClipLoss,
     "gcl": GCL,
     "gdro": GDRO,
     "compose": Compose,
-    "imm": IMM,
-    "wise_ft": WiSEFT,
-    "zscl": ZSCL,
-    "agem": AGEM,
     "l2p": L2P,
     "dualprompt": DualPrompt,
     "mvp": MVP,

@@ -21,39 +21,40 @@ used. Its captions are all different to the loss. Parameters that L does not rea
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
 from clstudy.data.replay_buffer import Memory
-from clstudy.data.types import CANDIDATES, Batch
-from clstudy.losses.functional import contrastive, match
-from clstudy.methods.base import Method
+from clstudy.data.types import Batch, Candidates
+from clstudy.losses.functional import contrastive, match_batch
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class AGEM(Method):
-    needs_reference: ClassVar[bool] = True
-    replay: int = 64  # pairs in each step; 0: none
-    size: int = 250  # images kept of each finished stage
-    candidates: str = "seen"  # which texts compete: "seen", "phase" or "batch"
+    """No step may raise the loss on replayed pairs."""
+
+    title = "A-GEM"
+    source = "Chaudhry et al. 2019, A-GEM, arXiv 1812.00420"
+    family = "regularization"
+    dash = (1, 1)
+    needs_reference = True
+    place_on_map = Beside("finetune", "projects the gradient, with a memory beside the loss")
+    checked = "the projection; the replay is really used"
+
+    replay: Annotated[int, Ge(0)] = 64  # pairs in each step; 0: none
+    size: Annotated[int, Ge(0)] = 250  # images kept of each finished stage
+    candidates: Candidates = "seen"  # which texts compete
     kept: list[Memory] = field(default_factory=list, init=False, repr=False)  # one per finished stage
     drawn: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # for this step
 
-    def __post_init__(self):
-        choose("candidates", self.candidates, CANDIDATES)
-        for name in ("replay", "size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0")
-
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        batch = batch.narrow(self.candidates)
-        encoded = clip.encode(batch)
-        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+        return {"task": match_batch(clip, batch.narrow(self.candidates))}
 
     def rehearse(self, clip: Clip, batch: Batch) -> Batch:
         """Draw the pairs of this step, on the host; the batch stays as it is."""

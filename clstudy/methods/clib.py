@@ -23,24 +23,36 @@ only added to, by (1 − ρ) (ℓ − ℓ' + mean H of the draw / M): a sum that
 moving average. No adaptive learning rate, since a method does not step the optimiser. No CutMix.
 """
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from clstudy.data.replay_buffer import Memory
 from clstudy.data.types import Batch
-from clstudy.losses.functional import match
-from clstudy.methods.base import Method
+from clstudy.losses.functional import match_batch
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
 
 
 @dataclass
 class CLIB(Method):
-    size: int = 500  # of the memory, in images
-    replay: int | None = None  # images of a step; None: as many as the stream's batch has
-    every: int = 3  # steps between two looks at the memory's loss
-    look: int = 64  # images of the memory in a look
-    decay: float = 0.9  # of the moving average of an image's importance
+    """Trains on its memory alone, which keeps what lowers the loss."""
+
+    title = "CLIB"
+    source = "Koh et al. 2022, i-Blurry, arXiv 2110.10031"
+    family = "memory"
+    dash = (1, 1)
+    place_on_map = Beside(
+        "er", "trains on its memory alone, and what stays there is chosen by the loss")
+    checked = "without its learning-rate schedule"
+
+    size: Annotated[int, Ge(1)] = 500  # of the memory, in images
+    replay: Annotated[int, Ge(1)] | None = None  # images of a step; None: as many as in a batch
+    every: Annotated[int, Ge(1)] = 3  # steps between two looks at the memory's loss
+    look: Annotated[int, Ge(1)] = 64  # images of the memory in a look
+    decay: Annotated[float, Ge(0), Lt(1)] = 0.9  # of the moving average of an image's importance
     memory: Memory = field(init=False, repr=False)
     importance: dict[int, float] = field(default_factory=dict, init=False, repr=False)  # H, by id
     steps: int = field(default=0, init=False, repr=False)
@@ -48,17 +60,12 @@ class CLIB(Method):
     drawn: set[int] = field(default_factory=set, init=False, repr=False)  # since the last look
     found: list[tuple[set, Tensor]] = field(default_factory=list, init=False, repr=False)  # drawn, ℓ − ℓ'
 
-    def __post_init__(self):
-        for name in ("size", "every", "look", "replay"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 1")
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay={self.decay!r}: must be from 0 to below 1")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.memory = Memory(self.size, "balanced")
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        encoded = clip.encode(batch)
-        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+        return {"task": match_batch(clip, batch)}
 
     def rehearse(self, clip: Clip, batch: Batch) -> Batch:
         now = self.steps % self.every == 0
@@ -99,6 +106,6 @@ def only(batch: Batch, image: Tensor, labels: tuple[int, ...], index: tuple[int,
 def loss_of(clip: Clip, batch: Batch) -> Tensor:
     """The task loss as it is, without dropout and without training."""
     training = clip.training
-    encoded = clip.eval().encode(batch)
+    loss = match_batch(clip.eval(), batch)
     clip.train(training)
-    return match(encoded.image, encoded.text, encoded.scale, batch.target)
+    return loss

@@ -19,11 +19,13 @@ other pair as a negative; here labels repeat, so pairs of one class are positive
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from clstudy.data.replay_buffer import Memory
+from clstudy.data.replay_buffer import Draw, Memory, Selection
 from clstudy.data.types import Batch
 from clstudy.losses.functional import contrastive
 from clstudy.methods.base import Method
@@ -32,15 +34,24 @@ from clstudy.models.clip import Clip
 
 @dataclass
 class ClipLoss(Method):
-    size: int = 500  # of the memory, in images; 0: none
-    replay: int = 32  # images of the memory that join each step
-    selection: str = "random"  # or "herding"
-    draw: str = "uniform"  # or "balanced": each class of the memory equally often
+    """CLIP's own loss over the batch, joined with a memory of equal quotas."""
+
+    title = "CLIP loss (memory)"
+    source = "Radford et al. 2021, CLIP, arXiv 2103.00020; baseline of arXiv 2605.03866"
+    family = "contrastive"
+    dash = (4, 1.5)
+    published = {
+        "CLIP's loss over the mini-batch, with a memory: where the GCL and GDRO paper starts": {}}
+    checked = "against a naive loop"
+
+    size: Annotated[int, Ge(0)] = 500  # of the memory, in images; 0: none
+    replay: Annotated[int, Ge(0)] = 32  # images of the memory that join each step
+    selection: Selection = "random"  # which images of a class stay
+    draw: Draw = "uniform"  # "balanced": each class of the memory equally often
     memory: Memory = field(init=False, repr=False)
 
-    def __post_init__(self):
-        if self.replay < 0:
-            raise ValueError(f"replay={self.replay!r}: must be at least 0 images")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.memory = Memory(self.size, "quota", self.selection, self.draw)
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
@@ -55,3 +66,7 @@ class ClipLoss(Method):
 
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
         self.memory.refill(batches, clip)
+
+    @property
+    def place_on_map(self) -> dict[str, Any]:
+        return self.options() | {"denominator": "pairs", "candidates": "batch", "policy": "quota"}

@@ -36,77 +36,81 @@ temperature is that of both distillations, whereas VR-LwF has 1 for the classes.
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from clstudy.data.replay_buffer import Memory
+from clstudy.data.replay_buffer import Draw, Memory, Policy, Selection
 from clstudy.data.streams import Stage
-from clstudy.data.types import CANDIDATES, Batch
+from clstudy.data.types import Batch, Candidates
 from clstudy.losses import vocabularies
-from clstudy.losses.class_weights import FORMS, ClassWeights
+from clstudy.losses.class_weights import ClassWeights, Weighting
 from clstudy.losses.functional import distillation
-from clstudy.losses.global_contrastive import GlobalContrast
+from clstudy.losses.global_contrastive import GlobalContrast, Temperature
 from clstudy.methods.base import Method
 from clstudy.models.clip import Clip, Encoded
-from clstudy.utils.validation import choose
 
-CLASS_WEIGHTS = ("uniform", *FORMS)
 Each = Float[Tensor, " batch"]
 
 
 @dataclass
 class Compose(Method):
-    candidates: str = "batch"  # or "seen", "phase": which texts compete with an image
-    denominator: str = "batch"  # or "pairs", "moving": what its own text is compared with
-    class_weights: str = "uniform"  # or "balanced", "kl", "cvar", "eg": which images count more
+    """Any point of the map of three papers: candidates, denominator, class weights, vocabulary."""
+
+    title = "composed"
+    source = "SIT, VR-LwF; GCL and GDRO, reconstructed"
+    family = "contrastive"
+    dash = (5, 1.5, 1, 1.5)
+    checked = "equal to each published method at its point, in losses and gradients"
+
+    candidates: Candidates = "batch"  # which texts compete with an image
+    denominator: Literal["batch", "pairs", "moving"] = "batch"  # what its own text is compared with
+    class_weights: Literal["uniform", Weighting] = "uniform"  # which images count more
     vocabulary: str = "none"  # or "classes", "random", "words", "captions", "file:PATH": where nothing changes
-    weight: float = 0.5  # of each distillation
-    temperature: float = 1.0  # of each distillation
-    texts: int = 100  # of the vocabulary, drawn at each step
-    length: int = 8  # tokens of each, where they are drawn token by token
+    weight: Annotated[float, Ge(0)] = 0.5  # of each distillation
+    temperature: Annotated[float, Gt(0)] = 1.0  # of each distillation
+    texts: Annotated[int, Ge(1)] = 100  # of the vocabulary, drawn at each step
+    length: Annotated[int, Ge(1)] = 8  # tokens of each, where they are drawn token by token
     classes: bool = True  # with other texts: from the second stage on distil on the classes seen, too (VR-LwF)
-    size: int = 0  # of the memory, in images; 0: none
-    replay: int = 32  # images of the memory that join each step
-    policy: str = "reservoir"  # which images stay: or "balanced", "quota"
-    selection: str = "random"  # of "quota": or "herding"
-    draw: str = "uniform"  # from the memory: or "balanced"
-    gamma: float = 0.8  # of "moving": weight of a new estimate
-    decay: int = 0  # steps of a cosine from 1 to gamma; 0: constant
-    exact: int = 2000  # classes up to which the text negatives are summed exactly
-    tau: str = "fixed"  # temperature of "moving": or "individual", "global"
-    strength: float = 0.1  # λ of "kl"
-    share: float = 0.3  # α of "cvar"
-    rate: float = 0.1  # η of "eg"
-    beta: float = 0.1  # weight of a new class loss in its average
+    size: Annotated[int, Ge(0)] = 0  # of the memory, in images; 0: none
+    replay: Annotated[int, Ge(0)] = 32  # images of the memory that join each step
+    policy: Policy = "reservoir"  # which images stay
+    selection: Selection = "random"  # of "quota": which images of a class stay
+    draw: Draw = "uniform"  # from the memory; "balanced": each class equally often
+    gamma: Annotated[float, Gt(0), Le(1)] = 0.8  # of "moving": weight of a new estimate
+    decay: Annotated[int, Ge(0)] = 0  # steps of a cosine from 1 to gamma; 0: constant
+    exact: Annotated[int, Ge(0)] = 2000  # classes up to which the text negatives are summed exactly
+    tau: Temperature = "fixed"  # of "moving", or learned: "individual", "global"
+    strength: Annotated[float, Gt(0)] = 0.1  # λ of "kl"
+    share: Annotated[float, Gt(0), Le(1)] = 0.3  # α of "cvar"
+    rate: Annotated[float, Gt(0)] = 0.1  # η of "eg"
+    beta: Annotated[float, Gt(0), Le(1)] = 0.1  # weight of a new class loss in its average
     correct: bool = True  # for how often a class is drawn
-    cap: float = 10.0  # largest weight of an image
+    cap: Annotated[float, Gt(0)] = 10.0  # largest weight of an image
     teacher: Clip | None = field(default=None, init=False, repr=False)
     draws: torch.Generator | None = field(default=None, init=False, repr=False)
     memory: Memory = field(init=False, repr=False)
     contrast: GlobalContrast = field(init=False, repr=False)
     robust: ClassWeights | None = field(default=None, init=False, repr=False)
 
-    def __post_init__(self):
-        choose("candidates", self.candidates, CANDIDATES)
-        choose("denominator", self.denominator, DENOMINATORS)
-        choose("class_weights", self.class_weights, CLASS_WEIGHTS)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.memory = Memory(self.size, self.policy, self.selection, self.draw)
+        self.contrast = GlobalContrast(self.gamma, self.decay, self.exact, self.tau)
+        if self.class_weights != "uniform":
+            weights = (self.strength, self.share, self.rate, self.beta, self.correct, self.cap)
+            self.robust = ClassWeights(self.class_weights, *weights)
+
+    def check(self) -> None:
         if self.vocabulary != "none":
             vocabularies.check(self.vocabulary)
-        for name, least in (("weight", 0), ("replay", 0), ("texts", 1), ("length", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least {least}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature!r}: must be above 0")
         for wrong, reason in self.refused():
             if wrong:
                 raise ValueError(reason)
-        self.memory = Memory(self.size, self.policy, self.selection, self.draw)
-        self.contrast = GlobalContrast(self.gamma, self.decay, self.exact, self.tau)
-        weights = (self.strength, self.share, self.rate, self.beta, self.correct, self.cap)
-        self.robust = None if self.class_weights == "uniform" else ClassWeights(self.class_weights, *weights)
 
     @property
     def needs_reference(self) -> bool:
@@ -129,7 +133,7 @@ class Compose(Method):
             terms["classes"] = self.weight * nat * self.moved(encoded, encoded.text, batch.text, batch)
         return terms
 
-    def before_stage(self, clip: Clip, stage: Stage) -> None:
+    def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         if self.vocabulary != "none":
             self.teacher = deepcopy(clip).eval().requires_grad_(False)
             self.draws = self.draws or torch.Generator().manual_seed(torch.initial_seed())
@@ -145,6 +149,10 @@ class Compose(Method):
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
         self.memory.refill(batches, clip)
         self.contrast.keep(self.memory.index)
+
+    @property
+    def place_on_map(self) -> dict[str, Any]:
+        return self.options()
 
     def table(self) -> list[dict]:
         """The weight of every class seen, step by step, if classes have weights."""

@@ -20,33 +20,41 @@ by T, so that the term has the same size for every model, and a drift by T count
 its outputs from the start; here the columns of classes that come later do not exist for a stored image.
 """
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from clstudy.data.replay_buffer import Memory
 from clstudy.data.types import Batch
 from clstudy.losses.functional import match
-from clstudy.methods.base import Method
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
 
 
 @dataclass
 class DERpp(Method):
-    alpha: float = 0.5  # weight of the logits term
-    beta: float = 0.5  # weight of the replay term
-    temperature: float = 0.1  # of the similarities that are compared
-    size: int = 500  # of the memory, in images; 0: none
-    replay: int = 32  # images of each of the two draws
+    """A memory with labels and old similarities."""
+
+    title = "DER++"
+    source = "Buzzega et al. 2020, DER++, arXiv 2004.07211"
+    family = "memory"
+    place_on_map = Beside(
+        "er", "also keeps what the model said about each image of the memory: old answers, "
+              "no teacher")
+    checked = "equation 6, with cosines for logits"
+
+    alpha: Annotated[float, Ge(0)] = 0.5  # weight of the logits term
+    beta: Annotated[float, Ge(0)] = 0.5  # weight of the replay term
+    temperature: Annotated[float, Gt(0)] = 0.1  # of the similarities that are compared
+    size: Annotated[int, Ge(0)] = 500  # of the memory, in images; 0: none
+    replay: Annotated[int, Ge(0)] = 32  # images of each of the two draws
     memory: Memory = field(init=False, repr=False)
     latest: Tensor | None = field(default=None, init=False, repr=False)  # of the stream, last step
 
-    def __post_init__(self):
-        for name in ("alpha", "beta", "replay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature!r}: must be above 0")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.memory = Memory(self.size, "reservoir")
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:

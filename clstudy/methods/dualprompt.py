@@ -16,37 +16,42 @@ stages than experts, each image of the later ones takes the nearest (the same). 
 released code trains a linear layer, and lets only the classes of the current task compete in training. See
 `tuners/pool.py` for those of the pool.
 """
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Literal
 
+from annotated_types import Ge
 from torch import Tensor
 
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch
 from clstudy.losses.functional import match
-from clstudy.methods.base import Method
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
 from clstudy.models.tuners.prompt_pool import pool_of
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class DualPrompt(Method):
-    needs: ClassVar[str] = "dualprompt"  # tuner
-    weight: float = 1.0  # of the pull
-    candidates: str = "seen"  # which texts compete; or "batch"
+    """Prompts for all stages and one expert each."""
 
-    def __post_init__(self):
-        choose("candidates", self.candidates, ("seen", "batch"))
-        if self.weight < 0:
-            raise ValueError(f"weight={self.weight!r}: must be at least 0")
+    title = "DualPrompt"
+    source = "Wang et al. 2022, DualPrompt, arXiv 2204.04799"
+    family = "prompt pool"
+    needs_tuner = "dualprompt"
+    place_on_map = Beside(
+        "finetune", "chooses prompts from a pool by keys, which have a term of their own")
+    checked = "on CLIP instead of a classifier"
+
+    weight: Annotated[float, Ge(0)] = 1.0  # of the pull
+    candidates: Literal["seen", "batch"] = "seen"  # which texts compete
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        batch = batch.present() if self.candidates == "batch" else batch
+        batch = batch.narrow(self.candidates)
         encoded, pool = clip.encode(batch), pool_of(clip)
         pool.tally()
         return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target),
                 "pull": self.weight * pool.distance().mean()}
 
-    def before_stage(self, clip: Clip, stage: Stage) -> None:
+    def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         pool_of(clip).open(stage.number - 1)

@@ -22,32 +22,42 @@ beside itself.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from torch import Tensor
 
-from clstudy.data.replay_buffer import Memory
+from clstudy.data.replay_buffer import Draw, Memory, Policy
 from clstudy.data.types import Batch
-from clstudy.losses.functional import match
+from clstudy.losses.functional import match_batch
 from clstudy.methods.base import Method
 from clstudy.models.clip import Clip
 
 
 @dataclass
 class ER(Method):
-    size: int = 500  # of the memory, in images; 0: none
-    replay: int = 32  # images of the memory that join each step
-    policy: str = "reservoir"
-    draw: str = "uniform"  # or "balanced": each class of the memory equally often
+    """Images of a memory join every step."""
+
+    title = "ER"
+    source = "Chaudhry et al. 2019, arXiv 1902.10486"
+    family = "memory"
+    dash = (4, 1.5)
+    published = {
+        "experience replay with class names, baseline of the SIT paper and of GCL and GDRO": {}}
+    checked = "reservoir and loss against naive code"
+
+    size: Annotated[int, Ge(0)] = 500  # of the memory, in images; 0: none
+    replay: Annotated[int, Ge(0)] = 32  # images of the memory that join each step
+    policy: Policy = "reservoir"  # which images stay
+    draw: Draw = "uniform"  # "balanced": each class of the memory equally often
     memory: Memory = field(init=False, repr=False)
 
-    def __post_init__(self):
-        if self.replay < 0:
-            raise ValueError(f"replay={self.replay!r}: must be at least 0 images")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.memory = Memory(self.size, self.policy, drawing=self.draw)
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        encoded = clip.encode(batch)
-        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+        return {"task": match_batch(clip, batch)}
 
     def rehearse(self, clip: Clip, batch: Batch) -> Batch:
         return self.memory.join(batch, self.replay)
@@ -57,3 +67,7 @@ class ER(Method):
 
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
         self.memory.refill(batches, clip)
+
+    @property
+    def place_on_map(self) -> dict[str, Any]:
+        return self.options() | {"candidates": "seen"}

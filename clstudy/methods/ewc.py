@@ -23,48 +23,46 @@ the Fisher itself, at the end of the stage.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from clstudy.data.streams import Stage
-from clstudy.data.types import CANDIDATES, Batch
-from clstudy.losses.functional import match
-from clstudy.methods.base import Method
+from clstudy.data.types import Batch, Candidates
+from clstudy.losses.functional import match_batch
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
 from clstudy.models.fisher import in_a_row, mean_one, squared_scores
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class EWC(Method):
-    weight: float = 1.0  # of the penalty
-    gamma: float = 0.9  # what is left of the old Fisher after a stage; 1: all
-    draws: int = 4  # label draws per batch in the estimate of the Fisher
+    """Weights that mattered stay."""
+
+    title = "online EWC"
+    source = "Schwarz et al. 2018, arXiv 1805.06370; Chaudhry et al. 2018, EWC++, arXiv 1801.10112"
+    family = "regularization"
+    place_on_map = Beside("finetune", "also holds weights by their Fisher information")
+    checked = "Fisher and penalty against naive code; normalised"
+
+    weight: Annotated[float, Ge(0)] = 1.0  # of the penalty
+    gamma: Annotated[float, Ge(0), Le(1)] = 0.9  # what a stage leaves of the old Fisher; 1: all
+    draws: Annotated[int, Ge(1)] = 4  # label draws per batch in the estimate of the Fisher
     anchor_start: bool = False  # hold the weights near the start in the first stage too
-    candidates: str = "seen"  # which texts compete in the task term: "seen", "phase" or "batch"
+    candidates: Candidates = "seen"  # which texts compete in the task term
     anchor: Tensor | None = field(default=None, init=False, repr=False)  # θ*, all tuned weights in a row
     fisher: Tensor | None = field(default=None, init=False, repr=False)  # F
 
-    def __post_init__(self):
-        choose("candidates", self.candidates, CANDIDATES)
-        if self.weight < 0:
-            raise ValueError(f"weight={self.weight!r}: must be at least 0")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma={self.gamma!r}: must be from 0 to 1")
-        if self.draws < 1:
-            raise ValueError(f"draws={self.draws!r}: must be at least 1")
-
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        batch = batch.narrow(self.candidates)
-        encoded = clip.encode(batch)
-        terms = {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+        terms = {"task": match_batch(clip, batch.narrow(self.candidates))}
         if self.anchor is not None:
             moved = in_a_row(self.trainable(clip)) - self.anchor
             terms["penalty"] = self.weight / 2 * (self.fisher * moved**2).sum()
         return terms
 
-    def before_stage(self, clip: Clip, stage: Stage) -> None:
+    def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         if self.anchor_start and self.anchor is None:
             self.anchor = in_a_row(self.trainable(clip)).detach().clone()
             self.fisher = torch.ones_like(self.anchor)

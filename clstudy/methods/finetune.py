@@ -13,26 +13,36 @@ only repulsion: ∂L/∂t_k = (s/B) Σ_i p_ik f_i. Departures: one softmax; the 
 `double_softmax` repeats (see DEVIATIONS.md).
 """
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from clstudy.data.types import CANDIDATES, Batch
-from clstudy.losses.functional import match
-from clstudy.methods.base import Method
+from clstudy.data.types import Batch, Candidates
+from clstudy.losses.functional import match_batch
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class Finetune(Method):
-    double_softmax: bool = False  # cross-entropy of softmax(p), as in the released code
-    candidates: str = "seen"  # which texts compete: "seen", "phase", or "batch", which is `sit`
+    """Asymmetric: every class seen so far competes."""
 
-    def __post_init__(self):
-        choose("candidates", self.candidates, CANDIDATES)
+    title = "asymmetric"
+    source = "baseline of Wang et al. 2024, SIT, arXiv 2405.15155"
+    family = "asymmetric"
+    dash = (4, 1.5)
+    published = {"asymmetric tuning, the baseline of the SIT paper": {},
+                 "fine-tuning, the baseline of the VR-LwF paper (code)": {"candidates": "phase"}}
+    checked = "loss and gradients against their closed forms; no published number to compare with"
+
+    double_softmax: bool = False  # cross-entropy of softmax(p), as in the released code
+    candidates: Candidates = "seen"  # which texts compete; "batch" is `sit`
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        batch = batch.narrow(self.candidates)
-        encoded = clip.encode(batch)
-        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target,
-                              double_softmax=self.double_softmax)}
+        return {"task": match_batch(clip, batch.narrow(self.candidates), self.double_softmax)}
+
+    @property
+    def place_on_map(self) -> dict[str, Any] | Beside:
+        if self.double_softmax:
+            return Beside("finetune", "takes a second softmax, as the released code does")
+        return {"candidates": self.candidates}

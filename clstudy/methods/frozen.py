@@ -9,12 +9,21 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from clstudy.data.types import Batch
-from clstudy.methods.base import Method
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
 
 
 @dataclass
 class Frozen(Method):
+    """CLIP as it is, among all classes seen."""
+
+    title = "frozen CLIP"
+    source = "Thengane et al. 2022, Continual-CLIP, arXiv 2210.03114"
+    family = "frozen"
+    dash = (1, 1)
+    place_on_map = Beside(None, "learns nothing, so it has no objective")
+    checked = "the protocol; its CIFAR-100 numbers need weights that are not embedded"
+
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         return {}
 

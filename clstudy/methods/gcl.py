@@ -22,34 +22,43 @@ classes are not. Anything that the paper says of its buffer beyond "equal per cl
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from clstudy.data.replay_buffer import Memory
-from clstudy.data.types import CANDIDATES, Batch
-from clstudy.losses.global_contrastive import GlobalContrast
+from clstudy.data.replay_buffer import Memory, Selection
+from clstudy.data.types import Batch, Candidates
+from clstudy.losses.global_contrastive import GlobalContrast, Temperature
 from clstudy.methods.base import Method
 from clstudy.models.clip import Clip
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class GCL(Method):
-    size: int = 500  # of the memory, in images; 0: none
-    replay: int = 32  # images of the memory that join each step
-    selection: str = "random"  # or "herding"
-    gamma: float = 0.8
-    decay: int = 0  # steps of a cosine from 1 to gamma; 0: constant
-    exact: int = 2000  # classes up to which the text negatives are summed exactly
-    temperature: str = "fixed"  # or "individual", "global"
-    candidates: str = "seen"  # classes whose texts are negatives: "seen", "phase" or "batch"
+    """CLIP's loss over all data by moving averages; negatives are of other classes only."""
+
+    title = "GCL"
+    source = ("reconstruction of King et al. 2026, arXiv 2605.03866, from SogCLR 2202.12387, "
+                             "iSogCLR 2305.11965, FastCLIP 2407.01445")
+    reconstructed = True
+    family = "contrastive"
+    published = {"GCL, reconstructed": {}}
+    checked = "estimators and gradients against naive loops; the paper's objective is not public"
+
+    size: Annotated[int, Ge(0)] = 500  # of the memory, in images; 0: none
+    replay: Annotated[int, Ge(0)] = 32  # images of the memory that join each step
+    selection: Selection = "random"  # which images of a class stay
+    gamma: Annotated[float, Gt(0), Le(1)] = 0.8  # weight of a new estimate
+    decay: Annotated[int, Ge(0)] = 0  # steps of a cosine from 1 to gamma; 0: constant
+    exact: Annotated[int, Ge(0)] = 2000  # classes up to which the text negatives are summed exactly
+    temperature: Temperature = "fixed"  # or learned: "individual", "global"
+    candidates: Candidates = "seen"  # classes whose texts are negatives
     memory: Memory = field(init=False, repr=False)
     contrast: GlobalContrast = field(init=False, repr=False)
 
-    def __post_init__(self):
-        choose("candidates", self.candidates, CANDIDATES)
-        if self.replay < 0:
-            raise ValueError(f"replay={self.replay!r}: must be at least 0 images")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.memory = Memory(self.size, "quota", self.selection)
         self.contrast = GlobalContrast(self.gamma, self.decay, self.exact, self.temperature)
 
@@ -65,3 +74,7 @@ class GCL(Method):
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
         self.memory.refill(batches, clip)
         self.contrast.keep(self.memory.index)
+
+    @property
+    def place_on_map(self) -> dict[str, Any]:
+        return self.options(temperature="tau") | {"denominator": "moving", "policy": "quota"}

@@ -23,48 +23,60 @@ mean 1, since a class may be drawn once in a stage. r is counted from the stage'
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from clstudy.data.replay_buffer import Memory
+from clstudy.data.replay_buffer import Memory, Selection
 from clstudy.data.streams import Stage
-from clstudy.data.types import CANDIDATES, Batch
-from clstudy.losses.class_weights import ClassWeights
-from clstudy.losses.global_contrastive import GlobalContrast
+from clstudy.data.types import Batch, Candidates
+from clstudy.losses.class_weights import ClassWeights, Weighting
+from clstudy.losses.global_contrastive import GlobalContrast, Temperature
 from clstudy.methods.base import Method
 from clstudy.models.clip import Clip
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class GDRO(Method):
-    size: int = 500  # of the memory, in images; 0: none
-    replay: int = 32  # images of the memory that join each step
-    selection: str = "random"  # or "herding"
-    gamma: float = 0.8
-    decay: int = 0  # steps of a cosine from 1 to gamma; 0: constant
-    exact: int = 2000  # classes up to which the text negatives are summed exactly
-    temperature: str = "fixed"  # or "individual", "global"
-    candidates: str = "seen"  # classes whose texts are negatives: "seen", "phase" or "batch"
-    robust: str = "kl"  # or "cvar", "eg", "balanced"
-    strength: float = 0.1  # λ of "kl"
-    share: float = 0.3  # α of "cvar"
-    rate: float = 0.1  # η of "eg"
-    beta: float = 0.1  # weight of a new class loss in its average
+    """`gcl` with robust class weights, by KL, CVaR or exponentiated gradient."""
+
+    title = "GDRO"
+    source = "reconstruction of King et al. 2026, arXiv 2605.03866; group DRO, arXiv 1911.08731"
+    reconstructed = True
+    family = "contrastive"
+    dash = (1, 1)
+    published = {
+        "GDRO, reconstructed, KL-regularised": {},
+        "GDRO, reconstructed, if it is CVaR": {"robust": "cvar"},
+        "GDRO, reconstructed, if it is an exponentiated gradient": {"robust": "eg"}}
+    checked = "weights by hand, both limits"
+
+    size: Annotated[int, Ge(0)] = 500  # of the memory, in images; 0: none
+    replay: Annotated[int, Ge(0)] = 32  # images of the memory that join each step
+    selection: Selection = "random"  # which images of a class stay
+    gamma: Annotated[float, Gt(0), Le(1)] = 0.8  # weight of a new estimate
+    decay: Annotated[int, Ge(0)] = 0  # steps of a cosine from 1 to gamma; 0: constant
+    exact: Annotated[int, Ge(0)] = 2000  # classes up to which the text negatives are summed exactly
+    temperature: Temperature = "fixed"  # or learned: "individual", "global"
+    candidates: Candidates = "seen"  # classes whose texts are negatives
+    robust: Weighting = "kl"  # how classes get weights
+    strength: Annotated[float, Gt(0)] = 0.1  # λ of "kl"
+    share: Annotated[float, Gt(0), Le(1)] = 0.3  # α of "cvar"
+    rate: Annotated[float, Gt(0)] = 0.1  # η of "eg"
+    beta: Annotated[float, Gt(0), Le(1)] = 0.1  # weight of a new class loss in its average
     correct: bool = True  # for how often a class is drawn
-    cap: float = 10.0  # largest weight of an image
+    cap: Annotated[float, Gt(0)] = 10.0  # largest weight of an image
     memory: Memory = field(init=False, repr=False)
     contrast: GlobalContrast = field(init=False, repr=False)
     weights: ClassWeights = field(init=False, repr=False)
 
-    def __post_init__(self):
-        choose("candidates", self.candidates, CANDIDATES)
-        if self.replay < 0:
-            raise ValueError(f"replay={self.replay!r}: must be at least 0 images")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.memory = Memory(self.size, "quota", self.selection)
         self.contrast = GlobalContrast(self.gamma, self.decay, self.exact, self.temperature)
-        self.weights = ClassWeights(self.robust, self.strength, self.share, self.rate, self.beta, self.correct,
-                                    self.cap)
+        weights = (self.strength, self.share, self.rate, self.beta, self.correct, self.cap)
+        self.weights = ClassWeights(self.robust, *weights)
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         offered = batch.narrow(self.candidates)
@@ -72,7 +84,7 @@ class GDRO(Method):
         each = sum(self.contrast.losses(encoded, offered))
         return {"robust": (self.weights.of_images(each, batch) * each).mean()}
 
-    def before_stage(self, clip: Clip, stage: Stage) -> None:
+    def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         self.weights.stage()
 
     def rehearse(self, clip: Clip, batch: Batch) -> Batch:
@@ -81,6 +93,11 @@ class GDRO(Method):
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
         self.memory.refill(batches, clip)
         self.contrast.keep(self.memory.index)
+
+    @property
+    def place_on_map(self) -> dict[str, Any]:
+        found = self.options(temperature="tau", robust="class_weights")
+        return found | {"denominator": "moving", "policy": "quota"}
 
     def table(self) -> list[dict]:
         """The weight of every class seen, step by step: rows of stage, step, class, weight (mean 1)."""

@@ -20,31 +20,37 @@ Departures: the kernel is exact. The code keeps 60 columns of an arbitrary basis
 the way from one subspace to the other, and diagonalises by two approximate inverses (see DEVIATIONS.md). By default all
 classes seen compete in the task term.
 """
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from clstudy.data.streams import Stage
-from clstudy.data.types import CANDIDATES, Batch
+from clstudy.data.types import Batch, Candidates
 from clstudy.losses.functional import geodesic, match
-from clstudy.methods.base import Method
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class GeoDL(Method):
-    weight: float = 0.5  # of each of the two terms on features
-    candidates: str = "seen"  # which texts compete in the task term: "seen", "phase" or "batch"
+    """Features may not move along the path between old and new subspace."""
+
+    title = "GeoDL"
+    source = "Simon et al. 2021, GeoDL, arXiv 2104.08572, as in VR-LwF's code"
+    family = "distillation"
+    dash = (1, 1)
+    place_on_map = Beside("finetune", "also holds features along a path of subspaces: no texts")
+    checked = "the kernel against numerical integration"
+
+    weight: Annotated[float, Ge(0)] = 0.5  # of each of the two terms on features
+    candidates: Candidates = "seen"  # which texts compete in the task term
     teacher: Clip | None = field(default=None, init=False, repr=False)
     texts: dict[tuple, Tensor] = field(default_factory=dict, init=False, repr=False)  # the teacher's, by candidates
-
-    def __post_init__(self):
-        choose("candidates", self.candidates, CANDIDATES)
-        if self.weight < 0:
-            raise ValueError(f"weight={self.weight!r}: must be at least 0")
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         encoded, among = clip.encode(batch), batch.narrow(self.candidates)
@@ -53,7 +59,7 @@ class GeoDL(Method):
                 "geo_image": self.weight * geodesic(encoded.image, image),
                 "geo_text": self.weight * geodesic(encoded.text, text)}
 
-    def before_stage(self, clip: Clip, stage: Stage) -> None:
+    def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         self.teacher, self.texts = deepcopy(clip).eval().requires_grad_(False), {}
 
     @torch.no_grad()

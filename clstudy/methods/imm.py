@@ -27,46 +27,45 @@ has the mean only. Each stage's F is divided by its mean, so that α is the shar
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from clstudy.data.streams import Stage
-from clstudy.data.types import CANDIDATES, Batch
-from clstudy.losses.functional import match
-from clstudy.methods.base import Method
+from clstudy.data.types import Batch, Candidates
+from clstudy.losses.functional import match_batch
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
 from clstudy.models.fisher import mean_one, squared_scores
 from clstudy.models.weight_space import Values, between, named, put, put_beside, tuned
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class IMM(Method):
-    alpha: float = 0.5  # share of the new weights; 1: fine-tuning, 0: the model never changes
-    mode: str = "mean"  # or "mode", which weighs each weight by its Fisher information
+    """After a stage the model between its start and its end, by mean or by Fisher."""
+
+    title = "IMM"
+    source = "Lee et al. 2017, IMM, arXiv 1703.08475"
+    family = "weight averaging"
+    place_on_map = Beside("finetune", "merges weights after a stage")
+    checked = "by hand, and both ends"
+
+    alpha: Annotated[float, Ge(0), Le(1)] = 0.5  # share of the new weights; 1: fine-tuning
+    mode: Literal["mean", "mode"] = "mean"  # "mode" weighs each weight by its Fisher information
     carry: bool = True  # the next stage starts from the fused model; False: for evaluation only
-    draws: int = 4  # label draws per batch in the estimate of the Fisher
-    candidates: str = "seen"  # which texts compete: "seen", "phase" or "batch"
+    draws: Annotated[int, Ge(1)] = 4  # label draws per batch in the estimate of the Fisher
+    candidates: Candidates = "seen"  # which texts compete
     start: Values | None = field(default=None, init=False, repr=False)  # θ°
     share: float | Values = field(default=1.0, init=False, repr=False)  # of the model as it is, in the fused one
     fisher: Tensor | None = field(default=None, init=False, repr=False)  # F°, all tuned weights in a row
     fused: Clip | None = field(default=None, init=False, repr=False)
 
-    def __post_init__(self):
-        choose("candidates", self.candidates, CANDIDATES)
-        choose("mode", self.mode, ("mean", "mode"))
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha={self.alpha!r}: must be from 0 to 1")
-        if self.draws < 1:
-            raise ValueError(f"draws={self.draws!r}: must be at least 1")
-
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        batch = batch.narrow(self.candidates)
-        encoded = clip.encode(batch)
-        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+        return {"task": match_batch(clip, batch.narrow(self.candidates))}
 
-    def before_stage(self, clip: Clip, stage: Stage) -> None:
+    def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         self.start, self.share = tuned(clip), self.alpha
         self.fused = deepcopy(clip) if self.fused is None else self.fused
 

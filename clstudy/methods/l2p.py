@@ -17,31 +17,34 @@ that of the L2P port on PyTorch has 0.1 and the sum. Departures: CLIP's texts cl
 those ports let only the classes of the current task compete in training. See `tuners/pool.py` for those of the pool.
 """
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Literal
 
+from annotated_types import Ge
 from torch import Tensor
 
 from clstudy.data.types import Batch
-from clstudy.losses.functional import match
-from clstudy.methods.base import Method
+from clstudy.losses.functional import match_batch
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
 from clstudy.models.tuners.prompt_pool import pool_of
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class L2P(Method):
-    needs: ClassVar[str] = "l2p"  # tuner
-    weight: float = 0.5  # of the pull
-    candidates: str = "seen"  # which texts compete; or "batch"
+    """Prompts chosen from a pool."""
 
-    def __post_init__(self):
-        choose("candidates", self.candidates, ("seen", "batch"))
-        if self.weight < 0:
-            raise ValueError(f"weight={self.weight!r}: must be at least 0")
+    title = "L2P"
+    source = "Wang et al. 2021, L2P, arXiv 2112.08654"
+    family = "prompt pool"
+    dash = (4, 1.5)
+    needs_tuner = "l2p"
+    place_on_map = Beside(
+        "finetune", "chooses prompts from a pool by keys, which have a term of their own")
+    checked = "on CLIP instead of a classifier"
+
+    weight: Annotated[float, Ge(0)] = 0.5  # of the pull
+    candidates: Literal["seen", "batch"] = "seen"  # which texts compete
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        batch = batch.present() if self.candidates == "batch" else batch
-        encoded = clip.encode(batch)
-        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target),
+        return {"task": match_batch(clip, batch.narrow(self.candidates)),
                 "pull": self.weight * pool_of(clip).distance().mean()}

@@ -17,34 +17,39 @@ class. α = 0.5 and T = 1 as in the released code of VR-LwF (github.com/yxding95
 Departures: by default all classes seen compete in the task term; there is no warm-up of a new head, since there is
 none.
 """
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from clstudy.data.streams import Stage
-from clstudy.data.types import CANDIDATES, Batch
+from clstudy.data.types import Batch, Candidates
 from clstudy.losses.functional import distillation, match
 from clstudy.methods.base import Method
 from clstudy.models.clip import Clip
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class LwF(Method):
-    weight: float = 0.5  # of the distillation
-    temperature: float = 1.0  # of the distillation
-    candidates: str = "seen"  # which texts compete in the task term: "seen", "phase" or "batch"
+    """Similarities to all classes seen stay those of the stage's start."""
+
+    title = "LwF"
+    source = "Li and Hoiem 2016, LwF, arXiv 1606.09282, as in VR-LwF's code"
+    family = "regularization"
+    dash = (4, 1.5)
+    published = {"LwF among all classes seen": {},
+                 "LwF as in the VR-LwF paper (code)": {"candidates": "phase"}}
+    checked = "the loss; published on other models"
+
+    weight: Annotated[float, Ge(0)] = 0.5  # of the distillation
+    temperature: Annotated[float, Gt(0)] = 1.0  # of the distillation
+    candidates: Candidates = "seen"  # which texts compete in the task term
     teacher: Clip | None = field(default=None, init=False, repr=False)
     texts: dict[tuple, Tensor] = field(default_factory=dict, init=False, repr=False)  # the teacher's, by candidates
-
-    def __post_init__(self):
-        choose("candidates", self.candidates, CANDIDATES)
-        if self.weight < 0:
-            raise ValueError(f"weight={self.weight!r}: must be at least 0")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature!r}: must be above 0")
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         encoded, among = clip.encode(batch), batch.narrow(self.candidates)
@@ -52,8 +57,12 @@ class LwF(Method):
         return {"task": match(encoded.image, encoded.text[batch.rows(among)], encoded.scale, among.target),
                 "distil": self.weight * distillation(z, self.taught(batch), self.temperature)}
 
-    def before_stage(self, clip: Clip, stage: Stage) -> None:
+    def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         self.teacher, self.texts = deepcopy(clip).eval().requires_grad_(False), {}
+
+    @property
+    def place_on_map(self) -> dict[str, Any]:
+        return self.options() | {"vocabulary": "classes"}
 
     @torch.no_grad()
     def taught(self, batch: Batch) -> Tensor:

@@ -27,41 +27,40 @@ SIT's code) it normalises f_i after the scaling, which undoes it, and the script
 alpha=0, margin=None, candidates="batch". See `tuners/pool.py` for those of the pool.
 """
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from clstudy.data.types import Batch
-from clstudy.methods.base import Method
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
 from clstudy.models.tuners.prompt_pool import Pool, pool_of
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class MVP(Method):
-    needs: ClassVar[str] = "mvp"  # tuner
-    weight: float = 1.0  # of the contrastive prompt loss
-    alpha: float = 0.5  # of the focus; 0: every image counts the same
-    gamma: float = 2.0  # its power
-    margin: float | None = 0.5  # of the feature scaling; None: none
-    candidates: str = "seen"  # which texts compete; or "batch"
+    """Experts by usage, masked logits, two corrections per image."""
 
-    def __post_init__(self):
-        choose("candidates", self.candidates, ("seen", "batch"))
-        for name, value in (("weight", self.weight), ("gamma", self.gamma)):
-            if value < 0:
-                raise ValueError(f"{name}={value!r}: must be at least 0")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha={self.alpha!r}: must be from 0 to 1")
-        if self.margin is not None and self.margin <= 0:
-            raise ValueError(f"margin={self.margin!r}: must be above 0, or None for no scaling")
+    title = "MVP"
+    source = "Moon et al. 2023, MVP, arXiv 2308.09303"
+    family = "prompt pool"
+    dash = (1, 1)
+    needs_tuner = "mvp"
+    place_on_map = Beside("finetune", "chooses prompts by keys, and masks and weighs its logits")
+    checked = "on CLIP instead of a classifier; the mask acts in training"
+
+    weight: Annotated[float, Ge(0)] = 1.0  # of the contrastive prompt loss
+    alpha: Annotated[float, Ge(0), Le(1)] = 0.5  # of the focus; 0: every image counts the same
+    gamma: Annotated[float, Ge(0)] = 2.0  # its power
+    margin: Annotated[float, Gt(0)] | None = 0.5  # of the feature scaling; None: no scaling
+    candidates: Literal["seen", "batch"] = "seen"  # which texts compete
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        batch = batch.present() if self.candidates == "batch" else batch
+        batch = batch.narrow(self.candidates)
         encoded, pool, target = clip.encode(batch), pool_of(clip), batch.target
         contrast = prompt_contrast(pool)
         pool.tally()  # after the contrast, which takes the usage that the choice was made with

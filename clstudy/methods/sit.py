@@ -16,36 +16,48 @@ the released code silently takes all classes seen for K as soon as there is a me
 DEVIATIONS.md).
 """
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from torch import Tensor
 
 from clstudy.data.replay_buffer import Memory
 from clstudy.data.types import Batch
-from clstudy.losses.functional import match
-from clstudy.methods.base import Method
+from clstudy.losses.functional import match_batch
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
 
 
 @dataclass
 class SIT(Method):
-    size: int = 0  # of the memory, in images; 0: none
-    replay: int = 32  # images of the memory that join each step
+    """Symmetric: the classes of the batch compete; with or without a memory."""
+
+    title = "symmetric (SIT)"
+    source = "Wang et al. 2024, SIT, arXiv 2405.15155"
+    family = "symmetric"
+    published = {"SIT": {}}
+    checked = "loss and gradients against their closed forms; no published number to compare with"
+
+    size: Annotated[int, Ge(0)] = 0  # of the memory, in images; 0: none
+    replay: Annotated[int, Ge(0)] = 32  # images of the memory that join each step
     double_softmax: bool = False  # cross-entropy of softmax(p), as in the released code
     memory: Memory = field(init=False, repr=False)
 
-    def __post_init__(self):
-        if self.replay < 0:
-            raise ValueError(f"replay={self.replay!r}: must be at least 0 images")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.memory = Memory(self.size, "reservoir")
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        batch = batch.present()
-        encoded = clip.encode(batch)
-        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target,
-                              double_softmax=self.double_softmax)}
+        return {"task": match_batch(clip, batch.present(), self.double_softmax)}
 
     def rehearse(self, clip: Clip, batch: Batch) -> Batch:
         return self.memory.join(batch, self.replay)
 
     def after_step(self, clip: Clip, batch: Batch) -> None:
         self.memory.add(batch)
+
+    @property
+    def place_on_map(self) -> dict[str, Any] | Beside:
+        if self.double_softmax:
+            return Beside("sit", "takes a second softmax, as the released code does")
+        return {"candidates": "batch", "size": self.size, "replay": self.replay}

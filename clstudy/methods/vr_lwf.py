@@ -26,20 +26,21 @@ both models see the same augmented images. The teacher is a copy of the model at
 CLIP in one session. Departures: the random numbers of V come from a generator of their own, so that weight 0 is
 `finetune`; WildCLIP's sentences are its own, here captions of the benchmark's reference pairs.
 """
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from clstudy.data.streams import Stage
-from clstudy.data.types import CANDIDATES, Batch
+from clstudy.data.types import Batch, Candidates
 from clstudy.losses import vocabularies
 from clstudy.losses.functional import distillation, match, reversed_distillation
-from clstudy.methods.base import Method
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
-from clstudy.utils.validation import choose
 
 
 class Form(NamedTuple):
@@ -60,32 +61,36 @@ FORMS = {"official": Form("random", 100, 8, 1.0, True, True, ("texts",)),
 
 @dataclass
 class VRLwF(Method):
-    weight: float = 0.5  # of both distillations
-    form: str = "official"
-    vocabulary: str | None = None  # what the texts are
-    size: int | None = None  # how many
-    length: int | None = None  # tokens of each
-    temperature: float | None = None  # of the distillation on them
-    candidates: str = "seen"  # which texts compete in the task term: "seen", "phase" or "batch"
+    """Similarities to texts that stand for all others stay those of the stage's start."""
+
+    title = "VR-LwF"
+    source = "Ding et al. 2022, VR-LwF, arXiv 2207.09248"
+    family = "distillation"
+    published = {"VR-LwF with all classes seen in its task": {},
+                 "VR-LwF (code)": {"candidates": "phase"}}
+    checked = "each form against naive code; the one published number needs other weights"
+
+    weight: Annotated[float, Ge(0)] = 0.5  # of both distillations
+    form: Literal["official", "zscl", "wildclip"] = "official"  # three methods of this name
+    vocabulary: str | None = None  # what the texts are; None: as the form has it
+    size: Annotated[int, Ge(1)] | None = None  # how many
+    length: Annotated[int, Ge(1)] | None = None  # tokens of each
+    temperature: Annotated[float, Gt(0)] | None = None  # of the distillation on them
+    candidates: Candidates = "seen"  # which texts compete in the task term
     classes: bool = True  # from the second stage on distil on the classes seen, too
     teacher: Clip | None = field(default=None, init=False, repr=False)
     draws: torch.Generator | None = field(default=None, init=False, repr=False)
     kept: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)  # tokens, teacher's features
 
-    def __post_init__(self):
-        choose("candidates", self.candidates, CANDIDATES)
-        choose("form", self.form, FORMS)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("vocabulary", "size", "length", "temperature"):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(FORMS[self.form], name))
-        vocabularies.check(self.vocabulary)
-        if self.weight < 0:
-            raise ValueError(f"weight={self.weight!r}: must be at least 0")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature!r}: must be above 0")
-        for name in ("size", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 1")
+
+    def check(self) -> None:
+        if self.vocabulary is not None:
+            vocabularies.check(self.vocabulary)
 
     @property
     def needs_reference(self) -> bool:
@@ -107,9 +112,18 @@ class VRLwF(Method):
             terms["classes"] = self.weight * distillation(scale * encoded.image @ encoded.text.T, taught)
         return terms
 
-    def before_stage(self, clip: Clip, stage: Stage) -> None:
+    def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         self.teacher, self.kept = deepcopy(clip).eval().requires_grad_(False), None
         self.draws = self.draws or torch.Generator().manual_seed(torch.initial_seed())
+
+    @property
+    def place_on_map(self) -> dict[str, Any] | Beside:
+        found = self.options(size="texts")
+        if found.pop("form") != "official":
+            return Beside("finetune", "distils in another form than VR-LwF's own code")
+        if self.classes and (self.vocabulary == "classes" or self.temperature != 1):
+            return Beside("finetune", "distils a second time, or at another temperature")
+        return found
 
     def texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Tokens of the vocabulary and the teacher's features of it. What is drawn once is encoded once a stage, and

@@ -16,38 +16,42 @@ in the weights that they make (B starts at zero, so at α the update is α² B A
 of θ. Departures: the paper fine-tunes once; here θ moves through all stages and θ_0 stays. It has a classifier head,
 made from texts, beside the image tower; here the texts' tower is mixed where it is tuned.
 """
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from clstudy.data.streams import Stage
-from clstudy.data.types import CANDIDATES, Batch
-from clstudy.losses.functional import match
-from clstudy.methods.base import Method
+from clstudy.data.types import Batch, Candidates
+from clstudy.losses.functional import match_batch
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
 from clstudy.models.weight_space import Values, between, put_beside, tuned
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class WiSEFT(Method):
-    alpha: float = 0.5  # 1: fine-tuning, 0: the model before training
-    candidates: str = "seen"  # which texts compete: "seen", "phase" or "batch"
+    """Evaluated between CLIP and the tuned model."""
+
+    title = "WiSE-FT"
+    source = "Wortsman et al. 2021, WiSE-FT, arXiv 2109.01903"
+    family = "weight averaging"
+    dash = (4, 1.5)
+    place_on_map = Beside("finetune", "is evaluated between CLIP and the tuned weights")
+    checked = "both ends"
+
+    alpha: Annotated[float, Ge(0), Le(1)] = 0.5  # 1: fine-tuning, 0: the model before training
+    candidates: Candidates = "seen"  # which texts compete
     start: Values | None = field(default=None, init=False, repr=False)  # θ_0
     mixed: Clip | None = field(default=None, init=False, repr=False)
 
-    def __post_init__(self):
-        choose("candidates", self.candidates, CANDIDATES)
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha={self.alpha!r}: must be from 0 to 1")
-
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        batch = batch.narrow(self.candidates)
-        encoded = clip.encode(batch)
-        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
+        return {"task": match_batch(clip, batch.narrow(self.candidates))}
 
-    def before_stage(self, clip: Clip, stage: Stage) -> None:
+    def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         if self.start is None:
             self.start, self.mixed = tuned(clip), deepcopy(clip)
 

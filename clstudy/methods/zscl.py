@@ -30,27 +30,38 @@ model of the average is that after the first step, and the weights at the end ar
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from clstudy.data.streams import Stage
-from clstudy.data.types import CANDIDATES, Batch
+from clstudy.data.types import Batch, Candidates
 from clstudy.losses.functional import distillation, match
-from clstudy.methods.base import Method
+from clstudy.methods.base import Beside, Method
 from clstudy.models.clip import Clip
 from clstudy.models.weight_space import Values, between, put, put_beside, tuned
-from clstudy.utils.validation import choose
 
 
 @dataclass
 class ZSCL(Method):
-    weight: float = 1.0  # of each distillation; 0: none, and no references are asked for
-    temperature: float = 2.0
-    references: int = 64  # images, and as many texts, in each step
-    anchor: float = 0.0  # weight of the squared distance to the start of the stage
-    average_every: int = 100  # steps between two models of the average; 0: no average
-    candidates: str = "seen"  # which texts compete in the task term: "seen", "phase" or "batch"
+    """Similarities of reference images to reference texts stay CLIP's; weights are averaged."""
+
+    title = "ZSCL"
+    source = "Zheng et al. 2023, ZSCL, arXiv 2303.06628"
+    family = "distillation"
+    dash = (4, 1.5)
+    place_on_map = Beside(
+        "finetune", "distils on images and texts of a reference set, and averages weights")
+    checked = "terms and average by hand"
+
+    weight: Annotated[float, Ge(0)] = 1.0  # of each distillation; 0: none, and no references
+    temperature: Annotated[float, Gt(0)] = 2.0
+    references: Annotated[int, Ge(2)] = 64  # images, and as many texts, in each step
+    anchor: Annotated[float, Ge(0)] = 0.0  # weight of the squared distance to the stage's start
+    average_every: Annotated[int, Ge(0)] = 100  # steps between two models of the average; 0: none
+    candidates: Candidates = "seen"  # which texts compete in the task term
     teacher: Clip | None = field(default=None, init=False, repr=False)
     images: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)  # the teacher's, by row
     texts: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -60,16 +71,6 @@ class ZSCL(Method):
     count: int = field(default=0, init=False, repr=False)  # models in it
     steps: int = field(default=0, init=False, repr=False)  # of this stage
     averaged: Clip | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self):
-        choose("candidates", self.candidates, CANDIDATES)
-        for name in ("weight", "anchor", "average_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature!r}: must be above 0")
-        if self.references < 2:
-            raise ValueError(f"references={self.references!r}: must be at least 2, among which to compare")
 
     @property
     def needs_reference(self) -> bool:
@@ -89,7 +90,7 @@ class ZSCL(Method):
             terms["anchor"] = self.anchor * sum(step.square().sum() for step in moved)
         return terms
 
-    def before_stage(self, clip: Clip, stage: Stage) -> None:
+    def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         if self.teacher is None:
             self.teacher = deepcopy(clip).eval().requires_grad_(False)
             self.averaged = deepcopy(clip) if self.average_every else None

@@ -1,23 +1,22 @@
-"""CLIP, as this project sees it: two towers and a temperature. The only module that imports open_clip.
+"""CLIP, as this project sees it: two towers and a temperature.
 
 Three exact changes are made to open_clip's model when it is loaded. Its fused attention becomes `Attention`, whose
 projections are plain linear layers that tuners and probes can reach. Text is cut to the longest prompt at hand,
 since behind a causal mask what comes after the end token cannot matter (difference 4e-6, 8 to 10 times faster on
-class prompts). And where a feature is read at one token, the last block computes that one alone.
+class prompts). And where a feature is read at one token, the last block computes that one alone. open_clip costs
+seconds to import, so only a function that needs it imports it.
 """
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import open_clip
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from clstudy.models.attention import _through, split_attention
 from clstudy.utils import distributed
 
 TEXTS, PART = 512, 64  # more texts than these, the CPU encodes in such parts where a gradient is wanted
@@ -45,6 +44,10 @@ class Clip(nn.Module):
     `model.logit_scale` to the text tower."""
 
     def __init__(self, model: nn.Module, tokenizer, name: str = ""):
+        import open_clip
+
+        from clstudy.models.open_clip_blocks import split_attention
+
         super().__init__()
         self.precision = "fp32"
         self.model, self.tokenizer, self.name = split_attention(model), tokenizer, name
@@ -116,9 +119,11 @@ class Clip(nn.Module):
 
     def _text_tower(self, tokens: Tensor) -> Tensor:
         """open_clip's `encode_text`, for tokens that were cut."""
+        from clstudy.models.open_clip_blocks import through
+
         model, length, end = self.model, tokens.shape[1], tokens.argmax(dim=-1)  # the end token has the highest number
         x = model.token_embedding(tokens) + model.positional_embedding[:length]
-        x = model.ln_final(_through(model.transformer, x, model.attn_mask[:length, :length], end))[:, 0]
+        x = model.ln_final(through(model.transformer, x, model.attn_mask[:length, :length], end))[:, 0]
         projection = model.text_projection
         return projection(x) if isinstance(projection, nn.Linear) else x if projection is None else x @ projection
 
@@ -143,6 +148,8 @@ class Clip(nn.Module):
 
         words: the token ids to draw from instead. ValueError: the text does not fit; another
         tokenizer than CLIP's."""
+        import open_clip
+
         tokenizer = self.tokenizer
         if not isinstance(tokenizer, open_clip.SimpleTokenizer):
             raise ValueError(f"model={self.name!r}: random texts need CLIP's own tokenizer")

@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from clstudy.notebooks.cells import NotebookNameError, read, source, tagged
-from clstudy.training.config import check_choice
+from clstudy.training.config import check_choice, registry, with_path
+from clstudy.utils.options import make
 from clstudy.utils.paths import NOTEBOOKS
 from clstudy.utils.values import is_none, literal, parts, values
 
@@ -128,17 +129,11 @@ def choose_parameters(notebook: Path, given: Mapping[str, Any], profile: str | N
 
 def check_data(tasks: Iterable[tuple[Path, dict[str, Any]]]) -> None:
     """Refuse a notebook whose benchmark has no data here, before any notebook is executed."""
-    from clstudy.training.config import with_path
-    from clstudy.utils.validation import check_arguments, choose
-
     for path, given in tasks:
         values = {p.name: p.value for p in parameters(path)} | given
         name, options = with_path(str(values.get("benchmark", "emoji")), values.get("benchmark_args", {}))
         if name not in ("emoji", "emoji_concepts"):  # these come with the repository; the import takes seconds
-            from clstudy.data.benchmarks import BENCHMARKS, check
-
-            check_arguments("benchmark_args", BENCHMARKS[choose("benchmark", name, BENCHMARKS)], options)
-            check(name, options)
+            make("benchmark", name, registry("benchmark"), options).require()
 
 
 def table(rows: Iterable[Parameter]) -> str:

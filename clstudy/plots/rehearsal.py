@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from clstudy.evaluation.metrics import interval
+from clstudy.methods import METHODS
 from clstudy.plots import style
 
 # What is drawn here alone: the other looks are those of `plots.LOOKS`.
@@ -15,9 +16,11 @@ CREST = ["#0072B2", "#009E73", "#E69F00", "#D55E00", "#595959", "#CC79A7"]
 
 
 def look(label: str) -> tuple[str, str, tuple | str]:
-    """Name, colour and dash of a method. Of GCL and GDRO (arXiv 2605.03866) the name says what they are here."""
+    """Name, colour and dash of a method. Of GCL and GDRO (arXiv 2605.03866) the name says that they are
+    reconstructed."""
     name, colour, dash = LOOKS.get(label) or style.LOOKS[label]
-    return (f"{name} (reconstruction)" if label in ("gcl", "gdro") else name), colour, dash
+    rebuilt = label in METHODS and METHODS[label].reconstructed
+    return (f"{name} (reconstruction)" if rebuilt else name), colour, dash
 
 
 def sizes(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:

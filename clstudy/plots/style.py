@@ -1,6 +1,6 @@
 """What all figures share: sizes, colours, how a figure is saved."""
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,38 +10,32 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
 
+from clstudy.methods import METHODS as METHOD_CLASSES
 from clstudy.runs.run import Run
 from clstudy.utils import paths
 
+Look = tuple[str, str, tuple[float, ...] | str]  # title, colour, dash
 ONE_COLUMN, ONE_AND_A_HALF, TWO_COLUMNS = WIDTHS = (3.5, 5.2, 7.2)  # inches, the usual widths of a paper
 
 
-# Okabe and Ito's colours and an indigo, told apart by colour-blind readers; a method keeps its colour, dash, name and
-# place in a legend everywhere. Families share a colour.
-METHODS = {
-    "frozen": ("frozen CLIP", "#595959", (1, 1)),
-    "finetune": ("asymmetric", "#D55E00", (4, 1.5)),
-    "sit": ("symmetric (SIT)", "#0072B2", ""),
-    "er": ("ER", "#009E73", (4, 1.5)),
-    "derpp": ("DER++", "#009E73", ""),
-    "clib": ("CLIB", "#009E73", (1, 1)),
-    "er_balanced": ("ER (balanced)", "#009E73", (5, 1.5, 1, 1.5)),  # er with draw="balanced"
-    "clip_loss": ("CLIP loss (memory)", "#332288", (4, 1.5)),
-    "gcl": ("GCL", "#332288", ""),
-    "gdro": ("GDRO", "#332288", (1, 1)),
-    "compose": ("composed", "#332288", (5, 1.5, 1, 1.5)),
-    "lwf": ("LwF", "#CC79A7", (4, 1.5)),
-    "ewc": ("online EWC", "#CC79A7", ""),
-    "agem": ("A-GEM", "#CC79A7", (1, 1)),
-    "vr_lwf": ("VR-LwF", "#56B4E9", ""),
-    "zscl": ("ZSCL", "#56B4E9", (4, 1.5)),
-    "geodl": ("GeoDL", "#56B4E9", (1, 1)),
-    "imm": ("IMM", "#000000", ""),
-    "wise_ft": ("WiSE-FT", "#000000", (4, 1.5)),
-    "l2p": ("L2P", "#E69F00", (4, 1.5)),
-    "dualprompt": ("DualPrompt", "#E69F00", ""),
-    "mvp": ("MVP", "#E69F00", (1, 1)),
+# Family of methods → its colour, in the order of legends. Okabe and Ito's colours and an indigo, told apart by
+# colour-blind readers; within a family methods differ by their dash.
+FAMILIES = {
+    "frozen": "#595959",
+    "asymmetric": "#D55E00",
+    "symmetric": "#0072B2",
+    "memory": "#009E73",
+    "contrastive": "#332288",
+    "regularization": "#CC79A7",
+    "distillation": "#56B4E9",
+    "weight averaging": "#000000",
+    "prompt pool": "#E69F00",
+    "other": "#999999",
 }
+
+
+# Forms of a method that have a line of their own: title, family, dash.
+FORMS = {"er_balanced": ("ER (balanced)", "memory", (5, 1.5, 1, 1.5))}  # er with draw="balanced"
 
 
 TOWERS = {
@@ -70,7 +64,30 @@ MEASURES = {
 }
 
 
-LOOKS = METHODS | TOWERS | VOCABULARIES | MEASURES  # label → name, colour, dash
+class Looks(Mapping):
+    """Label → title, colour and dash. The methods are read from their classes each time, and so hold those that a
+    reader has added. A method looks the same in all figures."""
+
+    def __init__(self, others: Mapping[str, Look]):
+        self.others = others
+
+    def all(self) -> dict[str, Look]:
+        kinds = {name: (kind.title or name, kind.family, kind.dash) for name, kind in METHOD_CLASSES.items()}
+        ranked = sorted((kinds | FORMS).items(), key=lambda item: list(FAMILIES).index(item[1][1]))
+        return {name: (title, FAMILIES[family], dash) for name, (title, family, dash) in ranked} | self.others
+
+    def __getitem__(self, label: str) -> Look:
+        return self.all()[label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.all())
+
+    def __len__(self) -> int:
+        return len(self.all())
+
+
+METHODS = Looks({})
+LOOKS = Looks(TOWERS | VOCABULARIES | MEASURES)
 
 
 # Two of one colour have another dash, and so another marker.

@@ -11,14 +11,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from clstudy.runs import store, run
-from clstudy.utils import paths
+from clstudy.runs import run, store
+from clstudy.runs.workers import end_with
 from clstudy.training.config import RunConfig
+from clstudy.utils import paths
 
 EVERY = 0.3  # seconds between two lines of the feed
 KINDS = ("all", "held-out set")  # whose accuracies are told
@@ -174,13 +174,7 @@ class Feed:
 def main(place: Path, runs: Path, probes: Sequence[str]) -> None:
     """The other process: make the run of `place`/config.json, until it ends, is asked to stop, or is alone."""
     parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(parent)
     config = RunConfig(**json.loads((place / "config.json").read_text()))
     store.load_or_train(config, runs, progress=Feed(place, parent), probes=probes)
 

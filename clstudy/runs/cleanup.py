@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clstudy.utils import paths
+from clstudy.runs.lock import Busy, RunLock
 from clstudy.runs.status import alive, states
-from clstudy.runs.lock import Busy, claimed
+from clstudy.utils import paths
+from clstudy.utils.validation import choose
 
-KINDS = {"drafts": "runs that were stopped, with their saved states", "broken": "runs with numbers that are not finite",
-         "runs": "finished runs that no figure needs", "tables": "tables without the runs that they were made from",
+KINDS = {"drafts": "runs that were stopped, with their saved states",
+         "runs": "finished runs that no figure needs",
+         "tables": "tables without the runs that they were made from",
          "notebooks": "notebooks that were stopped", "sweeps": "states of sweeps none of whose runs is there",
          "weights": "tuned weights of finished runs, only if named"}
 USUAL = tuple(kind for kind in KINDS if kind != "weights")
@@ -45,8 +47,6 @@ def needed(figures: Path) -> set[str]:
 
 def unneeded(runs: Path | None = None, figures: Path | None = None, kinds: Sequence[str] = USUAL) -> list[Item]:
     """What may go, in the order of `kinds`. figures: the folder whose figures keep their runs."""
-    from clstudy.utils.validation import choose
-
     runs = runs or paths.RUNS
     if figures is None:
         figures = paths.FIGURES
@@ -64,8 +64,6 @@ def _all(runs: Path, finished: list[Path], kept: set[str]) -> Iterator[Item]:
     for folder in sorted(runs.glob("*.draft*")):
         if folder.is_dir() and _dead(folder):
             yield _item("drafts", folder)
-    for folder in sorted(runs.glob("*.broken")):
-        yield _item("broken", folder)
     for folder in finished:
         if folder.name not in kept:
             yield _item("runs", folder)
@@ -98,7 +96,7 @@ def _made_from(table: Path) -> list[str]:
 def _dead(draft: Path) -> bool:
     """Whether nobody makes this run."""
     try:
-        with claimed(draft, wait=False):
+        with RunLock(draft, wait=False):
             return True
     except (Busy, OSError):
         return False
@@ -127,9 +125,9 @@ def remove(items: Sequence[Item]) -> int:
 
 
 def _remove_draft(draft: Path) -> bool:
-    """With the claim on it, so that nobody goes on from what is being removed."""
+    """Under its lock, so that nobody goes on from what is being removed."""
     try:
-        with claimed(draft, wait=False):
+        with RunLock(draft, wait=False):
             shutil.rmtree(draft, ignore_errors=True)
         return True
     except Busy:

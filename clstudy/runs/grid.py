@@ -7,7 +7,6 @@
 choices is made. A value that is itself a list stands in brackets: `milestones=[3,5]`, in a dict or
 file `[[3, 5]]`. In a TOML file tables are dotted names, `[sweep]` holds options of the command, and
 each `[[grid]]` is a grid of its own on top of what stands before the first."""
-import inspect
 import itertools
 import json
 import math
@@ -22,8 +21,9 @@ from pydantic import ValidationError
 
 from clstudy.runs import store
 from clstudy.runs.run import find
-from clstudy.training.config import RunConfig
+from clstudy.training.config import AXES, RunConfig, registry
 from clstudy.utils.validation import choose
+from clstudy.utils.options import annotation
 from clstudy.utils.values import is_none, numbers, parts, values
 
 OPTIONS = {"name", "notebooks", "profile", "workers", "probes", "keep_model", "timeout", "scheduler", "slurm"}
@@ -105,19 +105,15 @@ def _as_choices(settings: Mapping[str, Any]) -> dict[str, Any]:
 def routed(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Points in which an option that was written flat stands in the options of the axis that has it; where nothing
     that a point chose has it, the point goes without."""
-    from clstudy.data.benchmarks import BENCHMARKS
-    from clstudy.data.streams import STREAMS
-    from clstudy.methods import METHODS
-    from clstudy.models.tuners import TUNERS
-
-    axes, taken, made = {"benchmark": BENCHMARKS, "stream": STREAMS, "tuner": TUNERS, "method": METHODS}, set(), []
+    taken, made = set(), []
     loose = {name for point in points for name in point if name not in RunConfig.model_fields}
     for point in points:
         settings = {name: value for name, value in point.items() if name not in loose}
         for name in loose & point.keys():
-            for axis, registry in axes.items():
+            for axis in AXES:
                 choice = settings.get(axis, RunConfig.model_fields[axis].default)
-                if choice in registry and name in inspect.signature(registry[choice]).parameters:
+                kind = registry(axis).get(choice) if isinstance(choice, str) else None
+                if kind and annotation(kind, name) is not None:
                     taken.add(name)
                     settings[f"{axis}_args"] = {**settings.get(f"{axis}_args", {}), name: point[name]}
         made.append(settings)
@@ -150,23 +146,17 @@ def run_tasks(grids: Sequence[Mapping[str, Any]]) -> list[Task]:
 
 def _meant(point: Mapping[str, Any]) -> dict[str, Any]:
     """`none` is no value where a setting may have none (TOML has no word of its own for it), and else a name."""
-    from clstudy.data.benchmarks import BENCHMARKS
-    from clstudy.methods import METHODS
-    from clstudy.data.streams import STREAMS
-    from clstudy.models.tuners import TUNERS
-
     meant = {}
     for name, value in point.items():
         known = RunConfig.model_fields.get(name)
         meant[name] = _or_none(value, known and known.annotation)
-    for axis, choices in (("benchmark", BENCHMARKS), ("stream", STREAMS), ("tuner", TUNERS), ("method", METHODS)):
+    for axis in AXES:
         name = meant.get(axis, RunConfig.model_fields[axis].default)
-        function = choices.get(name) if isinstance(name, str) else None
+        kind = registry(axis).get(name) if isinstance(name, str) else None
         options = meant.get(f"{axis}_args")
-        if function and isinstance(options, Mapping):
-            known = inspect.signature(function).parameters
-            meant[f"{axis}_args"] = {name: _or_none(value, known[name].annotation if name in known else None)
-                                     for name, value in options.items()}
+        if kind and isinstance(options, Mapping):
+            meant[f"{axis}_args"] = {option: _or_none(value, annotation(kind, option))
+                                     for option, value in options.items()}
     return meant
 
 
@@ -176,12 +166,10 @@ def _or_none(value: Any, annotation: Any) -> Any:
 
 def from_configs(configs: Sequence[RunConfig]) -> list[Task]:
     """Runs as tasks, each once. ValueError, FileNotFoundError: a benchmark whose data are missing."""
-    from clstudy.data.benchmarks import check
-
     configs = {config.run_id: config for config in configs}
     seen = {json.dumps([c.benchmark, c.benchmark_args], sort_keys=True): c for c in configs.values()}
     for config in seen.values():
-        check(config.benchmark, config.benchmark_args)
+        config.make("benchmark").require()
     named = labels([config.model_dump(mode="json") for config in configs.values()])
     return [Task(id, label or id, config) for (id, config), label in zip(configs.items(), named, strict=True)]
 

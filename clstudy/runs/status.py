@@ -1,4 +1,4 @@
-"""How a sweep stands: its state on disk, the lines on the screen, and what `clstudy status` says.
+"""How a sweep stands: its state on disk, the table on the screen, and what `clstudy status` says.
 
     runs/sweeps/NAME/state.json   what there is to do, and how each ended; written anew at every change
     runs/sweeps/NAME/now/ID.json  how far a running one is; written by its worker, gone when it ends
@@ -8,34 +8,41 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, RLock, Thread
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
 from clstudy.utils import paths
-from clstudy.utils.progress import clock
 from clstudy.utils.files import write_json
+from clstudy.utils.progress import clock
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 BEAT = 5  # seconds between two signs of life of whoever drives a sweep
+LINES = 20  # seconds between two lines where no screen is
 STATE = {"name", "host", "pid", "started", "finished", "code", "workers", "beat", "tasks"}  # what a state has
 NOW = {"host", "pid", "share", "left"}
 SILENT = 60  # seconds without one, after which its driver counts as dead
 
 
 class Board:
-    """Keeps state.json, and shows a line for each worker with the time left, as long as the block lasts."""
+    """Keeps state.json, and shows a row for each worker with the time left, as long as the block lasts."""
 
-    def __init__(self, folder: Path, tasks: dict[str, dict], workers: int, show: bool):
-        """tasks: by id, of each its label, whether it exists, and the seconds it may take."""
+    def __init__(self, folder: Path, tasks: Sequence[Any], made: Collection[str], workers: int, show: bool):
+        """tasks: things with an id and a label (`grid.Task`); made: ids of those that exist."""
         self.folder, self.code, self.lock = folder, None, RLock()
         self.screen = _Screen() if show else None
-        entries = {id: {"label": one["label"], "state": "exists" if one["exists"] else "waiting", "seconds": None,
-                        "guess": one["guess"], "error": None, "log": None} for id, one in tasks.items()}
-        self.state = {"name": folder.name, "host": platform.node(), "pid": os.getpid(), "started": time.time(),
-                      "finished": None, "code": None, "workers": workers, "beat": time.time(), "left": None,
-                      "tasks": entries}
+        entries = {task.id: {"label": task.label, "state": "exists" if task.id in made else "waiting",
+                             "seconds": None, "error": None, "log": None} for task in tasks}
+        self.state = {"name": folder.name, "host": platform.node(), "pid": os.getpid(),
+                      "started": time.time(), "finished": None, "code": None, "workers": workers,
+                      "beat": time.time(), "left": None, "tasks": entries}
         self.end, self.thread = Event(), Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> "Board":
@@ -79,7 +86,7 @@ class Board:
                     beat = time.monotonic()
                     self._save()
                 if self.screen:
-                    self.screen.show([_headline(self.state), *_running(self.state, running)])
+                    self.screen.show(self.state, running)
 
     def _save(self) -> None:
         """Where the disk is full, the sweep goes on and its state stays as it was."""
@@ -89,46 +96,48 @@ class Board:
 
 
 class _Screen:
-    """Lines that are written over in a terminal and in a notebook; elsewhere they come every 20 seconds."""
+    """A table that is drawn anew in a terminal and in a notebook; elsewhere lines come every `LINES` seconds."""
 
     def __init__(self):
-        self.live, self.lines, self.last, self.handle = sys.stderr.isatty(), 0, time.monotonic(), None
-        self.quiet = bool(os.environ.get("CLSTUDY_QUIET"))
+        quiet = bool(os.environ.get("CLSTUDY_QUIET"))
+        self.console = Console(stderr=True, quiet=quiet, force_jupyter=False, highlight=False, markup=False)
+        self.handle = self.live = None
+        self.last = time.monotonic()
         if "ipykernel" in sys.modules and not os.environ.get("CLSTUDY_HEADLESS"):
             from IPython.display import display
 
-            self.handle = display({"text/plain": "starting"}, raw=True, display_id=True)
+            self.handle = display(Table(title="starting"), display_id=True)
+        elif self.console.is_terminal:
+            self.live = Live(console=self.console, auto_refresh=False, transient=True)
+            self.live.start()
 
-    def show(self, lines: list[str]) -> None:
+    def show(self, state: dict, running: Mapping[str, dict]) -> None:
         if self.handle:
-            self.handle.update({"text/plain": "\n".join(lines)}, raw=True)
+            self.handle.update(_table(state, running))
         elif self.live:
-            self._clear()
-            self._write(lines)
-            self.lines = len(lines)
-        elif time.monotonic() - self.last >= 20:
+            self.live.update(_table(state, running), refresh=True)
+        elif time.monotonic() - self.last >= LINES:
             self.last = time.monotonic()
-            self._write(lines)
+            self._print("\n".join([_headline(state), *_running(state, running)]))
 
     def say(self, line: str) -> None:
         """A line that stays."""
         if not self.handle:
-            self._clear()
-            self._write([line])
+            self._print(line)
 
     def close(self) -> None:
-        self._clear()
+        if self.live:
+            self.live.stop()
 
-    def _clear(self) -> None:
-        if self.live and self.lines:
-            sys.stderr.write(f"\x1b[{self.lines}F\x1b[J")
-            self.lines = 0
+    def _print(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
 
-    def _write(self, lines: list[str]) -> None:
-        if not self.quiet:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns - 1 if self.live else 200
-            sys.stderr.write("".join(f"{line[:max(width, 20)]}\n" for line in lines))
-            sys.stderr.flush()
+
+def _table(state: dict, running: Mapping[str, dict]) -> Table:
+    table = Table(title=_headline(state), title_justify="left", box=None, show_header=False)
+    for where, label, share, said in _rows(state, running):
+        table.add_row(where, label, ProgressBar(1, min(share or 0, 1), width=20), said)
+    return table
 
 
 # ---- looking
@@ -141,24 +150,12 @@ def now(folder: Path) -> dict[str, dict]:
 
 
 def left(state: dict, running: Mapping[str, dict]) -> float | None:
-    """Seconds until all is done: what past runs took, corrected by what those of this sweep took. None: unknown."""
-    tasks = state["tasks"]
-    done = [one for one in tasks.values() if one["seconds"] is not None]
-    guessed = [one for one in done if one["guess"]]
-    factor = sum(one["seconds"] for one in guessed) / sum(one["guess"] for one in guessed) if guessed else 1.0
-    mean = sum(one["seconds"] for one in done) / len(done) if done else None
-    each = []
-    for id, one in tasks.items():
-        if one["state"] != "waiting":
-            continue
-        whole = one["guess"] * factor if one["guess"] else mean
-        about = running.get(id, {})
-        each.append(about["left"] if about.get("left") is not None else
-                    None if whole is None else whole * (1 - (about.get("share") or 0)))
-    known = [seconds for seconds in each if seconds is not None]
-    if not each:
-        return 0.0
-    return max(sum(known) / len(known) * len(each) / state["workers"], *known) if known else None
+    """Seconds until all is done, if it goes on as it went so far. None: nothing was done so far."""
+    todo = {id: one for id, one in state["tasks"].items() if one["state"] != "exists"}
+    ended = sum(one["state"] != "waiting" for one in todo.values())
+    begun = sum(running[id]["share"] or 0 for id, one in todo.items() if one["state"] == "waiting" and id in running)
+    done = ended + begun
+    return (time.time() - state["started"]) * (len(todo) - done) / done if done else None
 
 
 def _headline(state: dict) -> str:
@@ -168,15 +165,20 @@ def _headline(state: dict) -> str:
     return text + (f", {count['failed']} failed" if count["failed"] else "") + f", {clock(state['left'])} left"
 
 
+def _rows(state: dict, running: Mapping[str, dict]) -> list[tuple[str, str, float | None, str]]:
+    """Of each worker: where it is, what it makes, the share done, and this in words."""
+    rows = []
+    for id, about in sorted(running.items(), key=lambda pair: (pair[1]["host"], pair[1]["pid"])):
+        label, share = state["tasks"].get(id, {}).get("label", id), about["share"]
+        said = ("starting" if share is None else "last evaluation" if share >= 1
+                else f"{share:4.0%}, {clock(about['left'])} left")
+        rows.append((f"{about['host']}:{about['pid']}", label, share, said))
+    return rows
+
+
 def _running(state: dict, running: Mapping[str, dict]) -> list[str]:
     """A line for each worker."""
-    lines = []
-    for id, about in sorted(running.items(), key=lambda pair: (pair[1]["host"], pair[1]["pid"])):
-        label = state["tasks"].get(id, {}).get("label", id)
-        share = ("starting" if about["share"] is None else "last evaluation" if about["share"] >= 1
-                 else f"{about['share']:4.0%}, {clock(about['left'])} left")
-        lines.append(f"  {about['host']}:{about['pid']}  {label}  {share}")
-    return lines
+    return [f"  {where}  {label}  {said}" for where, label, _, said in _rows(state, running)]
 
 
 def alive(state: dict | None) -> bool:

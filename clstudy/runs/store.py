@@ -7,7 +7,7 @@
 A run is written into a folder in its draft and renamed when `result.json` stands in it, so a run that was killed leaves
 nothing that could be read as finished. `result.json` holds the checksums of the other files: a finished run that was
 damaged since is an error where it is read, and made again by `load_or_train`. Of two processes that want the same run
-one makes it and the other waits (`claim.py`)."""
+one makes it and the other waits (`lock.py`)."""
 import hashlib
 import json
 import os
@@ -26,7 +26,7 @@ import pandas as pd
 
 from clstudy.runs import lock
 from clstudy.runs.lock import Busy as Busy
-from clstudy.runs.lock import claimed
+from clstudy.runs.lock import RunLock
 from clstudy.training.config import RunConfig
 from clstudy.utils.validation import choose
 from clstudy.runs.run import Damaged, Run, _object, _whole, find, finished
@@ -85,7 +85,7 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
     if not usable():
         clear_dead(runs)
         draft = runs / f"{config.run_id}.draft"
-        with claimed(draft, usable, wait) as mine:
+        with RunLock(draft, usable, wait) as mine:
             if mine:
                 _make(config, runs, draft, keep_model, probes, progress, every)
     return Run(config, runs / config.run_id)

@@ -3,7 +3,7 @@
     made = sweep({"method": ["sit", "finetune"], "seed": "0..4"}, workers=2)       made.runs, made.failed, made.code
     print(plan({"method": ["sit", "finetune"], "seed": "0..4"}))                   shows only what would be done
 
-A finished run is never made again, so a sweep that was stopped goes on when it is started again. Exit codes: 0 all is
+Finished runs are reused, so a sweep that was stopped goes on when it is started again. Exit codes: 0 all is
 made, 1 something failed, 2 the grid is impossible and nothing was started, 130 interrupted."""
 import hashlib
 import json
@@ -19,16 +19,15 @@ from typing import Any
 
 from clstudy.runs import grid as grids
 from clstudy.runs import store
-from clstudy.utils import paths
 from clstudy.runs import workers as processes
-from clstudy.runs.status import DONE, FAILED, INTERRUPTED, Board, alive, by, first_line, read
-from clstudy.runs.lock import Busy
-from clstudy.training.config import RunConfig
-from clstudy.utils.validation import at_least
-from clstudy.runs.durations import Seconds, estimate, past, together
 from clstudy.runs.grid import Task
-from clstudy.utils.progress import clock, reporting
-from clstudy.runs.run import Run, find
+from clstudy.runs.lock import Busy
+from clstudy.runs.run import Runs, find
+from clstudy.runs.status import DONE, FAILED, INTERRUPTED, Board, alive, by, first_line, read
+from clstudy.training.config import RunConfig
+from clstudy.utils import paths
+from clstudy.utils.progress import reporting
+from clstudy.utils.validation import at_least
 
 BUSY = "somebody else makes it"
 Engine = Callable[[Callable, Sequence[Task]], Iterator[tuple[Task, Any]]]
@@ -87,28 +86,16 @@ class Plan:
     workers: int
     name: str
     made: set[str]  # ids of what exists
-    seconds: dict[str, Seconds | None]  # of what is to do
 
     @property
     def todo(self) -> list[Task]:
         return [task for task in self.tasks if task.id not in self.made]
 
-    def guess(self, task: Task) -> float | None:
-        taken = self.seconds.get(task.id)
-        return taken and taken.middle
-
     def __str__(self) -> str:
-        lines = [f"sweep {self.name}: {len(self.tasks)} in all, {len(self.made)} exist, {len(self.todo)} to do"]
+        lines = [f"sweep {self.name}: {len(self.tasks)} in all, {len(self.made)} exist, {len(self.todo)} to do, "
+                 f"{by(self.workers)}"]
         for task in self.tasks:
-            taken = self.guess(task)
-            said = "exists" if task.id in self.made else "time unknown" if taken is None else f"about {clock(taken)}"
-            lines.append(f"  {task.label:50}  {said}")
-        if self.todo:
-            all_, with_ = together([self.seconds[task.id] for task in self.todo], self.workers), by(self.workers)
-            unknown = sum(self.seconds[task.id] is None for task in self.todo)
-            lines.append(f"time {with_}: " + ("unknown, no finished run is like one of these" if all_ is None else
-                         f"about {clock(all_.middle)} ({clock(all_.low)} to {clock(all_.high)}, from runs like these)"
-                         + (f"; {unknown} have no past run like them and count as the mean" if unknown else "")))
+            lines.append(f"  {task.label:50}  {'exists' if task.id in self.made else 'to do'}")
         return "\n".join(lines)
 
 
@@ -117,8 +104,8 @@ def plan(grid: Mapping[str, Any] | Sequence, *, workers: int | None = None, runs
          timeout: float | None = None) -> Plan:
     """Check everything and look what exists; nothing is started.
 
-    grid: a dict of choices (see `clstudy.runs.grid`), several of them, or RunConfigs. workers: default one per core, or one
-    where a GPU computes. ValueError, OSError: impossible settings, missing data, an unknown probe."""
+    grid: a dict of choices (see `clstudy.runs.grid`), several of them, or RunConfigs. workers: default one per core, or
+    one where a GPU computes. ValueError, OSError: impossible settings, missing data, an unknown probe."""
     store._check_probes(probes)
     return arrange(_tasks(grid), workers=workers, runs=runs, name=name, keep_model=keep_model, probes=probes,
                    timeout=timeout)
@@ -143,11 +130,7 @@ def arrange(tasks: list[Task], *, workers: int | None = None, runs: Path | None 
     work = Work(runs / "sweeps" / name, runs, keep_model, tuple(probes), timeout)
     made = {task.id for task in tasks if task.made(work)}
     todo = [task for task in tasks if task.id not in made]
-    workers = workers or _default(todo)
-    threads = max(processes.cores() // max(min(workers, len(todo)), 1), 1)
-    guessed = iter(estimate([task.config for task in todo if task.config], past(runs), threads))
-    seconds = {task.id: next(guessed) if task.config else None for task in todo}
-    return Plan(tasks, work, workers, name, made, seconds)
+    return Plan(tasks, work, workers or _default(todo), name, made)
 
 
 def _default(tasks: Sequence[Task]) -> int:
@@ -168,10 +151,10 @@ class Sweep:
     code: int = DONE
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> Runs:
         """The runs that are there, in the order of the grid."""
         found = [find(task.config, self.plan.work.runs) for task in self.plan.tasks if task.config]
-        return [run for run in found if run]
+        return Runs(run for run in found if run)
 
     def __str__(self) -> str:
         made = len(self.plan.tasks) - len(self.failed)
@@ -194,9 +177,7 @@ def carry_out(planned: Plan, engine: Engine | None = None, show: bool = True) ->
         return made
     planned.work = replace(planned.work, folder=_free(planned.work.folder))
     engine = engine or partial(processes.local, workers=planned.workers)
-    tasks = {task.id: {"label": task.label, "exists": task.id in planned.made, "guess": planned.guess(task)}
-             for task in planned.tasks}
-    with Board(planned.work.folder, tasks, planned.workers, show) as board:
+    with Board(planned.work.folder, planned.tasks, planned.made, planned.workers, show) as board:
         try:
             with closing(_outcomes(engine, planned.work, planned.todo)) as outcomes:
                 for task, outcome in outcomes:

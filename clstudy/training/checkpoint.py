@@ -1,11 +1,11 @@
-"""A run that was killed goes on from its last saved state, and ends with the same tables.
+"""A run that was killed resumes from its last saved state, and ends with the same tables.
 
-    state-7.safetensors   the tensors        state-7.jsonl   first line: checksums; second line: everything else
+    state-7.pt   a zip, written by `torch.save`, with the environment it was made in (`about.json`)
 
-Saved is what changes while a run goes on: parameters that may have moved and buffers, what the method holds (its
-attributes, whatever they are), optimiser, probes, random generators, position in the stream, and rows so far. Both
-files are written under another name and renamed, tensors first, so a state is there once its .jsonl is. The newest two
-are kept: where the newest is damaged, the one before is taken.
+A state holds what changes while a run goes on: parameters that may have moved and buffers, all
+attributes of the method, optimiser, probes, random generators, position in the stream, and rows so
+far. It is written under another name, and renamed once it is on the disk. The newest two are kept:
+where the newest is damaged, the run resumes from the one before.
 """
 import hashlib
 import inspect
@@ -24,16 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clstudy.models.clip import Clip
-from clstudy.training.serialization import Like, Rows, attributes, pack, unpack
+from clstudy.training.serialization import Baseline, StateFormat, attributes, restore, verify
 from clstudy.utils import paths
 
 GRACE = 25.0  # seconds for a state after SIGTERM; Slurm sends SIGKILL after 30
-SHARE = 0.05  # of the time that saving may take; a state that takes longer is saved less often
+BUDGET = 0.05  # share of the time that saving may take; slow states are saved less often
 # what the numbers of a run can depend on: this room and those below it
 ROOMS = ("utils", "data", "models", "probes", "losses", "evaluation", "methods", "training")
 
@@ -49,9 +47,9 @@ class Position:
     order: np.ndarray | None = None  # of the images in this epoch
     seen: list[int] = field(default_factory=list)  # classes, in order of their first appearance
     moving: dict[str, bool] = field(default_factory=lambda: {"image": False, "text": False})  # towers trained so far
-    evals: list[dict] = field(default_factory=Rows)
-    steps: list[dict] = field(default_factory=Rows)
-    correct: list[dict] = field(default_factory=Rows)  # which images were right at stage ends
+    evals: list[dict] = field(default_factory=list)
+    steps: list[dict] = field(default_factory=list)
+    correct: list[dict] = field(default_factory=list)  # which images were right at stage ends
 
     @property
     def inside(self) -> bool:
@@ -60,74 +58,87 @@ class Position:
 
 
 class Saver:
-    """Saves the state of one run in a folder, and puts it back. Without a folder it does nothing.
+    """Saves the state of one run in a folder, and restores it. Without a folder it does nothing.
 
-    every: seconds between two states; 0: at stage ends only. surroundings: what the numbers depend on besides the
-    settings; a state that was made in others is not taken up."""
+    every: seconds between two states; 0: at stage ends only. environment: what the numbers depend
+    on besides the settings; a state that was made in another one is not used."""
 
-    def __init__(self, folder: Path | None = None, every: float = 60.0, surroundings: Mapping[str, Any] | None = None):
-        self.folder, self.every, self.surroundings = folder, every, dict(surroundings or {})
-        self.number, self.taken_up, self.seconds = 0, 0, 0.0  # of the newest state; how often; before this process
+    def __init__(self, folder: Path | None = None, every: float = 60.0,
+                 environment: Mapping[str, Any] | None = None):
+        self.folder, self.every, self.environment = folder, every, dict(environment or {})
+        self.number = 0  # of the newest state
+        self.taken_up, self.seconds = 0, 0.0  # times resumed; seconds before this process
         self.started = self.latest = time.monotonic()
         self.took, self.warned, self.stopping, self.kept = 0.0, False, False, ""
 
     @contextmanager
     def open(self, clip: Clip, shared: dict[str, Any], **parts: Any) -> Iterator[None]:
-        """Take up a saved state, if there is one; and while open, end at the next step where Ctrl-C or SIGTERM comes.
+        """Restore the newest state; while open, end at the next step after Ctrl-C or SIGTERM.
 
-        shared: what a state may refer to, the same in every process. parts: what is saved, and put back in place."""
-        self.like = Like(clip, set(), attributes(clip))
+        shared: what a state may refer to, the same in every process. parts: what is saved, and
+        restored in place."""
         self.parts, self.optimizer, self.saved_optimizer = parts, None, None
-        self.shared = {**shared, **parts, "clip": clip, **{f"clip.{name}": p for name, p in clip.named_parameters()},
-                       **{f"clip.{name}": buffer for name, buffer in clip.named_buffers()}}
+        named = [*clip.named_parameters(), *clip.named_buffers()]
+        shared = {**shared, **parts, "clip": clip}
+        shared |= {f"clip.{name}": value for name, value in named}
+        own = type(parts["method"]).__module__.partition(".")[0]
+        self.baseline = Baseline(clip, set(), attributes(clip))
+        self.format = StateFormat(shared, self.baseline, () if own == "clstudy" else (own,))
         self.latest = time.monotonic()
         if self.folder is None:
             yield
             return
-        self._take_up()
+        self._resume()
         with interruptible(self):
             yield
 
     def resumed(self, optimizer: torch.optim.Optimizer | None) -> torch.optim.Optimizer | None:
         """The optimiser of a stage that begins; of one that was interrupted, as it was then."""
         self.optimizer, saved, self.saved_optimizer = optimizer, self.saved_optimizer, None
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer else set()
-        self.like.moved |= {name for name, p in self.like.model.named_parameters() if id(p) in trained}
+        groups = optimizer.param_groups if optimizer else ()
+        trained = {id(p) for group in groups for p in group["params"]}
+        self.baseline.moved |= {name for name, p in self.baseline.model.named_parameters()
+                                if id(p) in trained}
         if optimizer and saved:
             optimizer.load_state_dict(saved)
         return optimizer
 
     def due(self) -> bool:
         """Whether to save now: it is time, or somebody wants to stop."""
-        return self.stopping or (self.folder is not None and 0 < self.every <= self._waited() and not self._dear())
+        return self.stopping or (self.folder is not None and 0 < self.every <= self._waited()
+                                 and not self._over_budget())
 
     def save(self) -> None:
-        """Write a state. A full disk is told once, and the run goes on without. KeyboardInterrupt: Ctrl-C came."""
-        if self.folder is not None and (self.stopping or not self._dear()):
+        """Write a state. Where the disk is full, warn once and go on.
+
+        Raises KeyboardInterrupt after Ctrl-C."""
+        if self.folder is not None and (self.stopping or not self._over_budget()):
             self.attempt()
         if self.stopping:
-            said = f"stopped. {self.kept or 'Nothing is saved'}. The same call goes on from there."
+            none = "No state is saved. The same call starts from the beginning."
+            said = f"The run stopped. {self.kept or none}"
             print(f"\nclstudy: {said}", file=sys.stderr)
             raise KeyboardInterrupt(said)
 
     def _waited(self) -> float:
         return time.monotonic() - self.latest
 
-    def _dear(self) -> bool:
+    def _over_budget(self) -> bool:
         """Whether saving would take more than its share: stages can be short, and models large."""
-        return self.took > 1 and self._waited() < self.took / SHARE
+        return self.took > 1 and self._waited() < self.took / BUDGET
 
     def attempt(self) -> None:
         """Write a state, if the disk takes it."""
         begun = time.monotonic()
         try:
             self._write()
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             for draft in self.folder.glob("state-*.new"):
                 draft.unlink(missing_ok=True)
             if not self.warned:
-                warnings.warn(f"no state could be saved in {self.folder} ({error}); the run goes on, and if it is "
-                              f"killed, starts again {'from the last one' if self.kept else 'at the beginning'}",
+                start = "resumes from the state before" if self.kept else "starts again"
+                warnings.warn(f"The state of the run could not be saved in {self.folder}: {error}. "
+                              f"The run goes on. If it is killed, the next call {start}.",
                               stacklevel=2)
             self.warned = True
         self.latest = time.monotonic()
@@ -136,61 +147,66 @@ class Saver:
     def _write(self) -> None:
         at = self.parts["at"]
         inside = at.inside and self.optimizer is not None
-        whole = {"parts": {name: _state(part) for name, part in self.parts.items()},
-                 "optimizer": self.optimizer.state_dict() if inside else None, "random": _random(self.like.model)}
-        tree, tensors = pack(whole, self.shared, self.like)
-        seconds = self.seconds + time.monotonic() - self.started
-        second = json.dumps({"surroundings": self.surroundings, "seconds": seconds, "taken_up": self.taken_up,
-                             "tree": tree})
-        file = self.folder / f"state-{self.number + 1}.safetensors"
-        draft = file.with_suffix(".safetensors.new")
-        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, draft)
-        first = json.dumps({"tensors": _to_disk(draft, file), "tree": hashlib.sha256(second.encode()).hexdigest()})
-        draft = file.with_suffix(".jsonl.new")
-        draft.write_text(f"{first}\n{second}\n")
-        _to_disk(draft, file.with_suffix(".jsonl"))
+        state = {**{name: _state(part) for name, part in self.parts.items()},
+                 "optimizer": self.optimizer.state_dict() if inside else None,
+                 "random": _random(self.baseline.model)}
+        about = {"environment": self.environment, "taken_up": self.taken_up, "images": at.images,
+                 "seconds": self.seconds + time.monotonic() - self.started}
+        file = self.folder / f"state-{self.number + 1}.pt"
+        draft = file.with_suffix(".new")
+        self.format.write(draft, state, about)
+        draft.replace(file)
         self.number += 1
-        place = f"{'in' if at.inside else 'to the end of'} stage {at.stage + at.inside}"
-        self.kept = f"{at.images:,} images of the stream, {place}, are saved in {self.folder}"
+        place = f"{'in' if at.inside else 'at the end of'} stage {at.stage + at.inside}"
+        self.kept = (f"Its state after {at.images:,} images, {place}, is saved in {self.folder}. "
+                     "The same call resumes from there.")
         for old in states(self.folder)[2:]:
             old.unlink(missing_ok=True)
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
 
-    def _take_up(self) -> None:
-        """Put the newest whole state back, if it was made in the same surroundings; otherwise remove all of them."""
+    def _resume(self) -> None:
+        """Restore the newest whole state, if its environment was the same; otherwise remove all."""
         for file in states(self.folder):
             try:
-                about, tensors = read(file)
-                break
+                about = verify(file)
+                other = self._different(about["environment"])
+                whole = None if other else self.format.read(file)
             except Exception as error:  # whatever a damaged file brings about
-                warnings.warn(f"{file} is damaged ({error}); the state before is taken", stacklevel=3)
-        else:
-            if states(self.folder):
-                warnings.warn(f"no state in {self.folder} is whole; the run starts anew", stacklevel=3)
-            return self.clear()
-        there, here = about["surroundings"], json.loads(json.dumps(self.surroundings))
+                warnings.warn(f"{file} is damaged: {error}. The run resumes from the state before.",
+                              stacklevel=3)
+                continue
+            if other:
+                warnings.warn("The run starts from the beginning, because its saved state was made "
+                              f"with another {other}.", stacklevel=3)
+                return self.clear()
+            self._restore(whole)
+            self.number = int(file.stem.removeprefix("state-"))
+            self.taken_up, self.seconds = about["taken_up"] + 1, about["seconds"]
+            return
+        if states(self.folder):
+            warnings.warn(f"All states in {self.folder} are damaged. The run starts from the "
+                          "beginning.", stacklevel=3)
+        self.clear()
+
+    def _different(self, there: dict[str, Any]) -> str:
+        """What of the environment of a state is not as it is here; empty if all is."""
+        here = json.loads(json.dumps(self.environment))
         other = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
-        if other:
-            warnings.warn(f"the run starts anew, for its state was made with another {other[0]}: "
-                          f"{there.get(other[0])!r}, not {here.get(other[0])!r}", stacklevel=3)
-            return self.clear()
+        return f"{other[0]}: {there.get(other[0])!r}, not {here.get(other[0])!r}" if other else ""
+
+    def _restore(self, whole: dict[str, Any]) -> None:
+        model, state = self.baseline.model, whole["value"]
         try:
-            self._put(about["tree"], tensors)
+            restore(model, whole["model"])
+            for name, part in self.parts.items():
+                _restore(part, state[name])
         except Exception:  # it would fail again at every call
             self.clear()
             raise
-        self.number = int(file.stem.removeprefix("state-"))
-        self.taken_up, self.seconds = about["taken_up"] + 1, about["seconds"]
-
-    def _put(self, tree: dict, tensors: dict) -> None:
-        whole, model = unpack(tree, tensors, self.shared, self.like), self.like.model
-        for name, part in self.parts.items():
-            _restore(part, whole["parts"][name])
-        self.saved_optimizer = whole["optimizer"]
-        self.like.moved |= set(tree["~model"]["names"])
-        torch.set_rng_state(whole["random"]["cpu"])
-        if "cuda" in whole["random"]:
-            torch.cuda.set_rng_state(whole["random"]["cuda"], model.device)
+        self.saved_optimizer = state["optimizer"]
+        self.baseline.moved |= whole["model"]["tensors"].keys()
+        torch.set_rng_state(state["random"]["cpu"])
+        if "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"], model.device)
 
     def clear(self) -> None:
         """Remove all states, whole or not."""
@@ -200,27 +216,18 @@ class Saver:
 
 def states(folder: Path) -> list[Path]:
     """The states of a folder, the newest first."""
-    found = [path for path in folder.glob("state-*.jsonl") if path.stem.removeprefix("state-").isdigit()]
+    found = [path for path in folder.glob("state-*.pt")
+             if path.stem.removeprefix("state-").isdigit()]
     return sorted(found, key=lambda path: -int(path.stem.removeprefix("state-")))
-
-
-def read(file: Path) -> tuple[dict, dict[str, Tensor]]:
-    """A state as it was written. ValueError: a checksum is wrong; other errors where a file cannot be read at all."""
-    first, second = file.read_text().splitlines()
-    checks, weights = json.loads(first), file.with_suffix(".safetensors")
-    if hashlib.sha256(second.encode()).hexdigest() != checks["tree"]:
-        raise ValueError("its checksum is wrong")
-    if _sha256(weights) != checks["tensors"]:
-        raise ValueError(f"the checksum of {weights.name} is wrong")
-    return json.loads(second), load_file(weights)
 
 
 @contextmanager
 def interruptible(saver: Saver) -> Iterator[None]:
-    """While open, Ctrl-C and SIGTERM ask the run to stop when it has saved its state; a second one stops it at once.
+    """While open, Ctrl-C and SIGTERM ask the run to save and stop; a second one stops it at once.
 
-    SIGTERM then ends the process as it does without us; and at the latest after `GRACE` seconds. Left alone are signals
-    that somebody else handles (a worker is not to hear Ctrl-C), and runs outside of the main thread."""
+    SIGTERM then ends the process as it does otherwise, at the latest after `GRACE` seconds. Signals
+    that somebody else handles are left to them (a worker is not to hear Ctrl-C), and so are runs
+    outside of the main thread."""
     here = threading.current_thread() is threading.main_thread()
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     ours = {number: known for number, known in usual.items() if here and signal.getsignal(number) is known}
@@ -291,16 +298,3 @@ def _random(clip: Clip) -> dict[str, Tensor]:
     cuda = {"cuda": torch.cuda.get_rng_state(clip.device)} if clip.device.type == "cuda" else {}
     return {"cpu": torch.get_rng_state(), **cuda}
 
-
-def _to_disk(draft: Path, path: Path) -> str:
-    """Rename a file once it is on the disk, and not only on its way there; its checksum."""
-    with open(draft, "rb+") as file:
-        os.fsync(file.fileno())
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    draft.replace(path)
-    return found
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,37 +2,46 @@
 
 Names are checked here, before anything is loaded; `run_id` is a hash of everything that can change the numbers."""
 import hashlib
-import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from clstudy.utils.files import fingerprint
+from clstudy.utils.options import make
 from clstudy.utils.paths import DATA
-from clstudy.utils.validation import _in_words, check_arguments, choose
+from clstudy.utils.validation import choose
 
+AXES = ("benchmark", "stream", "tuner", "method")  # each a field with its options in `<axis>_args`
 RESULTS = 1  # raised whenever a change of the code can move results: runs of before are then not taken for new ones
+
+
+def registry(axis: str) -> Mapping[str, Any]:
+    """Name → class of an axis (name → function for augmentations), imported when asked for."""
+    if axis == "benchmark":
+        from clstudy.data.benchmarks import BENCHMARKS as known
+    elif axis == "stream":
+        from clstudy.data.streams import STREAMS as known
+    elif axis == "tuner":
+        from clstudy.models.tuners import TUNERS as known
+    elif axis == "method":
+        from clstudy.methods import METHODS as known
+    else:
+        from clstudy.data.augment import AUGMENTATIONS as known
+    return known
 
 
 def check_choice(name: str, value: Any) -> None:
     """Refuse a word that no RunConfig has in the field of this name; what is no field, or free, passes."""
-    from clstudy.data.augment import AUGMENTATIONS
-    from clstudy.data.benchmarks import BENCHMARKS
-    from clstudy.data.streams import STREAMS
-
     field = RunConfig.model_fields.get(name)
     if field is None or not isinstance(value, str):
         return
     if get_origin(field.annotation) is Literal:
         choose(name, value, get_args(field.annotation))
-    elif name in ("method", "tuner"):
-        methods, tuners, *_ = _methods_and_tuners()
-        choose(name, value, methods if name == "method" else tuners)
-    elif name in ("benchmark", "stream", "augmentation"):
-        known = {"benchmark": BENCHMARKS, "stream": STREAMS, "augmentation": AUGMENTATIONS}[name]
-        choose(name, value.split(":")[0], known)
+    elif name in (*AXES, "augmentation"):
+        choose(name, with_path(value, {})[0], registry(name))
 
 
 def with_path(benchmark: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -74,7 +83,7 @@ class RunConfig(BaseModel):
     milestones: list[int] = []  # epochs of each stage after which lr is divided by ten
     augmentation: str = "light"
     eval_every: int | None = Field(None, ge=1)  # images of the stream between two evaluations; None: at stage ends only
-    side_every: int = Field(1, ge=1)  # stages between two looks at the side sets; before and last always
+    held_out_every: int = Field(1, ge=1)  # stages between two looks at the held-out sets; before and last always
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
     compile: bool = False
     channels_last: bool = False
@@ -100,40 +109,24 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _names(self) -> "RunConfig":
-        from clstudy.data.augment import AUGMENTATIONS
-        from clstudy.data.benchmarks import BENCHMARKS
-        from clstudy.data.streams import STREAMS
-
-        choose("benchmark", self.benchmark, BENCHMARKS)
-        check_arguments("benchmark_args", BENCHMARKS[self.benchmark], self.benchmark_args)
-        choose("stream", self.stream, STREAMS)
-        check_arguments("stream_args", STREAMS[self.stream], self.stream_args, ("labels", "seed", "domains"))
-        choose("augmentation", self.augmentation, AUGMENTATIONS)
+        choose("augmentation", self.augmentation, registry("augmentation"))
         for epoch in self.milestones:
             if not 1 <= epoch < self.epochs:
                 raise ValueError(f"milestones={self.milestones!r}: must be numbers from 1 to epochs - 1 = "
                                  f"{self.epochs - 1}")
-        methods, tuners, checks, TOWERS, ONLY = _methods_and_tuners()
-        choose("tuner", self.tuner, tuners)
-        check_arguments("tuner_args", tuners[self.tuner], self.tuner_args, ("clip", "tower"))
-        if self.tuner in checks:
-            with _in_words("tuner_args", self.tuner_args):
-                checks[self.tuner](self.tower, **_filled(tuners[self.tuner], self.tuner_args, ("clip", "tower")))
-        choose("method", self.method, methods)
-        check_arguments("method_args", methods[self.method], self.method_args)
-        with _in_words("method_args", self.method_args):
-            methods[self.method](**self.method_args)  # refuses impossible values itself
-        towers, reason = ONLY.get(self.tuner, (TOWERS, ""))
-        if self.tower not in towers:
-            raise ValueError(f"tower={self.tower!r} does not go with tuner={self.tuner!r}: {reason}. Choices: "
-                             f"{', '.join(towers)}")
-        needs = getattr(methods[self.method], "needs", self.tuner)  # a method that is made of a tuner's parts
+        _, _, tuner, method = (self.make(axis) for axis in AXES)
+        tuner.check_tower(self.tower)
+        needs = method.needs_tuner or self.tuner
         if self.tuner != needs:
             raise ValueError(f"method={self.method!r} needs tuner={needs!r}, not {self.tuner!r}")
         if self.tuner == "none" and self.method != "frozen":
             raise ValueError(f"tuner='none' leaves method={self.method!r} nothing to train; choose another tuner, or "
                              "method='frozen'")
         return self
+
+    def make(self, axis: str) -> Any:
+        """The benchmark, stream, tuner or method of this run, with its options."""
+        return make(axis, getattr(self, axis), registry(axis), getattr(self, f"{axis}_args"))
 
     @property
     def run_id(self) -> str:
@@ -143,30 +136,14 @@ class RunConfig(BaseModel):
 
     def files(self) -> list[str]:
         """Fingerprints of the files that the numbers depend on: embedded data and weights, folders."""
-        from clstudy.data.benchmarks import evidence
-
-        named = [DATA / "emoji.parquet"] if self.benchmark.startswith("emoji") else []
+        named = []
         if self.model == "icon-clip":
             named.append(DATA / "icon-clip" / "open_clip_model.safetensors")
         for path in (Path(given) for given in (self.model, self.pretrained) if given):
             named += sorted(path.glob("open_clip_*")) if path.is_dir() else [path]
-        return [fingerprint(path) for path in named if path.exists()] + evidence(self.benchmark, self.benchmark_args)
+        weights = [fingerprint(path) for path in named if path.exists()]
+        return self.make("benchmark").fingerprint() + weights
 
-    def but(self, **changes) -> "RunConfig":
+    def replace(self, **changes) -> "RunConfig":
         """The same run with other settings, checked again."""
         return RunConfig(**{**self.model_dump(), **changes})
-
-
-def _methods_and_tuners():
-    from clstudy.methods import METHODS
-    from clstudy.models.tuners import CHECKS, ONLY, TOWERS, TUNERS
-
-    return METHODS, TUNERS, CHECKS, TOWERS, ONLY
-
-
-def _filled(function, given: dict[str, Any], reserved: tuple[str, ...]) -> dict[str, Any]:
-    """All options of a function but the reserved ones: those given, and the defaults of the others."""
-    known = inspect.signature(function).parameters
-    return {name: given.get(name, known[name].default) for name in known if name not in reserved}
-
-

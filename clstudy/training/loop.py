@@ -1,6 +1,6 @@
 """The loop. `train(config)` runs one point of the grid and returns its tables; read it from top to bottom.
 
-A method is called by eight verbs, all of them below. Nothing on the device is waited for in a step: losses are
+A method is called by its verbs, all of them below. Nothing on the device is waited for in a step: losses are
 gathered and looked at every `LOOK` steps (on the CPU, where nothing waits, at every step).
 """
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +14,8 @@ from torch import Tensor
 
 from clstudy.data.augment import AUGMENTATIONS
 from clstudy.data.streams import Stage
-from clstudy.data.types import Batch, Benchmark
+from clstudy.data.types import Batch, BenchmarkData
 from clstudy.evaluation.accuracy import evaluate
-from clstudy.methods import METHODS
 from clstudy.models.clip import Clip
 from clstudy.training.checkpoint import Position, Saver
 from clstudy.training.config import RunConfig
@@ -30,7 +29,7 @@ LOOK = 20  # steps between two looks at the losses
 STEPS = ("stage", "images_seen", "step", "term", "value")  # columns of `Trained.steps`
 
 
-def batches(stage: Stage, benchmark: Benchmark, seen: list[int], prompts: Tensor, size: int, order: np.ndarray
+def batches(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: Tensor, size: int, order: np.ndarray
             ) -> Iterator[Batch]:
     """The stage's images in the order given; classes join `seen` when their first image arrives."""
     for chunk in np.array_split(order, range(size, len(order), size)) if len(order) else []:
@@ -40,6 +39,12 @@ def batches(stage: Stage, benchmark: Benchmark, seen: list[int], prompts: Tensor
         image = images[torch.from_numpy(chunk).to(images.device)].to(prompts.device).float() / 255
         yield Batch(image, tuple(labels.tolist()), tuple(chunk.tolist()), tuple(seen), prompts, stage,
                     reference=benchmark.reference)
+
+
+def one_pass(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: Tensor,
+             config: RunConfig) -> Iterator[Batch]:
+    """The stage once, without augmentation: what a method may look at before and after it."""
+    return batches(stage, benchmark, seen, prompts, config.batch_size, stage.index)
 
 
 def own_bar(config: RunConfig, stages: Sequence[Stage]):
@@ -52,7 +57,7 @@ def total(config: RunConfig, stages: Sequence[Stage]) -> int:
     return config.epochs * sum(len(stage.index) for stage in stages)
 
 
-def arriving(at: Position, stage: Stage, benchmark: Benchmark, prompts: Tensor, config: RunConfig,
+def arriving(at: Position, stage: Stage, benchmark: BenchmarkData, prompts: Tensor, config: RunConfig,
              shuffle: np.random.Generator, optimizer: torch.optim.Optimizer | None) -> Iterator[Batch]:
     """The batches of a stage that are still to come, epoch by epoch. Who takes one counts it in `at.batch`."""
     while at.epoch < config.epochs:
@@ -89,11 +94,10 @@ class Trained:
 def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), saver: Saver | None = None) -> Trained:
     """Run the stream once.
 
-    progress: has `update(images)` and `close()`, and may have `begin(position, probes, total)`. probes: names of
-    `probing.PROBES`. saver: saves the state now and then, and resumes from it. Raises NotFinite where a loss or a
-    weight is not finite, and KeyboardInterrupt after Ctrl-C, once the saver has saved."""
+    progress: has `update(images)` and `close()`, and may have `begin(position, probes, total)`. probes: of `PROBES`.
+    saver: saves now and then, and resumes. NotFinite: a loss or a weight. KeyboardInterrupt: Ctrl-C, once saved."""
     clip, benchmark, stages = prepare(config)
-    method = METHODS[config.method](**config.method_args)
+    method = config.make("method")
     augmentation, generator = AUGMENTATIONS[config.augmentation], torch.Generator().manual_seed(config.seed)
     shuffle = np.random.default_rng(config.seed)
     prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(clip.device)
@@ -103,9 +107,10 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
     def look(stage: int, complete: bool) -> None:
         cache.forget(**at.moving)
         model, tasks = method.deploy(clip), [stage.classes for stage in stages]
-        sides = complete and (stage % config.side_every == 0 or stage == len(stages))
+        sides = complete and (stage % config.held_out_every == 0 or stage == len(stages))
         with distributed.sharing():
-            found = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None)
+            found = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None,
+                             method.scores)
         at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row} for row in found.rows)
         at.correct.extend(packed(stage, found.correct) if complete else ())
 
@@ -119,7 +124,7 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
         cache = cache.copy()
         for stage in stages[at.stage:]:
             if not at.inside:
-                method.before_stage(clip, stage)
+                method.before_stage(clip, stage, one_pass(stage, benchmark, list(at.seen), prompts, config))
             trained = method.trainable(clip)
             optimizer = saver.resumed(make_optimizer(config, trained))  # a fresh one per stage, as SIT's code does
             at.moving |= towers_of(clip, trained)
@@ -150,20 +155,17 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
             gather(waiting, at.steps)
             watching.look({}, stage.number, at.images)
             check_weights(trained, stage.number)
-            method.after_stage(clip, batches(stage, benchmark, at.seen, prompts, config.batch_size, stage.index))
+            method.after_stage(clip, one_pass(stage, benchmark, at.seen, prompts, config))
             look(stage.number, complete=True)
             at.stage, at.epoch = at.stage + 1, 0
             distributed.save(saver)
     shown.close()
     tables = {**watching.tables(), **own_table(method)}
-    correct = pd.DataFrame(at.correct)
-    correct["bits"] = correct.bits.map(bytes.fromhex)
-    return Trained(pd.DataFrame(at.evals), pd.DataFrame(at.steps, columns=STEPS), correct, tables, cost.table(method),
+    return Trained(pd.DataFrame(at.evals), pd.DataFrame(at.steps, columns=STEPS), pd.DataFrame(at.correct), tables, cost.table(method),
                    method.deploy(clip))
 
 
 def packed(stage: int, correct: dict[tuple[str, str], np.ndarray]) -> list[dict]:
-    """Rows of `Trained.correct`: truth values of the images of a set, eight to a byte, the first in the highest bit; as
-    text while the run goes on, which a saved state holds as it is."""
+    """Rows of `Trained.correct`: truth values of the images of a set, eight to a byte, the first in the highest bit."""
     return [{"stage": stage, "set": name, "candidates": candidates, "count": len(right),
-             "bits": np.packbits(right).tobytes().hex()} for (name, candidates), right in correct.items()]
+             "bits": np.packbits(right).tobytes()} for (name, candidates), right in correct.items()]

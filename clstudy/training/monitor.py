@@ -23,8 +23,8 @@ class NotFinite(RuntimeError):
 
 
 def own_table(method) -> dict[str, pd.DataFrame]:
-    """What a method has to tell beside its terms, as "method": the rows of its `table()`, if it has one."""
-    rows = method.table() if hasattr(method, "table") else []
+    """What a method has to tell beside its terms, as "method": the rows of its `table()`, if any."""
+    rows = method.table()
     return {"method": pd.DataFrame(rows)} if rows else {}
 
 
@@ -50,7 +50,7 @@ class Cost:
         images that the method holds at the end, 0 without a memory."""
         return {"images_per_second": round(self.images / self.seconds, 1) if self.seconds else None,
                 "parameters": self.parameters, "peak_memory": self.peak(),
-                "memory_bytes": method.memory.bytes if hasattr(method, "memory") else 0}
+                "memory_bytes": method.memory_bytes}
 
     def peak(self) -> int | None:
         """The largest memory so far, in bytes."""

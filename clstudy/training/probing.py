@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clstudy.data.types import Benchmark
+from clstudy.data.types import BenchmarkData
 from clstudy.probes.class_gradients import Classes
 from clstudy.probes.common import settled
 from clstudy.probes.drift import Drift
 from clstudy.probes.parameter_gradients import Gradients
-from clstudy.training.serialization import Rows
 from clstudy.utils.validation import choose
 
 MEMORY = ("looks", "before", "weights", "moved", "measured", "last")  # of a probe, from one look to the next
@@ -22,12 +21,12 @@ MEMORY = ("looks", "before", "weights", "moved", "measured", "last")  # of a pro
 IMAGES_PER_CLASS = 10  # test images of each class whose features `Drift` follows in `train`
 
 
-def _gradients(clip, benchmark: Benchmark, prompts: Tensor) -> Gradients:
+def _gradients(clip, benchmark: BenchmarkData, prompts: Tensor) -> Gradients:
     """Gradient norms and angles per term, tower and block."""
     return Gradients(clip)
 
 
-def _classes(clip, benchmark: Benchmark, prompts: Tensor) -> Classes:
+def _classes(clip, benchmark: BenchmarkData, prompts: Tensor) -> Classes:
     """The push on the texts and images of every class; references are the test images and prompts before training."""
     with Drift(clip, *_followed(benchmark, prompts)) as drift:
         image, text = drift.start
@@ -36,12 +35,12 @@ def _classes(clip, benchmark: Benchmark, prompts: Tensor) -> Classes:
     return Classes(clip, dict(zip(drift.classes, means, strict=True)), text_starts)
 
 
-def _drift(clip, benchmark: Benchmark, prompts: Tensor) -> Drift:
+def _drift(clip, benchmark: BenchmarkData, prompts: Tensor) -> Drift:
     """Drift of texts and of test images, class by class."""
     return Drift(clip, *_followed(benchmark, prompts))
 
 
-def _followed(benchmark: Benchmark, prompts: Tensor) -> tuple[Tensor, list[int], Tensor, list[int]]:
+def _followed(benchmark: BenchmarkData, prompts: Tensor) -> tuple[Tensor, list[int], Tensor, list[int]]:
     """Some test images of every class that has any, and the prompts of these classes."""
     labels = benchmark.test.labels
     rows = np.sort(np.concatenate([np.flatnonzero(labels == k)[:IMAGES_PER_CLASS] for k in np.unique(labels)]))
@@ -68,18 +67,18 @@ class Watching:
 
     def state(self) -> dict[str, dict]:
         """What the probes have seen; what they compare with is measured anew, before training."""
-        return {name: {"rows": Rows(settled(probe.rows))} | {key: getattr(probe, key) for key in MEMORY
+        return {name: {"rows": settled(probe.rows)} | {key: getattr(probe, key) for key in MEMORY
                                                              if hasattr(probe, key)}
                 for name, probe in self.probes.items()}
 
     def restore(self, state: dict[str, dict]) -> None:
         """See again what `state()` tells."""
         for name, seen in state.items():
-            vars(self.probes[name]).update({**seen, "rows": list(seen["rows"])})
+            vars(self.probes[name]).update(seen)
 
 
 @contextmanager
-def open_probes(names: Sequence[str], clip, benchmark: Benchmark, prompts: Tensor) -> Iterator[Watching]:
+def open_probes(names: Sequence[str], clip, benchmark: BenchmarkData, prompts: Tensor) -> Iterator[Watching]:
     """Probes by name, for the length of a run. Classes are written by their names in the tables."""
     with ExitStack() as stack:
         chosen = {name: PROBES[choose("probes", name, PROBES)] for name in names}

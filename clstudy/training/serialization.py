@@ -1,42 +1,56 @@
-"""Values as JSON and tensors, and back: what a saved state is made of. No pickle, so reading one runs no code.
+"""The file of a saved state: `torch.save` writes it, `torch.load(weights_only=True)` reads it.
 
-    tree, tensors = pack(value, shared)            value = unpack(tree, tensors, shared)
+    form = StateFormat(shared, baseline)          form.write(path, value, about)
+    about = verify(path)                          value = form.read(path)["value"]
 
-Plain values, lists and dicts with words as keys stand in the tree as they are; all else is {"~kind": …}. Numbers come
-back to the bit. A tensor is a view on a storage (shape, stride, offset), and a storage is kept once: what shared memory
-shares it again, and so does a list, dict, set or object that is met twice. `shared` names what is not stored but there
-on both sides (parameters of the model, stages, prompts); it is known by identity, and tensors also by their memory.
+Reading runs no code of the file. Numbers come back to the bit, objects that stand in two places
+come back as one, and tensors share memory again. Three things are stored in a form of ours:
+
+    what every process has (parameters, stages, prompts)    its name; known by identity, and tensors
+                                                            also by their memory
+    the model and copies of it                              what differs from the model as loaded
+    random generators, arrays of numbers                    tensors
+
+The file is a zip. torch reads it without looking at its checksums, so `verify` does. `about` is
+JSON in the same zip, and is read before anything else.
 """
+import json
+import os
+import pickle
 import sys
-from collections import Counter, defaultdict, deque
+import threading
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 PLAIN = (type(None), bool, int, float, str)
-FACTORIES = {kind.__name__: kind for kind in (int, float, list, dict, set)}  # of a defaultdict
-GROUPS = {kind.__name__: kind for kind in (tuple, set, frozenset)}
+ALLOWED = (set, complex, Counter, OrderedDict, torch.Size, torch.device, torch.dtype)  # by torch
+ADDED = (list, dict, int, float, frozenset, deque, defaultdict)  # by us
+HOMES = ("torch", "torch._utils", "torch.storage", "_codecs", __name__)  # of makers
+OURS = tuple(f"clstudy.{room}" for room in ("data", "losses", "methods", "models"))
+ABOUT = "archive/about.json"  # torch calls the folder in its zip "archive"
+READING = threading.Lock()  # torch keeps one list of what a file may hold, for all threads
 
 
 class Unstorable(TypeError):
-    """A value that cannot be packed; the message names where it stands."""
-
-
-class Rows(list):
-    """Rows of plain values: stored as they stand, without looking at each."""
+    """A value that cannot be saved; the message says where it stands."""
 
 
 @dataclass
-class Like:
-    """A model that is stored too, and of which other modules are copies: parameters that may have moved, and buffers.
+class Baseline:
+    """The model as it was loaded. Of it and of its copies a file holds only what has changed since.
 
-    moved: names of parameters that were trained; those that require a gradient count without. start: `attributes` of
-    the model before training."""
+    moved: names of parameters that were trained; those that require a gradient always count.
+    start: `attributes` of the model before training."""
 
     model: nn.Module
     moved: set[str] = field(default_factory=set)
@@ -47,267 +61,242 @@ class Like:
         self.versions = {name: p._version for name, p in self.model.named_parameters()}
 
     def changed(self) -> set[str]:
-        """Names of parameters that may be others than before training. (A fused optimiser raises no version.)"""
-        return self.moved | {name for name, p in self.model.named_parameters() if p._version != self.versions[name]}
+        """Names of parameters that may differ from those loaded.
 
-    def unmoved(self) -> dict[str, Any]:
+        A fused optimiser raises no version, so `moved` counts too."""
+        return self.moved | {name for name, p in self.model.named_parameters()
+                             if p._version != self.versions[name]}
+
+    def unchanged_attributes(self) -> dict[str, Any]:
         """Attributes that are as they were."""
         return {name: value for name, value in attributes(self.model).items()
-                if type(value) in PLAIN and (type(value), value) == (type(self.start.get(name, self)),
-                                                                     self.start.get(name, self))}
+                if type(value) in PLAIN and name in self.start
+                and (type(value), value) == (type(self.start[name]), self.start[name])}
+
+    def differences(self, model: nn.Module) -> dict[str, Any]:
+        """What `restore` needs to make this model of the one that was loaded."""
+        named, changed = dict(model.named_parameters()), self.changed()
+        unchanged, own = self.unchanged_attributes(), model is self.model
+        parts = {name: p for name, p in named.items() if name in changed or p.requires_grad
+                 or p._version != (self.versions[name] if own else 0)}  # a copy begins at version 0
+        parts |= dict(model.named_buffers())
+        return {"tensors": {name: p.detach() for name, p in parts.items()},
+                "attributes": {name: value for name, value in attributes(model).items()
+                               if name not in unchanged or unchanged[name] != value},
+                "free": [name for name, p in named.items() if p.requires_grad],
+                "training": model.training}
+
+    def copy(self, differences: dict[str, Any]) -> nn.Module:
+        """Another model, with these differences."""
+        return restore(deepcopy(self.model), differences)
 
 
-def pack(value: Any, shared: Mapping[str, Any] | None = None, like: Like | None = None, path: str = "state"
-         ) -> tuple[Any, dict[str, Tensor]]:
-    """A tree for JSON, and tensors by name. Unstorable: what cannot be kept; the message names its place."""
-    packer = _Packer(shared or {}, like)
-    model = {"~model": packer.module(like.model, "model")} if like else {}
-    return {**model, "~value": packer.pack(value, path)}, packer.tensors
-
-
-def unpack(tree: Any, tensors: Mapping[str, Tensor], shared: Mapping[str, Any] | None = None,
-           like: Like | None = None, path: str = "state") -> Any:
-    """The value. The model is filled in place, before any copy of it is made."""
-    unpacker = _Unpacker(tensors, shared or {}, like)
-    if like:
-        unpacker.fill(like.model, tree["~model"], "model")
-    return unpacker.unpack(tree["~value"], path)
-
-
-class _Packer:
-    def __init__(self, shared: Mapping[str, Any], like: Like | None):
-        self.like, self.tensors = like, {}
-        self.unmoved, self.changed = (like.unmoved(), like.changed()) if like else ({}, set())
-        self.known = {id(value): name for name, value in shared.items()}
-        self.storages = {_memory(value): name for name, value in shared.items()
-                         if isinstance(value, Tensor) and value.numel()}
-        self.paths: dict[int, str] = {}  # where what may be met again was first met
-        self.held: list = []  # so that no id is given away while we look
-
-    def pack(self, value: Any, path: str) -> Any:
-        if type(value) in PLAIN:
-            return value
-        if type(value) is Rows:
-            return {"~rows": value}
-        if id(value) in self.known:
-            return {"~shared": self.known[id(value)]}
-        if id(value) in self.paths:
-            return {"~same": self.paths[id(value)]}
-        self.held.append(value)
-        if type(value) is not tuple:  # a tuple may hold itself nowhere, and two equal ones are as good as one
-            self.paths[id(value)] = path
-        return self.new(value, path)
-
-    def new(self, value: Any, path: str) -> Any:
-        kind = type(value)
-        if isinstance(value, Tensor):
-            return self.tensor(value, path)
-        if isinstance(value, nn.Module):
-            return {"~module": self.module(value, path)}
-        if kind is list:
-            return [self.pack(each, f"{path}[{i}]") for i, each in enumerate(value)]
-        if kind.__name__ in GROUPS and kind is GROUPS[kind.__name__]:
-            return {f"~{kind.__name__}": [self.pack(each, f"{path}[{i}]") for i, each in enumerate(value)]}
-        if kind is dict and all(type(key) is str and not key.startswith("~") for key in value):
-            return {key: self.pack(each, f"{path}.{key}") for key, each in value.items()}
-        if kind in (dict, Counter):
-            return {f"~{kind.__name__}": self.pairs(value, path)}
-        if kind is defaultdict and getattr(value.default_factory, "__name__", "") in FACTORIES:
-            return {"~defaultdict": [value.default_factory.__name__, self.pairs(value, path)]}
-        if kind is deque:
-            return {"~deque": [value.maxlen, [self.pack(each, f"{path}[{i}]") for i, each in enumerate(value)]]}
-        return self.other(value, path)
-
-    def other(self, value: Any, path: str) -> dict:
-        if isinstance(value, torch.Generator):
-            return {"~generator": [str(value.device), self.pack(value.get_state(), f"{path}.state")]}
-        if isinstance(value, np.random.Generator):
-            return {"~numpy generator": value.bit_generator.state}
-        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-            return {"~array": self.pack(torch.from_numpy(np.ascontiguousarray(value)), f"{path}.array")}
-        if isinstance(value, np.generic) and value.dtype.kind in "biuf":
-            return {"~number": [value.dtype.name, value.item()]}
-        if isinstance(value, torch.device | torch.dtype):
-            return {f"~{type(value).__name__}": str(value).removeprefix("torch.")}
-        kind = type(value)
-        home = [kind.__module__, kind.__qualname__]
-        if isinstance(value, tuple) and hasattr(kind, "_fields") and _found(*home) is kind:
-            return {"~named": [home, [self.pack(each, f"{path}.{name}") for name, each in
-                                      zip(kind._fields, value, strict=True)]]}
-        if _found(*home) is kind and kind.__module__ != "builtins" and hasattr(value, "__dict__") \
-                and not callable(value) and kind.__reduce__ is object.__reduce__:
-            return {"~object": [home, {name: self.pack(each, f"{path}.{name}") for name, each in vars(value).items()}]}
-        raise Unstorable(f"{path} is a {kind.__module__}.{kind.__qualname__}, which cannot be saved: keep plain "
-                         "values, tensors, or objects of classes with a name of their own")
-
-    def pairs(self, value: dict, path: str) -> list:
-        return [[self.pack(key, f"{path} key {i}"), self.pack(each, f"{path}[{key!r}]")]
-                for i, (key, each) in enumerate(value.items())]
-
-    def tensor(self, value: Tensor, path: str) -> dict:
-        if value.requires_grad and not value.is_leaf:
-            raise Unstorable(f"{path} is a tensor with its graph, which cannot be saved: keep it detached")
-        if value.layout != torch.strided or type(value) not in (Tensor, nn.Parameter):
-            raise Unstorable(f"{path} is a {type(value).__name__} ({value.layout}), which cannot be saved")
-        data = value.detach()
-        place = _memory(data) if data.numel() else None
-        name = self.storages.get(place)
-        if name is None:
-            name = path
-            if place:
-                self.storages[place] = name
-            self.tensors[name] = data if data.is_contiguous() and place and place[2] == data.nbytes else _flat(data)
-        free = "parameter" if isinstance(value, nn.Parameter) else "leaf" if value.requires_grad else ""
-        return {"~tensor": [name, str(data.dtype).removeprefix("torch."), list(data.shape), list(data.stride()),
-                            data.storage_offset(), str(data.device), free]}
-
-    def module(self, value: nn.Module, path: str) -> dict:
-        """What makes this copy of the model another one than the model as it was loaded."""
-        like, named = self.like, dict(value.named_parameters())
-        if like is None or type(value) is not type(like.model) or [*named] != [*dict(like.model.named_parameters())]:
-            raise Unstorable(f"{path} is a {type(value).__name__} and no copy of the run's model: it cannot be saved")
-        own = value is like.model  # the parameters of a copy are of version 0
-        parts = {name: p for name, p in named.items() if name in self.changed or p.requires_grad
-                 or p._version != (like.versions[name] if own else 0)}
-        parts |= dict(value.named_buffers())
-        for name, p in parts.items():
-            self.tensors[f"{path}/{name}"] = p.detach().contiguous()
-        noted = {name: self.pack(each, f"{path}/{name}") for name, each in attributes(value).items()
-                 if name not in self.unmoved or self.unmoved[name] != each}
-        return {"names": [*parts], "training": value.training, "attributes": noted,
-                "free": [name for name, p in named.items() if p.requires_grad]}
-
-
-class _Unpacker:
-    def __init__(self, tensors: Mapping[str, Tensor], shared: Mapping[str, Any], like: Like | None):
-        self.tensors, self.shared, self.like = tensors, shared, like
-        self.storages: dict[str, Tensor] = {name: value for name, value in shared.items() if isinstance(value, Tensor)}
-        self.made: dict[str, Any] = {}
-
-    def unpack(self, tree: Any, path: str) -> Any:
-        if type(tree) in PLAIN:
-            return tree
-        kind, content = next(iter(tree.items()), ("", None)) if isinstance(tree, dict) else ("", None)
-        if not kind.startswith("~"):
-            return self.plain(tree, path)
-        if kind == "~shared":
-            return self.shared[content]
-        if kind == "~same":
-            return self.made[content]
-        if kind == "~object":  # stands before what it holds, which may hold it
-            found = _found(*content[0])
-            made = self.made[path] = object.__new__(found)
-            vars(made).update({name: self.unpack(each, f"{path}.{name}") for name, each in content[1].items()})
-            return made
-        made = getattr(self, kind.replace("~", "of_").replace(" ", "_"))(content, path)
-        self.made[path] = made
-        return made
-
-    def plain(self, tree: list | dict, path: str) -> list | dict:
-        made = self.made[path] = type(tree)()
-        if isinstance(tree, list):
-            made.extend(self.unpack(each, f"{path}[{i}]") for i, each in enumerate(tree))
-        else:
-            made.update({key: self.unpack(each, f"{path}.{key}") for key, each in tree.items()})
-        return made
-
-    def of_rows(self, content: list, path: str) -> Rows:
-        return Rows(content)
-
-    def of_tuple(self, content: list, path: str) -> Any:
-        return tuple(self.unpack(each, f"{path}[{i}]") for i, each in enumerate(content))
-
-    def of_set(self, content: list, path: str) -> Any:
-        return set(self.of_tuple(content, path))
-
-    def of_frozenset(self, content: list, path: str) -> Any:
-        return frozenset(self.of_tuple(content, path))
-
-    def of_dict(self, content: list, path: str) -> Any:
-        keys = [self.unpack(key, f"{path} key {i}") for i, (key, _) in enumerate(content)]
-        return {key: self.unpack(each, f"{path}[{key!r}]") for key, (_, each) in zip(keys, content, strict=True)}
-
-    def of_Counter(self, content: list, path: str) -> Counter:
-        return Counter(self.of_dict(content, path))
-
-    def of_defaultdict(self, content: list, path: str) -> Any:
-        return defaultdict(FACTORIES[content[0]], self.of_dict(content[1], path))
-
-    def of_deque(self, content: list, path: str) -> Any:
-        return deque(self.of_tuple(content[1], path), content[0])
-
-    def of_generator(self, content: list, path: str) -> torch.Generator:
-        made = torch.Generator(content[0])
-        made.set_state(self.unpack(content[1], f"{path}.state"))
-        return made
-
-    def of_numpy_generator(self, content: dict, path: str) -> np.random.Generator:
-        made = np.random.Generator(getattr(np.random, content["bit_generator"])())
-        made.bit_generator.state = content
-        return made
-
-    def of_array(self, content: dict, path: str) -> np.ndarray:
-        return self.unpack(content, f"{path}.array").numpy()
-
-    def of_number(self, content: list, path: str) -> np.generic:
-        return np.dtype(content[0]).type(content[1])
-
-    def of_device(self, content: str, path: str) -> torch.device:
-        return torch.device(content)
-
-    def of_dtype(self, content: str, path: str) -> torch.dtype:
-        return getattr(torch, content)
-
-    def of_named(self, content: list, path: str) -> Any:
-        found = _found(*content[0])
-        return found(*(self.unpack(each, f"{path}.{name}") for name, each in
-                       zip(found._fields, content[1], strict=True)))
-
-    def of_tensor(self, content: list, path: str) -> Tensor:
-        name, dtype, shape, stride, offset, device, free = content
-        if name not in self.storages:  # a copy: bytes of a file are not aligned, on which a last digit can depend
-            self.storages[name] = self.tensors[name].to(device, copy=True)
-        whole = self.storages[name].detach()
-        flat = torch.as_strided(whole, (whole.untyped_storage().nbytes() // whole.element_size(),), (1,), 0)
-        made = torch.as_strided(flat.view(getattr(torch, dtype)), shape, stride, offset)
-        return nn.Parameter(made, made.is_floating_point()) if free == "parameter" else made.requires_grad_(bool(free))
-
-    def of_module(self, content: dict, path: str) -> nn.Module:
-        return self.fill(deepcopy(self.like.model), content, path)
-
-    @torch.no_grad()
-    def fill(self, made: nn.Module, content: dict, path: str) -> nn.Module:
-        parts = dict(made.named_parameters()) | dict(made.named_buffers())
-        for name in content["names"]:
-            parts[name].copy_(self.tensors[f"{path}/{name}"])
-        for name, p in made.named_parameters():
-            p.requires_grad_(name in content["free"])
-        for name, tree in content["attributes"].items():
-            owner, _, key = name.rpartition(".")
-            setattr(made.get_submodule(owner), key, self.unpack(tree, f"{path}/{name}"))
-        return made.train(content["training"])
+@torch.no_grad()
+def restore(model: nn.Module, differences: dict[str, Any]) -> nn.Module:
+    """Make these differences in a model, in place."""
+    parts = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, value in differences["tensors"].items():
+        parts[name].copy_(value)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in differences["free"])
+    for name, value in differences["attributes"].items():
+        owner, _, key = name.rpartition(".")
+        setattr(model.get_submodule(owner), key, value)
+    return model.train(differences["training"])
 
 
 def attributes(model: nn.Module) -> dict[str, Any]:
-    """Numbers, words and tensors that modules keep as plain attributes, by their dotted name: a pool's open prompt."""
+    """Numbers, words and tensors that modules keep as plain attributes, by their dotted name.
+
+    A prompt pool keeps the number of its open prompt so."""
     return {f"{name}.{key}".lstrip("."): value for name, module in model.named_modules()
             for key, value in vars(module).items()
-            if not key.startswith("_") and key != "training" and (type(value) in PLAIN or isinstance(value, Tensor))}
+            if not key.startswith("_") and key != "training"
+            and (type(value) in PLAIN or isinstance(value, Tensor))}
 
 
-def _memory(tensor: Tensor) -> tuple[str, int, int]:
+def verify(path: Path) -> dict[str, Any]:
+    """What a file says about itself, once its checksums are found right.
+
+    Raises ValueError where one is wrong, and other errors where the file cannot be read at all."""
+    with ZipFile(path) as archive:
+        if wrong := archive.testzip():
+            raise ValueError(f"the checksum of {wrong} is wrong")
+        return json.loads(archive.read(ABOUT))
+
+
+@dataclass
+class StateFormat:
+    """Writes and reads files that refer to these shared objects and this baseline.
+
+    packages: a file may hold objects of their classes, beside those of clstudy's data, losses,
+    methods and models."""
+
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    baseline: Baseline | None = None
+    packages: tuple[str, ...] = ()
+
+    def write(self, path: Path, value: Any, about: dict[str, Any]) -> None:
+        """Write a file, and wait until it is on the disk.
+
+        Raises Unstorable where a value cannot be saved, and OSError where the disk fails."""
+        model = self.baseline and self.baseline.differences(self.baseline.model)
+        stored = model["tensors"].values() if model else ()
+        reduce = staticmethod(Reducer(self, value, {id(each) for each in stored}))
+        pickler = type("Pickler", (pickle.Pickler,), {"reducer_override": reduce})
+        module = SimpleNamespace(__name__="pickle", Pickler=pickler)
+        try:
+            with open(path, "w+b") as file:
+                torch.save({"model": model, "value": value}, file, module)
+                with ZipFile(file, "a") as archive:
+                    archive.writestr(ABOUT, json.dumps(about))
+                file.flush()
+                os.fsync(file.fileno())
+        except RuntimeError as error:  # torch closes its zip after an OSError, which fails in turn
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """The "value" of a file, and under "model" the differences of the model, to be restored.
+
+        Raises errors of all kinds where the file holds what it may not, or what is not there."""
+        here = [(self.shared.__getitem__, f"{__name__}.shared_object")]
+        here += [(self.baseline.copy, f"{__name__}.model_copy")] if self.baseline else []
+        allowed = [*here, *MAKERS, *ADDED, *self.classes()]
+        with READING, torch.serialization.safe_globals(allowed):
+            return torch.load(path, weights_only=True)
+
+    def classes(self) -> set[type]:
+        """Classes whose objects a file may hold."""
+        homes = tuple(f"{package}." for package in (*OURS, *self.packages))
+        return {kind for name, module in list(sys.modules.items()) if f"{name}.".startswith(homes)
+                for kind in vars(module).values() if isinstance(kind, type)
+                and kind.__module__ == name and kind.__reduce__ is object.__reduce__}
+
+
+class Reducer:
+    """Called with each object of a value, says by which function and arguments the file makes it.
+
+    stored: ids of the model's tensors, which the file holds although they are shared."""
+
+    def __init__(self, form: StateFormat, value: Any, stored: set[int]):
+        self.value, self.stored = value, stored
+        self.baseline, self.classes = form.baseline, form.classes()
+        self.names = {id(each): name for name, each in form.shared.items()}
+        self.owners = {memory(each): each for each in form.shared.values()
+                       if isinstance(each, Tensor) and each.numel()}
+
+    def __call__(self, value: Any) -> Any:
+        """NotImplemented leaves it to pickle and torch."""
+        kind = type(value)
+        if id(value) in self.names:
+            return shared_object, (self.names[id(value)],)
+        if isinstance(value, Tensor):
+            return self.tensor(value)
+        if isinstance(value, nn.Module):
+            return self.module(value)
+        if isinstance(value, torch.Generator):
+            return generator, (str(value.device), value.get_state())
+        if isinstance(value, np.random.Generator):
+            return numpy_generator, (value.bit_generator.state,)
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
+            number = isinstance(value, np.generic)
+            return array, (torch.from_numpy(np.array(value, order="C")), number)
+        if kind is deque:
+            return deque, (list(value), value.maxlen)
+        if kind is defaultdict:
+            return defaultdict, (value.default_factory, dict(value))
+        if kind in (*ALLOWED, frozenset) or kind in self.classes or self.makes_values(value):
+            return NotImplemented
+        raise self.unstorable(value, f"{kind.__module__}.{kind.__qualname__}",
+                              "plain values, tensors, or objects of the method's own classes")
+
+    def makes_values(self, value: Any) -> bool:
+        """Whether it is a class or function by which a file makes values."""
+        return callable(value) and (getattr(value, "__module__", None) in HOMES
+                                    or value in (*ALLOWED, *ADDED) or value in self.classes)
+
+    def tensor(self, value: Tensor) -> Any:
+        if value.requires_grad and not value.is_leaf:
+            raise self.unstorable(value, "tensor with its graph", "it detached")
+        if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
+            what = f"{type(value).__name__} ({value.layout})"
+            raise self.unstorable(value, what, "a plain tensor")
+        owner = self.owners.get(memory(value)) if type(value) is Tensor and value.numel() else None
+        if owner is None or id(value) in self.stored:
+            return NotImplemented
+        layout = value.shape, value.stride(), value.storage_offset()
+        return view, (owner, value.dtype, *layout, value.requires_grad)
+
+    def module(self, value: nn.Module) -> Any:
+        model = self.baseline and self.baseline.model
+        if type(value) is not type(model) or names(value) != names(model):
+            what = f"{type(value).__name__} and no copy of the run's model"
+            raise self.unstorable(value, what, "its tensors")
+        return model_copy, (self.baseline.differences(value),)
+
+    def unstorable(self, value: Any, what: str, advice: str) -> Unstorable:
+        where = place(self.value, value) or "something in the state"
+        return Unstorable(f"{where} is a {what}, which cannot be saved: keep {advice}")
+
+
+def names(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters()]
+
+
+def place(whole: Any, thing: Any, path: str = "state", seen: set[int] | None = None) -> str | None:
+    """Where a thing stands in a whole: "state.rules[1]"."""
+    seen = set() if seen is None else seen
+    if whole is thing or id(whole) in seen:
+        return path if whole is thing else None
+    seen.add(id(whole))
+    parts = whole if isinstance(whole, dict) else getattr(whole, "__dict__", {})
+    parts = [(f".{key}" if isinstance(key, str) else f"[{key!r}]", each)
+             for key, each in parts.items()]
+    if isinstance(whole, list | tuple | set | frozenset | deque):
+        parts += [(f"[{i}]", each) for i, each in enumerate(whole)]
+    found = (place(each, thing, path + step, seen) for step, each in parts)
+    return next(filter(None, found), None)
+
+
+# ---- what stands in a file for an object
+
+
+def shared_object(name: str) -> Any:
+    """Stands for what both sides have; `read` knows what that is."""
+    raise NotImplementedError
+
+
+def model_copy(differences: dict[str, Any]) -> nn.Module:
+    """Stands for a copy of the model; `read` makes it."""
+    raise NotImplementedError
+
+
+def view(owner: Tensor, dtype: torch.dtype, shape: torch.Size, stride: tuple[int, ...], offset: int,
+         free: bool) -> Tensor:
+    """A tensor in the memory of another."""
+    made = torch.empty(0, dtype=dtype, device=owner.device)
+    return made.set_(owner.untyped_storage(), offset, shape, stride).requires_grad_(free)
+
+
+def array(value: Tensor, number: bool) -> np.ndarray | np.generic:
+    return value.numpy()[()] if number else value.numpy()
+
+
+def generator(device: str, state: Tensor) -> torch.Generator:
+    return torch.Generator(device).set_state(state)
+
+
+def numpy_generator(state: dict[str, Any]) -> np.random.Generator:
+    made = np.random.Generator(getattr(np.random, state["bit_generator"])())
+    made.bit_generator.state = state
+    return made
+
+
+def memory(tensor: Tensor) -> tuple[str, int, int]:
     storage = tensor.untyped_storage()
     return str(tensor.device), storage.data_ptr(), storage.nbytes()
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """All of a tensor's storage."""
-    return torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
-
-
-def _found(module: str, name: str) -> type | None:
-    """A class of a module that is imported already: nothing is imported because a file says so."""
-    found = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, type) else None
+MAKERS = (view, array, generator, numpy_generator)

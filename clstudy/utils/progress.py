@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from tqdm.auto import tqdm as automatic
@@ -13,12 +14,12 @@ from tqdm.std import tqdm as plain
 
 from clstudy.utils.files import write_json
 
-_FILE: list[Path] = []  # where the run of this process reports to, if somebody asked for it
+_FILE: ContextVar[Path | None] = ContextVar("file", default=None)  # where this run reports to
 
 
 def bar(**options):
     """A tqdm bar. CLSTUDY_HEADLESS=1: a text line every 20 seconds; CLSTUDY_QUIET=1 (worker processes): none."""
-    if _FILE and options.get("unit") == "img":
+    if _FILE.get() and options.get("unit") == "img":
         return _Reported(**{**options, "file": io.StringIO(), "mininterval": 1, "disable": False})
     if os.environ.get("CLSTUDY_QUIET"):
         return plain(**{**options, "disable": True})
@@ -30,21 +31,21 @@ def bar(**options):
 @contextmanager
 def reporting(path: Path) -> Iterator[None]:
     """Until the end of the block the run of this process tells `path` how far it is; then the file goes."""
-    _FILE.append(path)
+    before = _FILE.set(path)
     report()
     try:
         yield
     finally:
-        _FILE.pop()
+        _FILE.reset(before)
         path.unlink(missing_ok=True)
 
 
 def report(share: float | None = None, left: float | None = None) -> None:
     """Say how far this process is: the share done, and the seconds left. Nothing where nobody asked."""
-    if _FILE:
-        about = {"host": platform.node(), "pid": os.getpid(), "share": share, "left": left, "time": time.time()}
+    if path := _FILE.get():
+        about = {"host": platform.node(), "pid": os.getpid(), "share": share, "left": left}
         with suppress(OSError):  # a full disk: the run goes on, nobody sees how far it is
-            write_json(_FILE[-1], about)
+            write_json(path, about)
 
 
 class _Reported(plain):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from clstudy.data.streams import Stage
-from clstudy.data.types import Benchmark, Labelled
+from clstudy.data.types import BenchmarkData, Labelled
 from clstudy.evaluation.features import class_features, features
 from clstudy.plots import accuracy
 from clstudy.runs.run import Run, load_tuned
@@ -79,7 +79,7 @@ def _similarity(clip, test: Labelled) -> np.ndarray:
     return (features(clip, test.images) @ texts.T).float().cpu().numpy()
 
 
-def _arrived(benchmark: Benchmark, stages: list[Stage]) -> tuple[np.ndarray, np.ndarray]:
+def _arrived(benchmark: BenchmarkData, stages: list[Stage]) -> tuple[np.ndarray, np.ndarray]:
     """The home of each class, and what had been seen after each stage."""
     count = len(benchmark.test.class_names)
     homes, seen = np.zeros(count, int), np.zeros((len(stages) + 1, count), bool)

@@ -9,7 +9,7 @@ import torch
 
 from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.data.streams import STREAMS, Stage
-from clstudy.data.types import Benchmark
+from clstudy.data.types import BenchmarkData
 from clstudy.plots import streams
 from clstudy.widgets.common import (
     CLEAR,
@@ -60,7 +60,7 @@ class _Explorer:
         self.seed = ipw.IntSlider(seed, 0, 9, description="seed", **options)
 
     @property
-    def benchmark(self) -> Benchmark:
+    def benchmark(self) -> BenchmarkData:
         return self.made(self.data.value)
 
     def stages(self) -> list[Stage]:

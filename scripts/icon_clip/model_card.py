@@ -10,7 +10,7 @@ import torch
 from pretrain import zero_shot
 
 from clstudy import RunConfig, load_clip, load_or_train, plots
-from clstudy.data.benchmarks.emoji import COLOUR, OBJECTS, UNSEEN, _retrieval, emoji, table
+from clstudy.data.benchmarks.emoji import COLOUR, OBJECTS, UNSEEN, Emoji, _retrieval, table
 from clstudy.evaluation.accuracy import evaluate
 from clstudy.evaluation.retrieval import retrieval
 
@@ -40,19 +40,19 @@ def family_table(clip) -> list[str]:
 
 
 def emoji_rows(clip) -> list[str]:
-    world = emoji()
+    world = Emoji().load()
     rows = evaluate(clip, world, [tuple(range(len(world.test.class_names)))], [])
     found = {row["set"]: row["value"] for row in rows if row["metric"] == "accuracy" and row["candidates"] != "seen"}
-    sets = ["all classes", *world.side]
+    sets = ["all classes", *world.held_out]
     return [f"| {'`emoji`, test concepts, 49 classes' if name == 'all classes' else name} | {percent(found[name])} |"
             for name in sets]
 
 
 def from_nothing() -> tuple[float, float]:
     """One pass over `emoji` from random weights against the pretrained model's row 0: is there knowledge to lose?"""
-    joint = {"stream": "joint", "tuner": "full", "method": "finetune", "precision": "bf16", "side_every": 9}
+    joint = {"stream": "joint", "tuner": "full", "method": "finetune", "precision": "bf16", "held_out_every": 9}
     blank = [load_or_train(RunConfig(pretrained="random", lr=lr, **joint)) for lr in RATES]
-    known = load_or_train(RunConfig(method="frozen", tuner="none", stream="joint", precision="bf16", side_every=9))
+    known = load_or_train(RunConfig(method="frozen", tuner="none", stream="joint", precision="bf16", held_out_every=9))
     return known.final("all classes", stage=0), max(run.final("all classes") for run in blank)
 
 

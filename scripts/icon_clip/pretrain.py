@@ -43,8 +43,8 @@ from clstudy.losses.functional import contrastive, match
 from clstudy.models.clip import Clip, openclip_keys
 from clstudy.models.loading import load_clip
 from clstudy.utils.malloc import keep_freed_memory
+from clstudy.utils.options import refuse_unknown
 from clstudy.utils.paths import DATA, EMBEDDED
-from clstudy.utils.validation import check_arguments
 
 CORPUS = DATA / "cache" / "corpus"
 STATE = CORPUS.parent / "pretrain"
@@ -414,7 +414,7 @@ def main(words: list[str]) -> None:
             raise ValueError(f"{word!r}: write NAME=VALUE")
     given = dict(word.split("=", 1) for word in words)
     out = Path(given.pop("out", EMBEDDED["icon-clip"]))
-    check_arguments("recipe", Recipe, given)
+    refuse_unknown("recipe", Recipe, given)
     print(pretrain(TypeAdapter(Recipe).validate_python(given), out))
 
 

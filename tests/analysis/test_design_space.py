@@ -1,5 +1,6 @@
 """The map: every method is a point or has a reason, and at its point compose is that method, run for run."""
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ VARIANTS = [("sit", {"size": 12, "replay": 5}), ("er", {"policy": "balanced", "d
             ("vr_lwf", {"vocabulary": "words", "size": 9, "length": 3, "classes": False, "temperature": 2.0}),
             ("vr_lwf", {"vocabulary": "captions"}), ("vr_lwf", {"vocabulary": "classes", "classes": False})]
 POINTS = [(name, SMALL.get(name, {}) | options) for name, options in
-          [(name, options) for name, options, _ in design_space.PUBLISHED] + VARIANTS]
+          [(name, options) for name, options, _ in design_space.published_forms()] + VARIANTS]
 
 
 def run(config) -> tuple[list[float], torch.Tensor]:
@@ -31,10 +32,11 @@ def run(config) -> tuple[list[float], torch.Tensor]:
 
 
 def test_every_method_is_a_point_or_has_a_reason():
-    assert set(design_space.AS) | set(design_space.BESIDE) == set(METHODS)
-    assert not set(design_space.AS) & set(design_space.BESIDE)
-    assert {name for name, *_ in design_space.PUBLISHED} == set(design_space.AS) - {"compose"}
-    assert all(design_space.point(name) is None for name in design_space.BESIDE)
+    points = {name for name in METHODS if design_space.point(name)}
+    assert points | set(design_space.beside().index) == set(METHODS)
+    assert not points & set(design_space.beside().index)
+    assert {name for name, *_ in design_space.published_forms()} == points - {"compose"}
+    assert all(METHODS[name].place_on_map.reason for name in design_space.beside().index)
 
 
 STATEFUL = [("sit", VARIANTS[0][1]), ("lwf", {}), ("vr_lwf", {}), *SMALL.items(), ("er", {"draw": "balanced"})]
@@ -43,9 +45,9 @@ STATEFUL = [("sit", VARIANTS[0][1]), ("lwf", {}), ("vr_lwf", {}), *SMALL.items()
 @pytest.mark.parametrize(("name", "options"), STATEFUL, ids=str)
 def test_a_run_at_a_point_is_the_run_of_its_method(tiny, name, options):
     """Two stages of four batches, two steps each: memories, averages, teachers and draws in step."""
-    point = tiny.but(steps_per_batch=2)
-    ours, weights = run(point.but(method="compose", method_args=design_space.point(name, **options)))
-    theirs, expected = run(point.but(method=name, method_args=options))
+    point = tiny.replace(steps_per_batch=2)
+    ours, weights = run(point.replace(method="compose", method_args=design_space.point(name, **options)))
+    theirs, expected = run(point.replace(method=name, method_args=options))
     assert ours == pytest.approx(theirs, rel=2e-4, abs=1e-6)  # sums in another order, through Adam's first steps
     assert torch.allclose(weights, expected, atol=2e-4)
 
@@ -91,16 +93,19 @@ def test_the_table_has_the_choices_of_each_method():
     assert list(table.loc["gdro"].class_weights) == ["kl", "cvar", "eg"]
     for name, values in design_space.CHOICES.items():
         assert set(table[name]) <= set(values)
-    assert set(design_space.beside().index) == set(design_space.BESIDE)
+    assert set(design_space.beside()["task term"]) == {"–", "er", "finetune"}
 
 
 def test_the_choices_are_those_that_compose_takes():
     from clstudy.data.types import CANDIDATES
     from clstudy.losses.vocabularies import VOCABULARIES
-    from clstudy.methods.compose import CLASS_WEIGHTS, DENOMINATORS
+    from clstudy.methods.compose import DENOMINATORS, Compose
+    from clstudy.utils.options import annotation
 
+    weights, denominators = (get_args(annotation(Compose, name)) for name in ("class_weights", "denominator"))
+    assert set(denominators) == set(DENOMINATORS)
     assert [set(values) for values in design_space.CHOICES.values()] == [
-        set(CANDIDATES), set(DENOMINATORS), set(CLASS_WEIGHTS), {"none", *VOCABULARIES}]
+        set(CANDIDATES), set(DENOMINATORS), set(weights), {"none", *VOCABULARIES}]
 
 
 @pytest.mark.parametrize(("changes", "said"), [

@@ -20,7 +20,7 @@ from clstudy.training.setup import prepare
 def runs(tiny, tmp_path):
     """A function: a finished run with its weights."""
     def make(**changes):
-        config = tiny.but(tuner="full", method="finetune", lr=3e-3, **changes)
+        config = tiny.replace(tuner="full", method="finetune", lr=3e-3, **changes)
         return load_or_train(config, runs=tmp_path, keep_model=True, progress=None)
     return make
 
@@ -62,7 +62,7 @@ def test_a_share_is_a_share_of_every_weight(runs, monkeypatch):
 
 
 def test_lora_is_folded_into_the_weights_before_the_line_is_drawn(tiny, tmp_path, monkeypatch):
-    run = load_or_train(tiny.but(method="finetune", lr=5e-2), runs=tmp_path, keep_model=True)
+    run = load_or_train(tiny.replace(method="finetune", lr=5e-2), runs=tmp_path, keep_model=True)
     seen, real = [], accuracy.evaluate
     monkeypatch.setattr(interpolation, "evaluate", lambda clip, *rest: seen.append(
         {name: p.detach().clone() for name, p in clip.named_parameters()}) or real(clip, *rest))
@@ -94,14 +94,14 @@ def test_a_line_is_drawn_once(runs, monkeypatch):
 
 def test_what_cannot_be_a_line_is_refused(runs, tiny, tmp_path):
     run = runs()
-    with pytest.raises(ValueError, match="side='shade' is unknown. Choices: shades"):
+    with pytest.raises(ValueError, match="held_out='shade' is unknown. Choices: shades"):
         interpolation.along(None, run, [0, 1], ["shade"])
     with pytest.raises(ValueError, match="benchmark_args differs"):
         interpolation.along(run, runs(benchmark_args={"images": 9}), [0, 1], ["shades"])
-    bare = load_or_train(tiny.but(method="finetune"), runs=tmp_path)
+    bare = load_or_train(tiny.replace(method="finetune"), runs=tmp_path)
     with pytest.raises(FileNotFoundError, match="keep_model=True"):
         interpolation.along(None, bare, [0, 1], ["shades"])
-    bent = load_or_train(tiny.but(method="finetune", tuner="adapter"), runs=tmp_path, keep_model=True)
+    bent = load_or_train(tiny.replace(method="finetune", tuner="adapter"), runs=tmp_path, keep_model=True)
     with pytest.raises(ValueError, match="not linear in the weights"):
         interpolation.along(None, bent, [0, 1], ["shades"])
 
@@ -130,5 +130,5 @@ def test_lines_are_handed_to_workers_once_each(runs, monkeypatch):
         assert set(part.label) == {labels[i]} and set(part.seed) == {seeds[i]}
         table = part.drop(columns=["label", "seed"]).reset_index(drop=True)
         assert table.equals(interpolation.along(*pair, [0, 0.5], ["shades"]))
-    with pytest.raises(ValueError, match="side='shade' is unknown"):
+    with pytest.raises(ValueError, match="held_out='shade' is unknown"):
         interpolation.lines({"path": pairs}, [0], ["shade"])

@@ -97,7 +97,7 @@ def test_a_balanced_draw_has_a_look_of_its_own(tmp_path):
     assert {"er", "er_balanced"} <= set(plots.LOOKS)
 
 
-def test_zero_shot_is_the_mean_of_the_side_sets_and_costs_have_units(tmp_path):
+def test_zero_shot_is_the_mean_of_the_held_out_sets_and_costs_have_units(tmp_path):
     cost = {"parameters": 7, "images_per_second": 50., "peak_memory": 3 * 2**20}
     table = leaderboard.gather([write(tmp_path, name="a", result=cost),
                                 write(tmp_path, name="b", method="frozen", result=cost | {"parameters": 0})])

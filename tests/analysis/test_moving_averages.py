@@ -86,8 +86,8 @@ def test_impossible_gammas_are_refused(gammas):
 
 
 def test_a_memory_holds_its_quota_after_every_stage(tiny):
-    config = tiny.but(method="gcl", method_args={"size": 12}, stream_args={"tasks": 3})
-    table = moving_averages.held([config, config.but(method_args={"size": 7})])
+    config = tiny.replace(method="gcl", method_args={"size": 12}, stream_args={"tasks": 3})
+    table = moving_averages.held([config, config.replace(method_args={"size": 7})])
     assert table["size"].tolist() == [12] * 3 + [7] * 3 and table.stage.tolist() == [1, 2, 3] * 2
     assert table.classes.tolist() == [2, 4, 6] * 2  # ten images of each arrive
     assert table.fewest.tolist() == table.most.tolist() == [6, 3, 2, 3, 1, 1]
@@ -96,7 +96,7 @@ def test_a_memory_holds_its_quota_after_every_stage(tiny):
 
 
 def test_the_sum_is_over_the_last_stage_and_the_memory_before_it(tiny):
-    config = tiny.but(method="gcl", method_args={"size": 4})
+    config = tiny.replace(method="gcl", method_args={"size": 4})
     (first, benchmark), (second, _) = moving_averages.remembered_ids(config)
     assert len(first) == 30 and len(second) == 30 + 3  # 4 // 3 of each class
     assert not set(first) & set(second[:30]) and set(second[30:]) < set(first)
@@ -106,7 +106,7 @@ def test_the_sum_is_over_the_last_stage_and_the_memory_before_it(tiny):
 def test_a_run_whose_weights_were_kept_can_be_measured(tiny, tmp_path):
     from clstudy.runs.store import load_or_train
 
-    config = tiny.but(method="gcl", method_args={"size": 6})
+    config = tiny.replace(method="gcl", method_args={"size": 6})
     run = load_or_train(config, tmp_path, keep_model=True)
     table = moving_averages.of_runs([run], [1.0, 0.5], size=16, visits=2)
     assert len(table) == 4 and table.seed.tolist() == [0] * 4 and np.isfinite(table.error).all()

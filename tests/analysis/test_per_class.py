@@ -9,7 +9,7 @@ from small_runs import CLASSES, evaluations, make, row
 
 from clstudy.analysis import comparisons, domains, per_class, scores
 from clstudy.analysis import tables as tables_module
-from clstudy.data.types import Benchmark, Labelled
+from clstudy.data.types import BenchmarkData, Labelled
 from clstudy.evaluation import metrics
 from clstudy.evaluation.metrics import Interval
 from clstudy.runs.run import Run
@@ -146,7 +146,7 @@ def world(order=(0, 1, 2)):
     labels, hands = np.tile([0, 1], 3), np.repeat(order, 2)
     images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 2, 2)
     train = Labelled(images, labels, ("cat", "dog"), "{}", hands, HANDS)
-    return Benchmark("hands", train, train, ("poodle: curly", "b", "poodle: white", "d", "e", "f"), {})
+    return BenchmarkData("hands", train, train, ("poodle: curly", "b", "poodle: white", "d", "e", "f"), {})
 
 
 def drawing(folder, seed=0, stream="domains", table=TABLE, **args):

@@ -41,14 +41,14 @@ def test_every_score_of_a_run(tmp_path):
     assert list(found) == list(expected) and found == pytest.approx(expected)
 
 
-def test_a_run_without_retrieval_and_side_sets(tmp_path):
+def test_a_run_without_retrieval_and_held_out_sets(tmp_path):
     rows = [row for row in evaluations() if said(row) not in ("concepts", "pets") and "drawings" not in said(row)]
     run = make(tmp_path / "a", rows)
     assert run.held_out_sets() == [] and "concepts" not in scores.metrics_of(run)
     assert math.isnan(scores.metrics_of(run)["R@1 image to text"]) and scores.metrics_of(run)["A_last"] == 40
 
 
-def test_side_sets_are_what_is_no_task(tmp_path):
+def test_held_out_sets_are_what_is_no_task(tmp_path):
     assert make(tmp_path / "a").held_out_sets() == ["concepts", "pets"]
 
 

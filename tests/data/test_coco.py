@@ -12,14 +12,14 @@ from small_sets import CELL, cells, colour
 
 from clstudy import RunConfig
 from clstudy.data import image_store
-from clstudy.data.benchmarks import BENCHMARKS, check, coco, datasets, evidence
+from clstudy.data.benchmarks import BENCHMARKS, coco, datasets
 from clstudy.data.image_store import DamagedError
 from clstudy.utils import paths
 
 NEEDED = ("coco", "karpathy", "flickr30k", "tiered_imagenet_test", "eurosat")
 NAMES = tuple(datasets.about_classes("coco")["classes"].values())
 IDS = [int(key) for key in datasets.about_classes("coco")["classes"]]
-BARE = {"side": [], "retrieval": []}
+BARE = {"held_out": [], "retrieval": []}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def disk(master, tmp_path, monkeypatch):
 
 
 def crops(**options):
-    return BENCHMARKS["coco_crops"](**{**BARE, "size": CELL, **options})
+    return BENCHMARKS["coco_crops"](**{**BARE, "size": CELL, **options}).load()
 
 
 def near(image: torch.Tensor, rgb: tuple[int, int, int]) -> bool:
@@ -136,7 +136,7 @@ def test_a_picture_is_opened_once_for_its_boxes(disk, monkeypatch):
 
 
 def test_a_second_call_decodes_nothing(disk, monkeypatch):
-    options = {"side": ["tiered_imagenet_test"], "retrieval": ["coco 5k", "flickr30k"]}
+    options = {"held_out": ["tiered_imagenet_test"], "retrieval": ["coco 5k", "flickr30k"]}
     first = crops(**options)
     monkeypatch.setattr(image_store, "fit", None)
     monkeypatch.setattr(coco, "_boxes", None)
@@ -154,7 +154,7 @@ def test_pictures_that_changed_are_cut_again(disk):
     assert sum(near(image, (0, 255, 0)) for image in crops().test.images) == 9
 
 
-# ---- retrieval and side sets
+# ---- retrieval and held-out sets
 
 
 def test_coco_5k_is_karpathys_test_split_in_folds(disk):
@@ -183,8 +183,8 @@ def test_the_real_numbers_are_those_of_the_protocol():
     assert datasets.SETS["eurosat"].images["last500"] == 5000 and datasets.SETS["eurosat"].images["but500"] == 22_000
 
 
-def test_the_side_set_has_the_test_classes_of_tiered_imagenet_and_the_short_prompt(disk):
-    found = crops(side=["tiered_imagenet_test"]).side["tiered_imagenet_test"]
+def test_the_held_out_set_has_the_test_classes_of_tiered_imagenet_and_the_short_prompt(disk):
+    found = crops(held_out=["tiered_imagenet_test"]).held_out["tiered_imagenet_test"]
     assert len(found.class_names) == 160 and found.template == "this is a photo of {} ."
     assert [found.class_names[label] for label in found.labels] == [name for _, name in disk["tiered_imagenet_test"]
                                                                     ["test"]]
@@ -197,13 +197,13 @@ def test_the_side_set_has_the_test_classes_of_tiered_imagenet_and_the_short_prom
     ("coco/annotations/instances_val2014.json", "coco .*instances_val2014.json.*`clstudy data get coco`"),
     ("karpathy", "karpathy/dataset_coco.json.*`clstudy data get karpathy` fetches about 0.04 GB"),
     ("flickr30k", r'request form.*\{"retrieval": \["coco 5k"\]\}'),
-    ("tiered-imagenet", r'account at image-net.org.*\{"side": \[\]\}')])
+    ("tiered-imagenet", r'account at image-net.org.*\{"held_out": \[\]\}')])
 def test_what_is_missing_is_said_before_anything_is_read(gone, said, disk):
     path = paths.downloads() / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for function in (BENCHMARKS["coco_crops"], lambda: check("coco_crops", {})):
+    for verb in (BENCHMARKS["coco_crops"]().load, BENCHMARKS["coco_crops"]().require):
         with pytest.raises(FileNotFoundError, match=said):
-            function()
+            verb()
     assert not paths.image_store().exists()
 
 
@@ -250,19 +250,19 @@ def test_too_few_images_or_captions_are_refused(disk, monkeypatch):
 @pytest.mark.parametrize(("options", "said"), [
     ({"per_class": 0}, "per_class=0"), ({"test_per_class": -1}, "test_per_class=-1"),
     ({"retrieval": ["coco"]}, "retrieval='coco' is unknown. Did you mean coco 5k"),
-    ({"retrieval": "coco 5k"}, r"\['coco 5k'\]"), ({"side": ["coco"]}, "side='coco' is unknown"),
+    ({"retrieval": "coco 5k"}, r"\['coco 5k'\]"), ({"held_out": ["coco"]}, "held_out='coco' is unknown"),
     ({"template": "no place"}, "template='no place'"), ({"size": 4}, "size=4")], ids=str)
 def test_impossible_options_are_refused(options, said, tmp_path, monkeypatch):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=said):
-        check("coco_crops", options)
+        BENCHMARKS["coco_crops"](**options).require()
 
 
 # ---- EuroSAT, and runs
 
 
 def test_eurosat_keeps_the_last_pictures_of_each_class_for_testing(disk):
-    found = BENCHMARKS["eurosat"](**BARE)
+    found = BENCHMARKS["eurosat"](**BARE).load()
     assert found.train.class_names[:4] == ("annual crop", "forest", "herbaceous vegetation", "highway")
     assert found.train.template == "this is a satellite photo of {} ."
     assert found.train.labels.tolist() == found.test.labels.tolist() == [0, 1, 9]
@@ -276,8 +276,9 @@ def test_eurosat_keeps_the_last_pictures_of_each_class_for_testing(disk):
 
 def test_run_id_knows_the_names_and_not_the_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
-    assert len(evidence("coco_crops", {})) == 2 and len(evidence("coco_crops", BARE)) == 1
-    assert evidence("eurosat", BARE) != evidence("coco_crops", BARE)
+    assert len(BENCHMARKS["coco_crops"]().fingerprint()) == 2
+    assert len(BENCHMARKS["coco_crops"](**BARE).fingerprint()) == 1
+    assert BENCHMARKS["eurosat"](**BARE).fingerprint() != BENCHMARKS["coco_crops"](**BARE).fingerprint()
     assert RunConfig(benchmark="coco_crops").run_id != RunConfig(benchmark="coco_crops", benchmark_args=BARE).run_id
 
 

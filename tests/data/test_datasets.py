@@ -16,8 +16,8 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 
 from clstudy import RunConfig
 from clstudy.data import image_store
-from clstudy.data.benchmarks import BENCHMARKS, check, datasets
-from clstudy.data.benchmarks.datasets import SIDE
+from clstudy.data.benchmarks import BENCHMARKS, datasets
+from clstudy.data.benchmarks.photographs import SIT_HELD_OUT
 from clstudy.data.image_store import DamagedError
 from clstudy.data.types import Labelled
 from clstudy.utils import paths
@@ -57,7 +57,7 @@ def agree(labelled, rows: list, size: int) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_benchmark_has_the_pictures_and_names_of_its_set(name, disk):
-    found, size = BENCHMARKS[name](side=[], size=48), SIZES.get(name, 48)
+    found, size = BENCHMARKS[name](held_out=[], size=48).load(), SIZES.get(name, 48)
     assert found.train.images.shape[1:] == found.test.images.shape[1:] == (3, size, size)
     assert found.train.images.dtype == torch.uint8 and found.train.labels.dtype == np.int64
     agree(found.train, disk[name]["train"], size)
@@ -65,34 +65,35 @@ def test_a_benchmark_has_the_pictures_and_names_of_its_set(name, disk):
     assert found.train.class_names == found.test.class_names
     assert found.train.template == "a bad photo of a {}."
     assert found.captions == tuple(f"a bad photo of a {name}." for _, name in disk[name]["train"])
-    assert found.side == found.retrieval == {}
+    assert found.held_out == found.retrieval == {}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_no_training_picture_is_a_test_picture(name, disk):
-    found = BENCHMARKS[name](side=[])
+    found = BENCHMARKS[name](held_out=[]).load()
     train, test = ({image.tobytes() for image in part.images.numpy()} for part in (found.train, found.test))
     assert len(train) == len(disk[name]["train"]) and len(test) == len(disk[name]["test"])
     assert not train & test
 
 
-def test_side_sets_are_the_five_of_the_paper_with_their_own_names_and_the_same_prompt(disk):
-    found = BENCHMARKS["cifar100"](size=40)
-    assert tuple(found.side) == SIDE == ("food101", "caltech101", "eurosat", "flowers102", "oxford_pets")
-    for name, side in found.side.items():
-        agree(side, disk[name]["test"], SIZES.get(name, 40))
-        assert side.template == "a bad photo of a {}."
-    assert [len(side.class_names) for side in found.side.values()] == [101, 100, 10, 102, 37]
+def test_held_out_sets_are_the_five_of_the_paper_with_their_own_names_and_the_same_prompt(disk):
+    found = BENCHMARKS["cifar100"](size=40).load()
+    assert tuple(found.held_out) == SIT_HELD_OUT == ("food101", "caltech101", "eurosat", "flowers102", "oxford_pets")
+    for name, held_out in found.held_out.items():
+        agree(held_out, disk[name]["test"], SIZES.get(name, 40))
+        assert held_out.template == "a bad photo of a {}."
+    assert [len(side.class_names) for side in found.held_out.values()] == [101, 100, 10, 102, 37]
 
 
-def test_any_published_set_can_be_a_side_set(disk):
-    found = BENCHMARKS["cifar10"](side=["cifar100"], template="{}")
-    agree(found.side["cifar100"], disk["cifar100"]["test"], 32)
-    assert found.side["cifar100"].template == found.test.template == "{}"
+def test_any_published_set_can_be_a_held_out_set(disk):
+    found = BENCHMARKS["cifar10"](held_out=["cifar100"], template="{}").load()
+    agree(found.held_out["cifar100"], disk["cifar100"]["test"], 32)
+    assert found.held_out["cifar100"].template == found.test.template == "{}"
 
 
 def test_an_order_of_a_paper_renumbers_the_classes_and_nothing_else(disk):
-    plain, ordered = BENCHMARKS["cifar100"](side=[]), BENCHMARKS["cifar100"](side=[], order="icarl")
+    plain = BENCHMARKS["cifar100"](held_out=[]).load()
+    ordered = BENCHMARKS["cifar100"](held_out=[], order="icarl").load()
     assert [plain.train.class_names.index(name) for name in ordered.train.class_names[:4]] == [87, 0, 52, 58]
     assert torch.equal(plain.train.images, ordered.train.images)
     for part in ("train", "test"):
@@ -101,7 +102,7 @@ def test_an_order_of_a_paper_renumbers_the_classes_and_nothing_else(disk):
         assert {plain.train.class_names[c] for c in classes} == {ordered.train.class_names[c]
                                                                 for c in ordered.groups[group]}
     with pytest.raises(ValueError, match="order='icarl' is unknown.*continual-clip"):
-        BENCHMARKS["tiny_imagenet"](side=[], order="icarl")
+        BENCHMARKS["tiny_imagenet"](held_out=[], order="icarl").load()
 
 
 @pytest.mark.parametrize("name", [name for name, one in datasets.SETS.items() if one.read])
@@ -201,8 +202,8 @@ def test_what_cannot_be_fetched_is_said_with_what_to_do(tmp_path, monkeypatch):
     said = str(error.value)
     assert "`clstudy data get dtd` fetches about 0.62 GB" in said and "get dtd stanford_cars" not in said
     assert "needs an account at image-net.org" in said and "cars_test_annos_withlabels.mat" in said
-    with pytest.raises(ValueError, match="side='coco' is unknown"):  # no side set: a benchmark reads it
-        datasets.check_side(["coco"])
+    with pytest.raises(ValueError, match="held_out='coco' is unknown"):  # no held-out set: a benchmark reads it
+        BENCHMARKS["cifar10"](held_out=["coco"])
 
 
 def test_what_is_missing_is_said_with_the_folder_and_the_command(disk):
@@ -210,13 +211,13 @@ def test_what_is_missing_is_said_with_the_folder_and_the_command(disk):
         path = paths.downloads() / gone
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(FileNotFoundError) as error:
-        BENCHMARKS["cifar100"]()
+        BENCHMARKS["cifar100"]().load()
     said = str(error.value)
     assert str(paths.downloads()) in said and "cifar-100-python/train" in said and "CLSTUDY_DATA" in said
     assert "`clstudy data get cifar100`" in said
-    with pytest.raises(FileNotFoundError, match=r"`clstudy data get food101 eurosat`.*=\{\"side\": \[\]\}"):
-        BENCHMARKS["cifar10"]()
-    assert BENCHMARKS["cifar10"](side=[]).side == {}
+    with pytest.raises(FileNotFoundError, match=r"`clstudy data get food101 eurosat`.*=\{\"held_out\": \[\]\}"):
+        BENCHMARKS["cifar10"]().load()
+    assert BENCHMARKS["cifar10"](held_out=[]).load().held_out == {}
     assert not paths.image_store().exists() or not list(
         paths.image_store().glob("cifar100*")
     )  # found out before any decoding
@@ -232,22 +233,24 @@ def test_missing_data_stop_a_run_before_the_model_is_loaded(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    ({"side": ["food"]}, "side='food' is unknown. Did you mean food101"), ({"side": "food101"}, r"\['food101'\]"),
+    ({"held_out": ["food"]}, "held_out='food' is unknown. Did you mean food101"),
+    ({"held_out": "food101"}, r"\['food101'\]"),
     ({"size": 0}, "size=0"), ({"template": "a photo"}, "template='a photo'"),
     ({"order": "alphabetical"}, "order='alphabetical' is unknown.*icarl"),
 ], ids=str)
 def test_impossible_options_are_refused_before_anything_is_looked_for(options, said, tmp_path, monkeypatch):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
-    for function in (BENCHMARKS["cifar100"], lambda **given: check("cifar100", given)):
-        with pytest.raises(ValueError, match=said):
-            function(**options)
+    with pytest.raises(ValueError, match=said):
+        BENCHMARKS["cifar100"](**options)
+    with pytest.raises(ValueError, match=said):
+        RunConfig(benchmark="cifar100", benchmark_args=options)
 
 
 def test_a_run_on_a_published_set_trains(disk, toy_model):
     from small_runs import train
 
-    config = RunConfig(benchmark="cifar10", benchmark_args={"side": ["oxford_pets"], "size": 64}, model=str(toy_model),
-                       stream_args={"tasks": "groups"}, batch_size=10, steps_per_batch=1)
+    config = RunConfig(benchmark="cifar10", benchmark_args={"held_out": ["oxford_pets"], "size": 64},
+                       model=str(toy_model), stream_args={"tasks": "groups"}, batch_size=10, steps_per_batch=1)
     evals, _ = train(config)
     assert {"oxford_pets", "all classes", "class airplane"} <= {row["set"] for row in evals}
 
@@ -328,7 +331,7 @@ def about(place: Path, **given) -> None:
 
 
 def test_a_folder_is_a_benchmark(own):
-    found = BENCHMARKS["folder"](path=str(own), size=16)
+    found = BENCHMARKS["folder"](path=str(own), size=16).load()
     assert found.train.class_names == ("leaf", "red brick", "sea")
     assert np.bincount(found.train.labels).tolist() == [8, 4, 1] and np.bincount(found.test.labels).tolist() == [2, 1]
     colours = {tuple(image[:, 0, 0].tolist()) for part in (found.train, found.test) for image in part.images}
@@ -336,12 +339,12 @@ def test_a_folder_is_a_benchmark(own):
     for part in (found.train, found.test):
         assert part.images.shape[1:] == (3, 16, 16)
         assert [int(image[:, 0, 0].argmax()) for image in part.images] == [[1, 0, 2][label] for label in part.labels]
-    assert found.captions[0] == "a bad photo of a leaf." and found.side == {}
+    assert found.captions[0] == "a bad photo of a leaf." and found.held_out == {}
 
 
 def test_its_split_is_fixed_by_a_seed(own):
     def tested(**options) -> list:
-        return BENCHMARKS["folder"](path=str(own), size=8, **options).test.images[:, :, 0, 0].tolist()
+        return BENCHMARKS["folder"](path=str(own), size=8, **options).load().test.images[:, :, 0, 0].tolist()
 
     assert tested() == tested(split_seed=0) != tested(split_seed=1)
     assert len(tested(test_share=0.5)) == 7
@@ -352,23 +355,23 @@ def test_train_and_test_of_ones_own_are_kept(own, tmp_path):
     for name in ("leaf", "sea"):
         for part in ("train", "test"):
             draw(place / part / name / "a.png", (50, 100, 150) if part == "train" else (5, 10, 15))
-    found = BENCHMARKS["folder"](path=str(place), size=8)
+    found = BENCHMARKS["folder"](path=str(place), size=8).load()
     assert found.train.labels.tolist() == found.test.labels.tolist() == [0, 1]
     assert found.train.images[0, :, 0, 0].tolist() == [50, 100, 150] and found.test.images[0, 0, 0, 0] == 5
     draw(place / "test" / "sky" / "a.png", (0, 0, 0))
     with pytest.raises(ValueError, match="test has classes that train has not: sky"):
-        BENCHMARKS["folder"](path=str(place))
+        BENCHMARKS["folder"](path=str(place)).load()
 
 
 def test_a_small_file_names_orders_prompts_captions_and_groups(own):
     about(own, classes={"leaf": "green leaf"}, order=["sea", "leaf", "red_brick"], template="this is a {}",
           captions={"sea/0.PNG": "water in the evening"}, groups={"living": ["leaf"], "dead": ["sea", "red_brick"]})
-    found = BENCHMARKS["folder"](path=str(own), size=8)
+    found = BENCHMARKS["folder"](path=str(own), size=8).load()
     assert found.test.class_names == ("sea", "green leaf", "red brick")
     assert found.captions[0] == "water in the evening" and found.captions[1] == "this is a green leaf"
     assert found.groups == {"living": (1,), "dead": (0, 2)}
     assert found.train.images[0, :, 0, 0].tolist() == [0, 0, 200]
-    assert BENCHMARKS["folder"](path=str(own), size=8, template="{}").test.template == "{}"
+    assert BENCHMARKS["folder"](path=str(own), size=8, template="{}").load().test.template == "{}"
 
 
 @pytest.mark.parametrize(("given", "said"), [
@@ -382,38 +385,38 @@ def test_a_small_file_names_orders_prompts_captions_and_groups(own):
 def test_a_fault_in_the_small_file_is_named(own, given, said):
     about(own, **given)
     with pytest.raises(ValueError, match=said):
-        check("folder", {"path": str(own)})
+        BENCHMARKS["folder"](path=str(own)).require()
 
 
 def test_a_small_file_that_is_not_json_is_named(own):
     (own / "clstudy.json").write_text('{"order": ["sea",')
     with pytest.raises(ValueError, match="clstudy.json is not JSON"):
-        check("folder", {"path": str(own)})
+        BENCHMARKS["folder"](path=str(own)).require()
     (own / "clstudy.json").write_text('["sea"]')
     with pytest.raises(ValueError, match="clstudy.json: must be an object with some of the keys classes, order"):
-        check("folder", {"path": str(own)})
+        BENCHMARKS["folder"](path=str(own)).require()
 
 
 def test_a_folder_of_another_form_is_refused(own, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-        BENCHMARKS["folder"](path=str(tmp_path / "nowhere"))
+        BENCHMARKS["folder"](path=str(tmp_path / "nowhere")).load()
     with pytest.raises(ValueError, match="leaf has 1 sub-folders; a benchmark needs two classes"):
-        BENCHMARKS["folder"](path=str(own / "leaf"))
+        BENCHMARKS["folder"](path=str(own / "leaf")).load()
     (own / "empty").mkdir()
     with pytest.raises(ValueError, match="empty holds no picture"):
-        BENCHMARKS["folder"](path=str(own))
+        BENCHMARKS["folder"](path=str(own)).load()
     with pytest.raises(ValueError, match="test_share=1.5"):
-        BENCHMARKS["folder"](path=str(own), test_share=1.5)
+        BENCHMARKS["folder"](path=str(own), test_share=1.5).load()
     for name in ("one", "two"):
         draw(tmp_path / "single" / name / "a.png", (0, 0, 0))
     with pytest.raises(ValueError, match="no picture is left for testing"):
-        BENCHMARKS["folder"](path=str(tmp_path / "single"))
+        BENCHMARKS["folder"](path=str(tmp_path / "single")).load()
 
 
 def test_a_picture_that_cannot_be_read_is_named(own):
     (own / "leaf" / "2024" / "3.png").write_bytes(b"no picture at all")
     with pytest.raises(DamagedError, match="3.png cannot be read"):
-        BENCHMARKS["folder"](path=str(own))
+        BENCHMARKS["folder"](path=str(own)).load()
 
 
 def test_a_photograph_stands_upright(own):
@@ -424,7 +427,7 @@ def test_a_photograph_stands_upright(own):
     exif[0x0112] = 3  # turned by 180°
     for i in range(2):
         image.save(own / "sea" / f"turned_{i}.png", exif=exif)
-    found = BENCHMARKS["folder"](path=str(own), size=20)
+    found = BENCHMARKS["folder"](path=str(own), size=20).load()
     seen = [image for image in found.train.images[found.train.labels == 2] if image[:, 0, 0].sum() != 200]
     assert seen and all(image[0, 0, 0] == 255 and image[0, -1, 0] == 0 for image in seen)
 
@@ -455,14 +458,14 @@ def test_run_id_depends_on_what_is_in_the_folder(own):
 def test_run_id_of_a_published_set_does_not_need_the_set_but_depends_on_names(monkeypatch, tmp_path):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
     sides = ((), ("food101",))
-    before = {side: RunConfig(benchmark="cifar100", benchmark_args={"side": side}).run_id for side in sides}
+    before = {side: RunConfig(benchmark="cifar100", benchmark_args={"held_out": side}).run_id for side in sides}
     whole = datasets.about_classes
 
     def renamed(name: str) -> dict:
         return {**whole(name), "classes": {"x": "y"}} if name == "food101" else whole(name)
 
     monkeypatch.setattr(datasets, "about_classes", renamed)
-    after = {side: RunConfig(benchmark="cifar100", benchmark_args={"side": side}).run_id for side in before}
+    after = {side: RunConfig(benchmark="cifar100", benchmark_args={"held_out": side}).run_id for side in before}
     assert before[()] == after[()] and before[("food101",)] != after[("food101",)]
 
 

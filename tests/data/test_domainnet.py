@@ -10,7 +10,7 @@ import torch
 
 from clstudy import RunConfig
 from clstudy.data import image_shards
-from clstudy.data.benchmarks import BENCHMARKS, check, datasets, domainnet
+from clstudy.data.benchmarks import BENCHMARKS, datasets, domainnet
 from clstudy.data.benchmarks.domainnet import DOMAINS, TOTALS
 from clstudy.data.image_store import DamagedError
 from clstudy.data.streams import STREAMS
@@ -54,7 +54,7 @@ def agree(labelled, rows: dict, domains: tuple[str, ...]) -> None:
 
 
 def test_pictures_classes_and_domains_are_those_of_the_lists(disk):
-    found = BENCHMARKS["domainnet"](size=SIZE)
+    found = BENCHMARKS["domainnet"](size=SIZE).load()
     assert len(found.train.class_names) == 345 and found.train.template == "a photo of a {}."
     agree(found.train, disk["train"], DOMAINS)
     agree(found.test, disk["test"], DOMAINS)
@@ -64,23 +64,23 @@ def test_pictures_classes_and_domains_are_those_of_the_lists(disk):
 @pytest.mark.parametrize(("asked", "order"), [
     ("cassle", ("real", "quickdraw", "painting", "sketch", "infograph", "clipart")), (["sketch", "clipart"],) * 2])
 def test_domains_come_in_the_order_asked_for_and_are_decoded_once(asked, order, disk, monkeypatch):
-    BENCHMARKS["domainnet"](size=SIZE)
+    BENCHMARKS["domainnet"](size=SIZE).load()
     monkeypatch.setattr(domainnet, "from_files", None)
-    found = BENCHMARKS["domainnet"](size=SIZE, domains=asked)
+    found = BENCHMARKS["domainnet"](size=SIZE, domains=asked).load()
     agree(found.train, disk["train"], tuple(order))
     agree(found.test, disk["test"], tuple(order))
 
 
 def test_a_domain_that_is_not_asked_for_need_not_be_there(disk):
     shutil.rmtree(place() / "real")
-    agree(BENCHMARKS["domainnet"](size=SIZE, domains=["quickdraw"]).test, disk["test"], ("quickdraw",))
+    agree(BENCHMARKS["domainnet"](size=SIZE, domains=["quickdraw"]).load().test, disk["test"], ("quickdraw",))
     said = r"domainnet \(real\). `clstudy data get domainnet` fetches about 17.56 GB.*\"domains\": \['clipart', 'inf"
     with pytest.raises(FileNotFoundError, match=said):
-        check("domainnet", {})
+        BENCHMARKS["domainnet"]().require()
 
 
 def test_so_many_of_each_class_in_each_domain_are_the_first_of_the_list(disk):
-    found = BENCHMARKS["domainnet"](size=SIZE, per_class=1)
+    found = BENCHMARKS["domainnet"](size=SIZE, per_class=1).load()
     first = {split: {domain: [row for i, row in enumerate(rows) if row[1] not in [name for _, name in rows[:i]]]
                      for domain, rows in domains.items()} for split, domains in disk.items()}
     agree(found.train, first["train"], DOMAINS)
@@ -89,8 +89,8 @@ def test_so_many_of_each_class_in_each_domain_are_the_first_of_the_list(disk):
 
 
 def test_the_stream_of_domains_follows_the_order(disk):
-    found = BENCHMARKS["domainnet"](size=SIZE, domains="cassle")
-    stages = STREAMS["domains"](found.train.labels, 0, domains=found.train.domains, order="given")
+    found = BENCHMARKS["domainnet"](size=SIZE, domains="cassle").load()
+    stages = STREAMS["domains"](order="given").stages(found.train.labels, 0, found.train.domains)
     assert [found.train.domain_names[found.train.domains[stage.index[0]]] for stage in stages] == \
         list(domainnet.ORDERS["cassle"])
     assert [len(stage.index) for stage in stages] == [len(disk["train"][name]) for name in domainnet.ORDERS["cassle"]]
@@ -111,7 +111,7 @@ def test_a_run_trains_and_tells_each_domain(stream, options, disk, toy_model):
 
 
 def test_a_batch_across_domains_is_the_decoded_pictures(disk):
-    found = BENCHMARKS["domainnet"](size=SIZE)
+    found = BENCHMARKS["domainnet"](size=SIZE).load()
     flat = [row for domain in DOMAINS for row in disk["train"][domain]]
     rows = torch.randperm(len(flat), generator=torch.Generator().manual_seed(0))
     for image, row in zip(found.train.images[rows], rows.tolist(), strict=True):
@@ -126,19 +126,20 @@ def test_a_batch_across_domains_is_the_decoded_pictures(disk):
     ({"domains": ["clip"]}, "domains='clip' is unknown. Did you mean clipart"),
     ({"domains": ["real", "real"]}, "each once"), ({"domains": []}, "one domain or more"),
     ({"lists": "clean"}, "lists='clean' is unknown. Did you mean cleaned"), ({"per_class": 0}, "per_class=0"),
-    ({"size": 4}, "size=4"), ({"template": "x"}, "template='x'"), ({"side": ["x"]}, "side='x'"),
+    ({"size": 4}, "size=4"), ({"template": "x"}, "template='x'"), ({"held_out": ["x"]}, "held_out='x'"),
 ], ids=str)
 def test_impossible_options_are_refused_before_anything_is_looked_for(options, said, tmp_path, monkeypatch):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
-    for function in (BENCHMARKS["domainnet"], lambda **given: check("domainnet", given)):
-        with pytest.raises(ValueError, match=said):
-            function(**options)
+    with pytest.raises(ValueError, match=said):
+        BENCHMARKS["domainnet"](**options)
+    with pytest.raises(ValueError, match=said):
+        RunConfig(benchmark="domainnet", benchmark_args=options)
 
 
 def refused(said: str) -> None:
     """For this reason, and before anything is decoded."""
     with pytest.raises(DamagedError, match=said):
-        BENCHMARKS["domainnet"](size=SIZE)
+        BENCHMARKS["domainnet"](size=SIZE).load()
     assert not list(Path(os.environ["CLSTUDY_CACHE"]).glob("*"))
 
 
@@ -161,7 +162,7 @@ def test_other_lists_are_named_and_taken_when_they_are_asked_for(disk, monkeypat
     monkeypatch.setitem(TOTALS, "cleaned", {**TOTALS["cleaned"], "clipart": 19})
     monkeypatch.setitem(TOTALS, "original", {**TOTALS["cleaned"], "clipart": 20})
     refused("name 20 images, not the 19 of the cleaned lists. They are the original ones: lists='original'")
-    agree(BENCHMARKS["domainnet"](size=SIZE, lists="original").train, disk["train"], DOMAINS)
+    agree(BENCHMARKS["domainnet"](size=SIZE, lists="original").load().train, disk["train"], DOMAINS)
 
 
 def test_a_picture_that_is_not_there_is_named(disk):
@@ -174,7 +175,7 @@ def test_a_picture_that_cannot_be_read_is_named(disk):
     path = min((place() / "quickdraw").rglob("*_train*.png"))
     path.write_bytes(b"no picture")
     with pytest.raises(DamagedError, match=f"{path.name} cannot be read.*clstudy data get domainnet"):
-        BENCHMARKS["domainnet"](size=SIZE)
+        BENCHMARKS["domainnet"](size=SIZE).load()
 
 
 def test_labels_are_positions_in_the_published_order():

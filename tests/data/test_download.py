@@ -275,7 +275,7 @@ def test_the_command_lists_what_is_there(root, server, monkeypatch):
     assert set(rows) == set(sets.SETS)
     assert "found" in rows["cifar100"] and "benchmark" in rows["cifar100"] and "cifar-100-python" in rows["cifar100"]
     assert "missing" in rows["eurosat"] and "`clstudy data get eurosat`" in rows["eurosat"]
-    assert "benchmark" in rows["eurosat"] and "0.09 GB" in rows["eurosat"] and "side set" in rows["dtd"]
+    assert "benchmark" in rows["eurosat"] and "0.09 GB" in rows["eurosat"] and "held-out set" in rows["dtd"]
     assert "missing" in rows["flickr30k"] and "request form" in rows["flickr30k"] and "get flickr" not in said.output
     assert "PARTLY" in rows["food101"] and "food-101/meta/test.json" in rows["food101"]
 

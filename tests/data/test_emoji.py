@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clstudy.data.benchmarks import BENCHMARKS, emoji
-from clstudy.data.types import Benchmark
+from clstudy.data.types import BenchmarkData
 
 SKIN_TONES = {f"1F3F{c}" for c in "BCDEF"}
 
@@ -18,17 +18,17 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def kinds() -> Benchmark:
-    return BENCHMARKS["emoji"]()
+def kinds() -> BenchmarkData:
+    return BENCHMARKS["emoji"]().load()
 
 
 @pytest.fixture(scope="module")
-def concepts() -> Benchmark:
-    return BENCHMARKS["emoji_concepts"]()
+def concepts() -> BenchmarkData:
+    return BENCHMARKS["emoji_concepts"]().load()
 
 
 @pytest.fixture(params=["kinds", "concepts"])
-def benchmark(request) -> Benchmark:
+def benchmark(request) -> BenchmarkData:
     return request.getfixturevalue(request.param)
 
 
@@ -100,7 +100,7 @@ def test_labels_point_at_names_and_every_class_trains(benchmark):
     assert benchmark.test.class_names == names
     assert set(benchmark.train.labels) == set(range(len(names)))
     assert set(benchmark.test.labels) <= set(range(len(names)))
-    for part in (benchmark.train, benchmark.test, *benchmark.side.values()):
+    for part in (benchmark.train, benchmark.test, *benchmark.held_out.values()):
         assert len(part.images) == len(part.labels) == len(part) > 0
         assert part.images.shape[1:] == (3, 64, 64) and str(part.images.dtype) == "torch.uint8"
         assert 0 <= part.labels.min() and part.labels.max() < len(part.class_names)
@@ -108,9 +108,10 @@ def test_labels_point_at_names_and_every_class_trains(benchmark):
 
 
 def test_class_names_are_unique_and_readable(kinds):
-    for part in (kinds.train, *kinds.side.values()):
+    for part in (kinds.train, *kinds.held_out.values()):
         assert len(set(part.class_names)) == len(part.class_names)
-    for part in (kinds.train, kinds.side["faces and people"], kinds.side["symbols"]):  # subgroups, made readable
+    # subgroups, made readable
+    for part in (kinds.train, kinds.held_out["faces and people"], kinds.held_out["symbols"]):
         for name in part.class_names:
             assert re.fullmatch(r"[a-z& ]+", name), name
 
@@ -136,21 +137,21 @@ def test_groups_hold_every_class_once(benchmark):
     assert set(benchmark.groups) == set(emoji.OBJECTS)
 
 
-def test_side_sets_and_test_share_no_image_with_train(benchmark):
+def test_held_out_sets_and_test_share_no_image_with_train(benchmark):
     train = pictures(benchmark.train)
     assert not train & pictures(benchmark.test)
-    for name, side in benchmark.side.items():
-        assert not train & pictures(side), name
+    for name, held_out in benchmark.held_out.items():
+        assert not train & pictures(held_out), name
     for name, pairs in benchmark.retrieval.items():
         assert not train & {image.tobytes() for image in pairs.images.numpy()}, name
 
 
 def test_untouched_sets_share_no_class_with_the_stream(benchmark):
     names = set(benchmark.train.class_names)
-    for side in ("faces and people", "symbols", "flags"):
-        shared = names & set(benchmark.side[side].class_names)
+    for held_out in ("faces and people", "symbols", "flags"):
+        shared = names & set(benchmark.held_out[held_out].class_names)
         # two animals are called as two kinds of faces are; their pictures differ
-        assert shared <= ({"cat face", "monkey face"} if benchmark.name == "emoji_concepts" else set()), side
+        assert shared <= ({"cat face", "monkey face"} if benchmark.name == "emoji_concepts" else set()), held_out
 
 
 def test_retrieval_has_captions_of_every_image(benchmark):
@@ -164,28 +165,29 @@ def test_retrieval_has_captions_of_every_image(benchmark):
 
 
 def test_no_test_concept_has_a_drawing_in_train(kinds):
-    objects = kinds.side["concepts"]
+    objects = kinds.held_out["concepts"]
     test = {objects.class_names[label] for label in objects.labels}
     train = {caption.rpartition(": ")[0] or caption for caption in kinds.captions}
     assert test and not test & train and test | train == set(objects.class_names)
-    others = kinds.side["other styles"]
+    others = kinds.held_out["other styles"]
     assert set(others.labels) <= set(kinds.test.labels)
 
 
 def test_every_class_is_tested_with_about_the_share_asked_for(kinds):
-    objects = kinds.side["concepts"]
+    objects = kinds.held_out["concepts"]
     tested = len(set(objects.labels)) / len(objects.class_names)
     assert 0.15 < tested < 0.25
     concepts = emoji.table(emoji.COLOUR).groupby("subgroup").hexcode.nunique()
     alone = {emoji.readable(subgroup) for subgroup in concepts[concepts == 1].index}
     untested = set(range(len(kinds.test.class_names))) - set(kinds.test.labels)
     assert {kinds.test.class_names[label] for label in untested} <= alone  # its one concept is needed for training
-    small = BENCHMARKS["emoji"](families=("streamline-emojis",), test_share=0.5)
+    small = BENCHMARKS["emoji"](families=("streamline-emojis",), test_share=0.5).load()
     assert 0.4 < len(small.test) / (len(small.test) + len(small.train)) < 0.6
 
 
 def test_another_split_has_other_test_concepts():
-    one, same, other = (BENCHMARKS["emoji"](families=["streamline-emojis"], split_seed=seed) for seed in (0, 0, 1))
+    one, same, other = (BENCHMARKS["emoji"](families=["streamline-emojis"], split_seed=seed).load()
+                        for seed in (0, 0, 1))
     assert pictures(one.test) == pictures(same.test) != pictures(other.test)
 
 
@@ -200,7 +202,7 @@ def test_test_families_draw_what_train_families_taught(concepts):
 def test_pretraining_families_are_in_no_benchmark(benchmark, rows):
     seen = rows[rows.family.isin(emoji.PRETRAINING)]
     known = {image.tobytes() for image in emoji.on_white(emoji.decode(seen.image))}
-    for name, part in {"train": benchmark.train, "test": benchmark.test, **benchmark.side}.items():
+    for name, part in {"train": benchmark.train, "test": benchmark.test, **benchmark.held_out}.items():
         share = np.mean([image.tobytes() in known for image in part.images.numpy()])
         assert share < 0.02, name  # a few flags and signs are drawn alike everywhere
 
@@ -214,18 +216,18 @@ def test_pretraining_families_are_in_no_benchmark(benchmark, rows):
 ])
 def test_an_unknown_family_is_refused_with_the_choices(name, options):
     with pytest.raises(ValueError, match="'notto' is unknown.*fluent-emoji.*noto-v1.*twemoji"):
-        BENCHMARKS[name](**options)
+        BENCHMARKS[name](**options).load()
 
 
 def test_a_family_that_trains_and_tests_is_refused():
     with pytest.raises(ValueError, match="share noto"):
-        BENCHMARKS["emoji_concepts"](train_families=["noto"], test_families=["noto", "twemoji"])
+        BENCHMARKS["emoji_concepts"](train_families=["noto"], test_families=["noto", "twemoji"]).load()
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 20])
 def test_an_impossible_share_is_refused(share):
     with pytest.raises(ValueError, match="test_share"):
-        BENCHMARKS["emoji"](test_share=share)
+        BENCHMARKS["emoji"](test_share=share).load()
 
 
 @pytest.mark.parametrize(("name", "options"), [
@@ -234,7 +236,7 @@ def test_an_impossible_share_is_refused(share):
 ])
 def test_no_family_is_refused(name, options):
     with pytest.raises(ValueError, match="famil"):
-        BENCHMARKS[name](**options)
+        BENCHMARKS[name](**options).load()
 
 
 def test_a_missing_file_is_named_with_its_cure(monkeypatch, tmp_path):
@@ -251,17 +253,17 @@ def test_a_missing_file_is_named_with_its_cure(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["emoji", "emoji_concepts"])
-def test_the_groups_that_are_not_updated_are_a_side_set_of_other_classes(name, kinds, concepts):
+def test_the_groups_that_are_not_updated_are_a_held_out_set_of_other_classes(name, kinds, concepts):
     whole = {"emoji": kinds, "emoji_concepts": concepts}[name]
-    part = BENCHMARKS[name](update=["animals-nature", "activities"])
+    part = BENCHMARKS[name](update=["animals-nature", "activities"]).load()
     assert set(part.groups) == {"animals-nature", "activities"}
-    other = part.side["other classes"]
+    other = part.held_out["other classes"]
     assert not set(other.class_names) & set(part.train.class_names)
     assert set(other.class_names) | set(part.train.class_names) == set(whole.test.class_names)
     seen, tested = pictures(part.train), pictures(part.test)
     assert not pictures(other) & seen and seen < pictures(whole.train)
     assert tested | pictures(other) == pictures(whole.test)
-    assert "other classes" not in whole.side
+    assert "other classes" not in whole.held_out
     drawn = part.retrieval["drawings"]
     assert drawn.captions == whole.retrieval["drawings"].captions
 
@@ -271,7 +273,7 @@ def test_the_groups_that_are_not_updated_are_a_side_set_of_other_classes(name, k
                                                  ([], "needs at least one group; choices: animals-nature")])
 def test_groups_to_update_are_checked(name, update, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        BENCHMARKS[name](update=update)
+        BENCHMARKS[name](update=update).load()
 
 
 def test_the_reference_is_every_drawing_that_pretraining_saw_with_its_words(kinds, rows):
@@ -283,18 +285,18 @@ def test_the_reference_is_every_drawing_that_pretraining_saw_with_its_words(kind
 
 
 @pytest.mark.parametrize("name", ["emoji", "emoji_concepts"])
-def test_side_sets_can_be_chosen(name):
-    assert list(BENCHMARKS[name](side=["flags", "symbols"]).side) == ["flags", "symbols"]
-    assert BENCHMARKS[name](side=[]).side == {}
-    with pytest.raises(ValueError, match="side='flag' is unknown. Did you mean flags?"):
-        BENCHMARKS[name](side=["flag"])
+def test_held_out_sets_can_be_chosen(name):
+    assert list(BENCHMARKS[name](held_out=["flags", "symbols"]).load().held_out) == ["flags", "symbols"]
+    assert BENCHMARKS[name](held_out=[]).load().held_out == {}
+    with pytest.raises(ValueError, match="held_out='flag' is unknown. Did you mean flags?"):
+        BENCHMARKS[name](held_out=["flag"]).load()
 
 
 # ---- in several hands
 
 
 def test_styles_are_the_kinds_with_the_family_as_domain(kinds):
-    styles = BENCHMARKS["emoji_styles"]()
+    styles = BENCHMARKS["emoji_styles"]().load()
     assert styles.train.class_names == kinds.train.class_names
     assert styles.train.domain_names == styles.test.domain_names == emoji.UNSEEN
     first = np.flatnonzero(styles.train.domains == emoji.UNSEEN.index("twemoji"))[0]
@@ -302,11 +304,11 @@ def test_styles_are_the_kinds_with_the_family_as_domain(kinds):
     assert set(styles.train.domains) == set(styles.test.domains) == set(range(6))
     counts = np.bincount(styles.train.domains)
     assert counts.min() > 200 and not pictures(styles.train) & pictures(styles.test)
-    other = BENCHMARKS["emoji_styles"](families=["streamline-emojis", "openmoji"])
+    other = BENCHMARKS["emoji_styles"](families=["streamline-emojis", "openmoji"]).load()
     assert other.train.domain_names == ("streamline-emojis", "openmoji") and set(other.test.domains) == {0, 1}
 
 
 @pytest.mark.parametrize("share", [0, 1])
 def test_styles_refuse_what_kinds_refuse(share):
-    with pytest.raises(ValueError, match="must lie between 0 and 1"):
-        BENCHMARKS["emoji_styles"](test_share=share)
+    with pytest.raises(ValueError, match="must be above 0 and below 1"):
+        BENCHMARKS["emoji_styles"](test_share=share).load()

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from clstudy import RunConfig
 from clstudy.cli import app
 from clstudy.data import image_shards
-from clstudy.data.benchmarks import BENCHMARKS, check, datasets, imagenet
+from clstudy.data.benchmarks import BENCHMARKS, datasets, imagenet
 from clstudy.data.image_store import DamagedError
 from clstudy.utils import paths
 from tests.data.test_datasets import reference
@@ -53,28 +53,28 @@ def agree(labelled, rows: list) -> None:
 
 @lying("", "solution", "devkit")
 def test_pictures_and_names_are_those_of_the_folders_or_of_the_ground_truth(disk):
-    found = BENCHMARKS["imagenet"](size=SIZE)
+    found = BENCHMARKS["imagenet"](size=SIZE).load()
     assert isinstance(found.train.images, image_shards.Shards) and len(found.train.images.files) == 5
     agree(found.train, disk["train"])
     agree(found.test, disk["test"])
-    assert found.train.template == "a photo of a {}." and found.side == {}
+    assert found.train.template == "a photo of a {}." and found.held_out == {}
     assert found.captions == tuple(f"a photo of a {name}." for _, name in disk["train"])
 
 
 def test_an_order_renumbers_the_classes_and_decodes_nothing(disk, monkeypatch):
-    plain = BENCHMARKS["imagenet"](size=SIZE)
+    plain = BENCHMARKS["imagenet"](size=SIZE).load()
     monkeypatch.setattr(imagenet, "from_files", None)
-    ordered = BENCHMARKS["imagenet"](size=SIZE, order="seed1993")
+    ordered = BENCHMARKS["imagenet"](size=SIZE, order="seed1993").load()
     assert ordered.train.class_names == plain.train.class_names[::-1]  # of the small copy
     agree(ordered.train, disk["train"])
     agree(ordered.test, disk["test"])
 
 
 def test_so_many_of_each_class_are_the_first_by_name(disk):
-    found = BENCHMARKS["imagenet"](size=SIZE, per_class=1)
+    found = BENCHMARKS["imagenet"](size=SIZE, per_class=1).load()
     for part, count in (("train", 4), ("test", 2)):
         agree(getattr(found, part), disk[part][::count])
-    assert len(BENCHMARKS["imagenet"](size=SIZE, per_class=3).test) == 12  # all there are
+    assert len(BENCHMARKS["imagenet"](size=SIZE, per_class=3).load().test) == 12  # all there are
 
 
 def test_the_first_of_each_label():
@@ -85,10 +85,10 @@ def test_the_first_of_each_label():
 
 
 def test_a_changed_folder_is_decoded_again(disk):
-    BENCHMARKS["imagenet"](size=SIZE)
+    BENCHMARKS["imagenet"](size=SIZE).load()
     path = min((paths.downloads() / "imagenet" / "train").rglob("*_41.JPEG"))
     path.rename(path.with_name(path.name.replace("_41", "_1")))  # now the first of its class
-    found = BENCHMARKS["imagenet"](size=SIZE)
+    found = BENCHMARKS["imagenet"](size=SIZE).load()
     rows = disk["train"][:4]  # by name: 10040, 2, 303, 41
     assert np.array_equal(found.train.images[0].numpy(), reference(rows[3][0], SIZE))
 
@@ -109,8 +109,8 @@ def test_a_batch_of_the_stream_is_the_decoded_pictures(disk):
     from clstudy.data.streams import STREAMS
     from clstudy.training.loop import batches
 
-    found = BENCHMARKS["imagenet"](size=SIZE)
-    stage, = STREAMS["joint"](found.train.labels, 3)
+    found = BENCHMARKS["imagenet"](size=SIZE).load()
+    stage, = STREAMS["joint"]().stages(found.train.labels, 3)
     drawn = list(batches(stage, found, [], torch.zeros(6, 4, dtype=torch.long), 7, stage.index))
     assert [len(batch.index) for batch in drawn] == [7, 7, 7, 3]
     for batch in drawn:
@@ -124,20 +124,21 @@ def test_a_batch_of_the_stream_is_the_decoded_pictures(disk):
 @pytest.mark.parametrize(("options", "said"), [
     ({"per_class": 0}, "per_class=0: must be"), ({"per_class": -1}, "per_class=-1"),
     ({"order": "icarl"}, "order='icarl' is unknown.*seed1993"), ({"size": 4}, "size=4"),
-    ({"template": "x"}, "template"), ({"side": "dtd"}, "side='dtd'"),
+    ({"template": "x"}, "template"), ({"held_out": "dtd"}, "held_out='dtd'"),
 ], ids=str)
 def test_impossible_options_are_refused_before_anything_is_looked_for(options, said, tmp_path, monkeypatch):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
-    for function in (BENCHMARKS["imagenet"], lambda **given: check("imagenet", given)):
-        with pytest.raises(ValueError, match=said):
-            function(**options)
+    with pytest.raises(ValueError, match=said):
+        BENCHMARKS["imagenet"](**options)
+    with pytest.raises(ValueError, match=said):
+        RunConfig(benchmark="imagenet", benchmark_args=options)
 
 
 def test_what_is_missing_is_said_with_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
     said = f"not in {tmp_path}: imagenet .imagenet/train, imagenet/val.*account at image-net.org; put .*<WordNet id>"
     with pytest.raises(FileNotFoundError, match=said):
-        check("imagenet", {})
+        BENCHMARKS["imagenet"]().require()
     said = CliRunner().invoke(app, ["data"]).output
     row, = [line for line in said.splitlines() if line.startswith("imagenet ")]
     assert "missing" in row and "benchmark" in row and "image-net.org" in row
@@ -148,15 +149,15 @@ def test_a_class_without_its_folder_is_named(disk):
     gone = sorted(place.iterdir())[2]
     shutil.rmtree(gone)
     with pytest.raises(FileNotFoundError, match=rf"train lacks 1 of the 6 folders of classes \({gone.name}\)"):
-        check("imagenet", {"per_class": 1})
+        BENCHMARKS["imagenet"](per_class=1).require()
 
 
 @lying("solution")
 def test_flat_pictures_without_their_classes_are_refused(disk):
-    check("imagenet", {})
+    BENCHMARKS["imagenet"]().require()
     (paths.downloads() / "imagenet" / "LOC_val_solution.csv").unlink()
     with pytest.raises(FileNotFoundError, match="val has no folders of classes, and neither .*csv nor .*devkit"):
-        check("imagenet", {})
+        BENCHMARKS["imagenet"]().require()
 
 
 @lying("solution", "devkit")
@@ -166,7 +167,7 @@ def test_a_ground_truth_that_is_torn_is_refused_before_decoding(disk, master):
     path = paths.downloads() / "imagenet" / told
     path.write_text("\n".join(path.read_text().splitlines()[:-2]) + "\n")
     with pytest.raises(DamagedError, match="does not tell the class of every picture in .*val .KeyError: 'ILSVRC2012"):
-        BENCHMARKS["imagenet"](size=SIZE)
+        BENCHMARKS["imagenet"](size=SIZE).load()
     assert not list(Path(os.environ["CLSTUDY_CACHE"]).glob("*"))
 
 
@@ -175,7 +176,7 @@ def test_a_picture_that_is_gone_is_noticed_before_decoding(disk, part):
     path = next((paths.downloads() / "imagenet" / part).rglob("*.JPEG"))
     path.unlink()
     with pytest.raises(DamagedError, match=rf"imagenet/{part} has (23|11) pictures, not (24|12)"):
-        BENCHMARKS["imagenet"](size=SIZE)
+        BENCHMARKS["imagenet"](size=SIZE).load()
     assert not list(Path(os.environ["CLSTUDY_CACHE"]).glob("*"))
 
 
@@ -184,12 +185,12 @@ def test_a_picture_that_is_cut_is_named_and_the_rest_stays_decoded(disk):
     whole, kept = path.read_bytes(), path.parent.stat()
     path.write_bytes(whole[:-200])
     with pytest.raises(DamagedError, match=f"{path.name} cannot be read"):
-        BENCHMARKS["imagenet"](size=SIZE)
+        BENCHMARKS["imagenet"](size=SIZE).load()
     place, = Path(os.environ["CLSTUDY_CACHE"]).glob("imagenet-train-*")
     assert sorted(file.name for file in place.iterdir()) == ["00000.npy", "00001.npy"]
     path.write_bytes(whole)  # in place: its folder is as it was, so decoding goes on
     assert path.parent.stat().st_mtime_ns == kept.st_mtime_ns
-    agree(BENCHMARKS["imagenet"](size=SIZE).train, disk["train"])
+    agree(BENCHMARKS["imagenet"](size=SIZE).load().train, disk["train"])
     assert list(Path(os.environ["CLSTUDY_CACHE"]).glob("imagenet-train-*")) == [place]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from clstudy import RunConfig
 from clstudy.data import image_store
-from clstudy.data.benchmarks import BENCHMARKS, check, datasets, evidence, mtil
+from clstudy.data.benchmarks import BENCHMARKS, datasets, mtil
 from clstudy.data.image_store import DamagedError
 from clstudy.evaluation.features import text_features
 from clstudy.utils import paths
@@ -46,7 +46,7 @@ def test_the_orders_are_those_of_the_paper():
 
 @pytest.mark.parametrize("order", mtil.ORDERS)
 def test_the_groups_are_the_sets_in_the_order_asked_for(order, disk):
-    found = BENCHMARKS["mtil"](order=order, size=32)
+    found = BENCHMARKS["mtil"](order=order, size=32).load()
     assert tuple(found.groups) == mtil.ORDERS[order]
     flat = [label for group in found.groups.values() for label in group]
     assert flat == list(range(1200)) and len(found.train.class_names) == len(set(found.train.class_names)) == 1200
@@ -62,10 +62,10 @@ def test_the_groups_are_the_sets_in_the_order_asked_for(order, disk):
 
 
 def test_both_orders_share_what_is_decoded(disk, monkeypatch):
-    first = BENCHMARKS["mtil"](sets=SMALL, size=32)
+    first = BENCHMARKS["mtil"](sets=SMALL, size=32).load()
     monkeypatch.setattr(image_store, "fit", None)
     monkeypatch.setattr(mtil, "pictures", None)
-    second = BENCHMARKS["mtil"](order="II", sets=SMALL, size=32)
+    second = BENCHMARKS["mtil"](order="II", sets=SMALL, size=32).load()
     assert tuple(first.groups) == ("dtd", "eurosat", "mnist") and tuple(second.groups) == ("mnist", "dtd", "eurosat")
     assert torch.equal(first.train.images, second.train.images)
     names = [[part.class_names[label] for label in part.labels] for part in (first.train, second.train)]
@@ -73,12 +73,12 @@ def test_both_orders_share_what_is_decoded(disk, monkeypatch):
 
 
 def test_other_sets_are_decoded_anew(disk):
-    few, more = (BENCHMARKS["mtil"](sets=chosen, size=32) for chosen in (["dtd"], ["dtd", "mnist"]))
+    few, more = (BENCHMARKS["mtil"](sets=chosen, size=32).load() for chosen in (["dtd"], ["dtd", "mnist"]))
     assert len(few.train) == 3 and len(more.train) == 15
 
 
 def test_each_class_has_the_prompt_of_its_set(disk, clip):
-    found = BENCHMARKS["mtil"](size=32)
+    found = BENCHMARKS["mtil"](size=32).load()
     prompt = {name: name.prompt for name in found.test.class_names}
     assert prompt["aircraft: 707-320"] == "a photo of a 707-320, a type of aircraft."
     assert prompt["dtd: polka-dotted"] == "a photo of a polka-dotted texture."
@@ -127,21 +127,21 @@ def test_what_is_missing_is_said_and_what_is_there_can_be_taken(disk):
     for gone in ("SUN397", "dtd"):
         shutil.rmtree(paths.downloads() / gone)
     with pytest.raises(FileNotFoundError) as error:
-        check("mtil", {})
+        BENCHMARKS["mtil"]().require()
     said = str(error.value)
     assert "SUN397/ClassName.txt" in said and "`clstudy data get dtd sun397`" in said
     there = [name for name in mtil.ORDERS["I"] if name not in ("dtd", "sun397")]
     assert f'benchmark_args={{"sets": {there}}}' in said
-    assert len(BENCHMARKS["mtil"](sets=there, size=32).groups) == 9
+    assert len(BENCHMARKS["mtil"](sets=there, size=32).load().groups) == 9
 
 
 def test_a_picture_that_cannot_be_read_is_named_with_its_set(disk):
     path = paths.downloads() / "dtd" / "dtd" / "images" / "banded" / "banded_0000.jpg"
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DamagedError, match="banded_0000.jpg of dtd cannot be read"):
-        BENCHMARKS["mtil"](sets=SMALL, size=32)
+        BENCHMARKS["mtil"](sets=SMALL, size=32).load()
     Image.new("RGB", (9, 9)).save(path)
-    assert len(BENCHMARKS["mtil"](sets=SMALL, size=32).train) == 3 + 12 + 4
+    assert len(BENCHMARKS["mtil"](sets=SMALL, size=32).load().train) == 3 + 12 + 4
 
 
 @pytest.mark.parametrize(("options", "said"), [
@@ -151,13 +151,13 @@ def test_a_picture_that_cannot_be_read_is_named_with_its_set(disk):
 def test_impossible_options_are_refused(options, said, tmp_path, monkeypatch):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=said):
-        check("mtil", options)
+        BENCHMARKS["mtil"](**options).require()
 
 
 def test_run_id_knows_the_names_of_the_sets_that_are_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
-    assert len(evidence("mtil", {})) == 11
-    assert evidence("mtil", {"sets": ["dtd"]}) != evidence("mtil", {"sets": ["mnist"]})
+    assert len(BENCHMARKS["mtil"]().fingerprint()) == 11
+    assert BENCHMARKS["mtil"](sets=["dtd"]).fingerprint() != BENCHMARKS["mtil"](sets=["mnist"]).fingerprint()
 
 
 def test_a_run_over_the_sets_trains(disk, toy_model):

@@ -2,16 +2,17 @@
 from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from clstudy.data.replay_buffer import POLICIES, Memory
+from clstudy.data.replay_buffer import Memory, Policy
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch
 
-ONLINE = [policy for policy in POLICIES if policy != "quota"]  # which take an image when it comes
+ONLINE = [policy for policy in get_args(Policy) if policy != "quota"]  # which take an image when it comes
 PROMPTS, STAGE = torch.zeros(9, 3, dtype=torch.long), Stage(1, (0,), np.arange(1))
 
 

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from clstudy.data.streams import STREAMS, Stage, disjoint, domains, joint, si_blurry
+from clstudy.data.streams import STREAMS, Disjoint, Domains, Joint, SiBlurry, Stage
 
 SEEDS = range(5)
 
@@ -48,7 +48,7 @@ def same(a: list[Stage], b: list[Stage]) -> bool:
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
 def test_every_image_arrives_once_and_every_class_has_one_home(name, settings, labels):
     for seed in SEEDS:
-        stages = STREAMS[name](labels, seed, **settings)
+        stages = STREAMS[name](**settings).stages(labels, seed)
         assert [stage.number for stage in stages] == list(range(1, len(stages) + 1))
         assert all(stage.index.dtype == np.int64 for stage in stages)
         assert sorted(arrivals(stages)) == list(range(len(labels)))
@@ -57,8 +57,8 @@ def test_every_image_arrives_once_and_every_class_has_one_home(name, settings, l
 
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
 def test_same_seed_equal_other_seed_different(name, settings):
-    assert same(STREAMS[name](LABELS, 3, **settings), STREAMS[name](LABELS, 3, **settings))
-    assert not same(STREAMS[name](LABELS, 3, **settings), STREAMS[name](LABELS, 4, **settings))
+    three, again, four = (STREAMS[name](**settings).stages(LABELS, seed) for seed in (3, 3, 4))
+    assert same(three, again) and not same(three, four)
 
 
 def test_registry_names_every_stream():
@@ -70,26 +70,26 @@ def test_registry_names_every_stream():
 
 
 def test_disjoint_classes_arrive_only_at_home():
-    stages = disjoint(UNEQUAL, 0, tasks=5)
+    stages = Disjoint(tasks=5).stages(UNEQUAL, 0)
     assert foreign(UNEQUAL, stages).sum() == 0
     assert [len(stage.classes) for stage in stages] == [3, 3, 2, 2, 2]  # of 12
     assert any(list(stage.index) != sorted(stage.index) for stage in stages)  # shuffled
 
 
 def test_disjoint_given_order_and_given_groups():
-    assert [s.classes for s in disjoint(LABELS, 0, tasks=20, order="given")] == [(c,) for c in range(20)]
+    assert [s.classes for s in Disjoint(tasks=20, order="given").stages(LABELS, 0)] == [(c,) for c in range(20)]
     groups = [[5, 1], [], [0, 2, 3, 4]]
-    stages = disjoint(labels_of(60, 6), 0, tasks=groups)
+    stages = Disjoint(tasks=groups).stages(labels_of(60, 6), 0)
     assert [list(stage.classes) for stage in stages] == groups
     assert [len(stage.index) for stage in stages] == [20, 0, 40]
 
 
 def test_disjoint_as_many_tasks_as_classes():
-    assert all(len(stage.classes) == 1 for stage in disjoint(LABELS, 0, tasks=20))
+    assert all(len(stage.classes) == 1 for stage in Disjoint(tasks=20).stages(LABELS, 0))
 
 
 def test_joint_is_one_shuffled_stage():
-    (stage,) = joint(LABELS, 0)
+    (stage,) = Joint().stages(LABELS, 0)
     assert stage.classes == tuple(range(20)) and list(stage.index) != sorted(stage.index)
 
 
@@ -99,7 +99,7 @@ def test_joint_is_one_shuffled_stage():
 def test_fixed_sizes_move_the_exact_share():
     """20 classes of 30 images, T = 5, N = 40, M = 50: 12 blurry classes, homes of 3, 3, 2, 2, 2 of them."""
     for seed in SEEDS:
-        stages = si_blurry(LABELS, seed, tasks=5, disjoint_share=40, blurry_share=50, random_sizes=False)
+        stages = SiBlurry(tasks=5, disjoint_share=40, blurry_share=50, random_sizes=False).stages(LABELS, seed)
         assert [len(stage.classes) for stage in stages] == [5, 5, 4, 3, 3]
         pool = 2 * 45 + 3 * 30  # half of 90, 90, 60, 60, 60
         stay = [60 + 45, 60 + 45, 60 + 30, 30 + 30, 30 + 30]  # disjoint + the half that stays
@@ -110,8 +110,8 @@ def test_fixed_sizes_move_the_exact_share():
 @pytest.mark.parametrize(("tasks", "share"), [(5, 10), (5, 50), (10, 100)])
 def test_fixed_sizes_foreign_images_in_expectation(tasks, share):
     """All blurry, equal homes: M % enter the pool and a share 1 − 1/T of it lands outside its home."""
-    counts = [foreign(LABELS, si_blurry(LABELS, seed, tasks=tasks, disjoint_share=0, blurry_share=share,
-                                        random_sizes=False)).sum() for seed in range(100)]
+    stream = SiBlurry(tasks=tasks, disjoint_share=0, blurry_share=share, random_sizes=False)
+    counts = [foreign(LABELS, stream.stages(LABELS, seed)).sum() for seed in range(100)]
     expected = 600 * share / 100 * (1 - 1 / tasks)
     assert abs(np.mean(counts) - expected) < 4 * np.std(counts) / np.sqrt(len(counts))
     assert max(counts) <= 600 * share / 100
@@ -122,7 +122,7 @@ def test_random_sizes_never_move_more_than_asked(sampler):
     """b = ⌊M % of the blurry images⌋ bounds the moved ones; some come back to their home."""
     shares = []
     for seed in range(60):
-        stages = si_blurry(LABELS, seed, tasks=5, disjoint_share=50, blurry_share=10, sampler=sampler)
+        stages = SiBlurry(tasks=5, disjoint_share=50, blurry_share=10, sampler=sampler).stages(LABELS, seed)
         moved = foreign(LABELS, stages).sum()
         assert moved <= 30  # 10 % of 10 blurry classes of 30 images
         shares.append(moved / 30)
@@ -130,7 +130,7 @@ def test_random_sizes_never_move_more_than_asked(sampler):
 
 
 def test_both_samplers_move_equally_much_of_an_unsorted_data_set():
-    moved = {sampler: [foreign(LABELS, si_blurry(LABELS, seed, blurry_share=40, sampler=sampler)).sum()
+    moved = {sampler: [foreign(LABELS, SiBlurry(blurry_share=40, sampler=sampler).stages(LABELS, seed)).sum()
                        for seed in range(100)] for sampler in ("random", "official")}
     difference = np.mean(moved["random"]) - np.mean(moved["official"])
     assert abs(difference) < 4 * np.sqrt((np.var(moved["random"]) + np.var(moved["official"])) / 100)
@@ -140,7 +140,7 @@ def test_both_samplers_move_equally_much_of_an_unsorted_data_set():
 def test_sizes_of_stages_over_seeds(sampler):
     """T = 5, N = 50, M = 10, 100 classes: the smallest stage holds 7 % of the images, the largest 37 %."""
     labels = labels_of(400, 100)
-    sizes = np.array([sorted(len(stage.index) / 400 for stage in si_blurry(labels, seed, sampler=sampler))
+    sizes = np.array([sorted(len(stage.index) / 400 for stage in SiBlurry(sampler=sampler).stages(labels, seed))
                       for seed in range(300)])
     assert sizes[:, 0].mean() == pytest.approx(.07, abs=.015)
     assert sizes[:, -1].mean() == pytest.approx(.37, abs=.02)
@@ -148,7 +148,7 @@ def test_sizes_of_stages_over_seeds(sampler):
 
 def test_stage_keeps_its_amount_with_random_sizes():
     """Without a shortage stage i gives n_i and gets n_i: as many images as its classes have."""
-    stages = si_blurry(LABELS, 0, tasks=5, blurry_share=1)  # b = 3 images, fewer than any class has
+    stages = SiBlurry(tasks=5, blurry_share=1).stages(LABELS, 0)  # b = 3 images, fewer than any class has
     amounts = [30 * len(stage.classes) for stage in stages]
     assert sum(abs(len(stage.index) - n) for stage, n in zip(stages, amounts, strict=True)) <= 2 * 3
     assert sum(amounts) == 600
@@ -159,13 +159,13 @@ def test_stage_keeps_its_amount_with_random_sizes():
 @pytest.mark.parametrize("random_sizes", [True, False])
 def test_nothing_blurred_nothing_foreign(sampler, settings, random_sizes):
     for seed in SEEDS:
-        stages = si_blurry(LABELS, seed, random_sizes=random_sizes, sampler=sampler, **settings)
+        stages = SiBlurry(random_sizes=random_sizes, sampler=sampler, **settings).stages(LABELS, seed)
         assert foreign(LABELS, stages).sum() == 0 and len(arrivals(stages)) == 600
 
 
 def test_disjoint_classes_of_a_blurred_stream_arrive_only_at_home():
     for seed in SEEDS:
-        stages = si_blurry(LABELS, seed, tasks=5, disjoint_share=50, blurry_share=100)
+        stages = SiBlurry(tasks=5, disjoint_share=50, blurry_share=100).stages(LABELS, seed)
         wandering = {c for s in stages for c in set(LABELS[s.index].tolist()) - set(s.classes)}
         assert len(wandering) <= 10
 
@@ -175,8 +175,8 @@ def test_random_sampler_moves_images_of_many_classes_of_a_sorted_data_set():
     labels = labels_of(600, 20, by_class=True)
 
     def classes_that_move(sampler: str) -> int:
-        stages = si_blurry(labels, 0, tasks=2, disjoint_share=0, blurry_share=20, random_sizes=False,
-                           sampler=sampler)
+        stream = SiBlurry(tasks=2, disjoint_share=0, blurry_share=20, random_sizes=False, sampler=sampler)
+        stages = stream.stages(labels, 0)
         return len({c for s in stages for c in set(labels[s.index].tolist()) - set(s.classes)})
 
     assert classes_that_move("official") == 4  # the first 2 of 10 classes in each of 2 homes
@@ -185,7 +185,7 @@ def test_random_sampler_moves_images_of_many_classes_of_a_sorted_data_set():
 
 def test_empty_stages_are_legal():
     """With all classes disjoint and random cut points, some seeds give a stage without class and image."""
-    stages = si_blurry(LABELS, 1, tasks=5, disjoint_share=100)
+    stages = SiBlurry(tasks=5, disjoint_share=100).stages(LABELS, 1)
     empty = [stage for stage in stages if not stage.classes]
     assert empty and all(len(stage.index) == 0 and stage.index.dtype == np.int64 for stage in empty)
     assert sorted(arrivals(stages)) == list(range(600))
@@ -193,13 +193,13 @@ def test_empty_stages_are_legal():
 
 def test_as_many_tasks_as_classes():
     for random_sizes in (True, False):
-        stages = si_blurry(LABELS, 0, tasks=20, random_sizes=random_sizes)
+        stages = SiBlurry(tasks=20, random_sizes=random_sizes).stages(LABELS, 0)
         assert len(stages) == 20 and len(arrivals(stages)) == 600
 
 
 def test_a_stage_without_disjoint_class():
     """2 disjoint classes over 5 stages: three stages at least own only blurry ones."""
-    stages = si_blurry(LABELS, 0, tasks=5, disjoint_share=10, blurry_share=0, random_sizes=False)
+    stages = SiBlurry(tasks=5, disjoint_share=10, blurry_share=0, random_sizes=False).stages(LABELS, 0)
     assert [len(stage.classes) for stage in stages] == [5, 5, 4, 3, 3]
 
 
@@ -252,8 +252,8 @@ GOLDEN = [
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: "-".join(map(str, golden[:8])))
 def test_official_sampler_index_for_index(golden):
     images, classes, by_class, seed, tasks, n, m, random_sizes, lengths, sha256 = golden
-    stages = si_blurry(labels_of(images, classes, by_class), seed, tasks=tasks, disjoint_share=n,
-                       blurry_share=m, random_sizes=random_sizes, sampler="official")
+    stream = SiBlurry(tasks=tasks, disjoint_share=n, blurry_share=m, random_sizes=random_sizes, sampler="official")
+    stages = stream.stages(labels_of(images, classes, by_class), seed)
     assert [len(stage.index) for stage in stages] == lengths
     assert hashlib.sha256(arrivals(stages).astype("<i8").tobytes()).hexdigest() == sha256
 
@@ -261,7 +261,7 @@ def test_official_sampler_index_for_index(golden):
 def test_official_sampler_drops_leftover_classes():
     """23 classes, T = 5, N = 50: ⌊11⌋ → 10 disjoint, 13 → 10 blurry, 3 without a home."""
     labels = labels_of(690, 23)
-    stages = si_blurry(labels, 0, sampler="official")
+    stages = SiBlurry(sampler="official").stages(labels, 0)
     homes = [c for stage in stages for c in stage.classes]
     assert len(homes) == len(set(homes)) == 20
     assert set(labels[arrivals(stages)].tolist()) == set(homes) and len(arrivals(stages)) == 600
@@ -271,23 +271,23 @@ def test_official_sampler_drops_leftover_classes():
 
 
 @pytest.mark.parametrize(("call", "words"), [
-    (lambda: disjoint(LABELS, 0, tasks=0), ["tasks=0", "number of classes, 20"]),
-    (lambda: disjoint(LABELS, 0, tasks=21), ["tasks=21", "number of classes, 20"]),
-    (lambda: disjoint(LABELS, 0, tasks=2.5), ["tasks=2.5"]),
-    (lambda: disjoint(LABELS, 0, order="sorted"), ["order='sorted'", "given", "random"]),
-    (lambda: disjoint([0, 1, 2], 0, tasks=[[0, 1], [1, 2]]), ["tasks", "[1]", "more than one"]),
-    (lambda: disjoint([0, 1, 2], 0, tasks=[[0, 1], [2, 7]]), ["tasks", "[7]", "unknown"]),
-    (lambda: disjoint([0, 1, 2], 0, tasks=[[0, 1]]), ["tasks", "[2]", "no group"]),
-    (lambda: disjoint([0, 1, 2], 0, tasks=[]), ["tasks"]),
-    (lambda: disjoint([0, 1, 2], 0, tasks=[0, 1, 2]), ["tasks=[0, 1, 2]", "list of lists"]),
-    (lambda: disjoint([], 0), ["labels", "(0,)"]),
-    (lambda: joint([[0, 1]], 0), ["labels", "(1, 2)"]),
-    (lambda: joint([0., 1.], 0), ["labels", "float64"]),
-    (lambda: si_blurry(LABELS, 0, tasks=-1), ["tasks=-1", "number of classes, 20"]),
-    (lambda: si_blurry(LABELS, 0, tasks=21), ["tasks=21", "number of classes, 20"]),
-    (lambda: si_blurry(LABELS, 0, disjoint_share=101), ["disjoint_share=101", "0 to 100"]),
-    (lambda: si_blurry(LABELS, 0, blurry_share=-1), ["blurry_share=-1", "0 to 100"]),
-    (lambda: si_blurry(LABELS, 0, sampler="mvp"), ["sampler='mvp'", "official", "random"]),
+    (lambda: Disjoint(tasks=0).stages(LABELS, 0), ["tasks=0", "at least 1", "groups"]),
+    (lambda: Disjoint(tasks=21).stages(LABELS, 0), ["tasks=21", "number of classes, 20"]),
+    (lambda: Disjoint(tasks=2.5).stages(LABELS, 0), ["tasks=2.5", "whole number"]),
+    (lambda: Disjoint(order="sorted").stages(LABELS, 0), ["order='sorted'", "given", "random"]),
+    (lambda: Disjoint(tasks=[[0, 1], [1, 2]]).stages([0, 1, 2], 0), ["tasks", "[1]", "more than one"]),
+    (lambda: Disjoint(tasks=[[0, 1], [2, 7]]).stages([0, 1, 2], 0), ["tasks", "[7]", "unknown"]),
+    (lambda: Disjoint(tasks=[[0, 1]]).stages([0, 1, 2], 0), ["tasks", "[2]", "no group"]),
+    (lambda: Disjoint(tasks=[]).stages([0, 1, 2], 0), ["tasks"]),
+    (lambda: Disjoint(tasks=[0, 1, 2]).stages([0, 1, 2], 0), ["tasks=[0, 1, 2]", "list of lists"]),
+    (lambda: Disjoint().stages([], 0), ["labels", "(0,)"]),
+    (lambda: Joint().stages([[0, 1]], 0), ["labels", "(1, 2)"]),
+    (lambda: Joint().stages([0., 1.], 0), ["labels", "float64"]),
+    (lambda: SiBlurry(tasks=-1).stages(LABELS, 0), ["tasks=-1", "at least 1"]),
+    (lambda: SiBlurry(tasks=21).stages(LABELS, 0), ["tasks=21", "number of classes, 20"]),
+    (lambda: SiBlurry(disjoint_share=101).stages(LABELS, 0), ["disjoint_share=101", "0 to 100"]),
+    (lambda: SiBlurry(blurry_share=-1).stages(LABELS, 0), ["blurry_share=-1", "0 to 100"]),
+    (lambda: SiBlurry(sampler="mvp").stages(LABELS, 0), ["sampler='mvp'", "official", "random"]),
 ])
 def test_errors_name_field_value_and_choices(call, words):
     with pytest.raises(ValueError) as error:
@@ -300,7 +300,7 @@ def test_errors_name_field_value_and_choices(call, words):
 
 def test_domains_come_one_after_the_other_with_all_their_images():
     of = np.arange(600) % 7 % 4  # four domains, of which each holds every class
-    stages = domains(LABELS, 0, domains=of, order="given")
+    stages = Domains(order="given").stages(LABELS, 0, of)
     assert [set(of[stage.index]) for stage in stages] == [{0}, {1}, {2}, {3}]
     assert sorted(arrivals(stages)) == list(range(600))
     assert stages[0].classes == tuple(range(20)) and all(stage.classes == () for stage in stages[1:])
@@ -309,20 +309,21 @@ def test_domains_come_one_after_the_other_with_all_their_images():
 
 def test_the_home_of_a_class_is_the_first_domain_that_has_it():
     labels, of = np.array([5, 5, 3, 3, 9, 9, 5]), np.array([0, 1, 1, 2, 2, 2, 2])
-    stages = domains(labels, 1, domains=of, order="given")
+    stages = Domains(order="given").stages(labels, 1, of)
     assert [stage.classes for stage in stages] == [(5,), (3,), (9,)]
     assert [sorted(stage.index) for stage in stages] == [[0], [1, 2], [3, 4, 5, 6]]
 
 
 def test_the_order_of_domains_is_the_seeds():
     of = np.arange(600) % 6
-    orders = [tuple(of[stage.index[0]] for stage in domains(LABELS, seed, domains=of)) for seed in range(8)]
+    orders = [tuple(of[stage.index[0]] for stage in Domains().stages(LABELS, seed, of)) for seed in range(8)]
     assert len(set(orders)) > 4 and all(sorted(order) == list(range(6)) for order in orders)
-    assert same(domains(LABELS, 3, domains=of), domains(LABELS, 3, domains=of))
+    assert same(Domains().stages(LABELS, 3, of), Domains().stages(LABELS, 3, of))
 
 
-@pytest.mark.parametrize(("options", "said"), [({"domains": np.zeros(5, int)}, "domains: got shape"),
-                                               ({"domains": np.zeros(600, int), "order": "best"}, "order='best'")])
-def test_impossible_domains_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
-        domains(LABELS, 0, **options)
+@pytest.mark.parametrize("domains", [None, np.zeros(5, int)])
+def test_impossible_domains_are_refused(domains):
+    with pytest.raises(ValueError, match="domains: got shape"):
+        Domains().stages(LABELS, 0, domains)
+    with pytest.raises(ValueError, match="order='best' is unknown"):
+        Domains(order="best")

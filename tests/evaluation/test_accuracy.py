@@ -1,4 +1,4 @@
-"""Accuracy against a loop over images, in all three scenarios; side sets; retrieval ranks against another way."""
+"""Accuracy against a loop over images, in all three scenarios; held-out sets; retrieval ranks against another way."""
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_runs import said
 
-from clstudy.data.types import Benchmark, Captioned, Labelled
+from clstudy.data.types import BenchmarkData, Captioned, Labelled
 from clstudy.evaluation import features as features_module
 from clstudy.evaluation.accuracy import evaluate, hits, zero_shot
 from clstudy.evaluation.features import Cache, class_features, features
@@ -20,15 +20,15 @@ def table(rows: list[dict]) -> dict[tuple, tuple[float, int]]:
     return found
 
 
-def random_benchmark(clip, images: int = 70, classes: int = 9) -> Benchmark:
+def random_benchmark(clip, images: int = 70, classes: int = 9) -> BenchmarkData:
     """Noise in nine classes, of which class 4 has no test image."""
     rng = np.random.default_rng(3)
     labels = rng.choice([c for c in range(classes) if c != 4], images)
     pixels = torch.from_numpy(rng.integers(0, 256, (images, 3, 64, 64), dtype=np.uint8))
     names = tuple(f"thing number {'abcdefghi'[i]}" for i in range(classes))
     test = Labelled(pixels, labels, names, "a {}")
-    side = {"others": Labelled(255 - pixels[:20], rng.integers(0, 3, 20), ("dog", "cat", "cow"), "the {}")}
-    return Benchmark("random", test, test, ("",) * images, {}, side)
+    held_out = {"others": Labelled(255 - pixels[:20], rng.integers(0, 3, 20), ("dog", "cat", "cow"), "the {}")}
+    return BenchmarkData("random", test, test, ("",) * images, {}, held_out)
 
 
 def best(similarity: np.ndarray, offered) -> int:
@@ -43,7 +43,7 @@ def best(similarity: np.ndarray, offered) -> int:
 TASKS = [(3, 0), (), (5, 1, 4), (8, 2)]  # 6 and 7 have no home; one task is empty; one class has no test image
 
 
-def naive(clip, benchmark: Benchmark, seen: list[int]) -> dict[tuple, tuple[float, int]]:
+def naive(clip, benchmark: BenchmarkData, seen: list[int]) -> dict[tuple, tuple[float, int]]:
     test = benchmark.test
     prompts = [test.template.format(name) for name in test.class_names]
     with torch.inference_mode():
@@ -131,20 +131,21 @@ def test_class_features_are_those_of_the_prompts(clip):
     assert torch.allclose(class_features(clip, ("dog", "cat"), "a {}."), expected, atol=1e-6)
 
 
-def test_a_side_set_is_classified_among_its_own_classes(clip):
-    side = random_benchmark(clip).side["others"]
-    image, text = features(clip, side.images), class_features(clip, side.class_names, side.template)
-    expected = [best(row, range(3)) == label for row, label in zip((image @ text.T).numpy(), side.labels, strict=True)]
-    assert zero_shot(clip, side).tolist() == expected
+def test_a_held_out_set_is_classified_among_its_own_classes(clip):
+    held_out = random_benchmark(clip).held_out["others"]
+    image, text = features(clip, held_out.images), class_features(clip, held_out.class_names, held_out.template)
+    similar = (image @ text.T).numpy()
+    expected = [best(row, range(3)) == label for row, label in zip(similar, held_out.labels, strict=True)]
+    assert zero_shot(clip, held_out).tolist() == expected
     rows = table(evaluate(clip, random_benchmark(clip), TASKS, [0]).rows)
     assert rows["others", "own", "accuracy"] == (pytest.approx(np.mean(expected)), 20)
 
 
-def test_an_empty_side_set_gives_no_row(clip):
+def test_an_empty_held_out_set_gives_no_row(clip):
     benchmark = random_benchmark(clip)
-    side = benchmark.side["others"]
-    empty = replace(side, images=side.images[:1], labels=side.labels[:1])
-    rows = evaluate(clip, replace(benchmark, side={"one": empty}), TASKS, [0]).rows
+    held_out = benchmark.held_out["others"]
+    empty = replace(held_out, images=held_out.images[:1], labels=held_out.labels[:1])
+    rows = evaluate(clip, replace(benchmark, held_out={"one": empty}), TASKS, [0]).rows
     assert table(rows)["one", "own", "accuracy"][1] == 1
     assert ("others", "own", "accuracy") not in table(rows)
 

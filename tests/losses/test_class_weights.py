@@ -82,7 +82,7 @@ def test_exponentiated_gradient_multiplies_the_weights_of_the_classes_drawn():
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    ({"form": "max"}, "robust='max' is unknown. Choices: balanced, cvar, eg, kl"),
+    ({"form": "max"}, "form='max' is unknown. Choices: balanced, cvar, eg, kl"),
     ({"strength": 0}, "strength=0: must be above 0"),
     ({"share": 1.5}, "share=1.5: must be above 0 and at most 1"), ({"beta": 0}, "beta=0")])
 def test_impossible_settings_are_refused(options, said):
@@ -130,7 +130,7 @@ def test_a_weight_is_cut(clip, batch):
 
 
 def test_the_weights_of_a_run_are_kept_class_by_class(tiny, tmp_path):
-    run = load_or_train(tiny.but(method="gdro", method_args={"size": 12}), runs=tmp_path)
+    run = load_or_train(tiny.replace(method="gdro", method_args={"size": 12}), runs=tmp_path)
     table = run.probe("method")
     assert list(table.columns) == ["stage", "step", "class", "weight"]
     means = table.groupby("step").weight.mean()
@@ -143,6 +143,6 @@ def test_the_weights_of_a_run_are_kept_class_by_class(tiny, tmp_path):
 def test_every_form_runs_and_differs(tiny, robust):
     from small_runs import train
 
-    rows = {form: [row["value"] for row in train(tiny.but(method="gdro", method_args={"robust": form}))[1]]
+    rows = {form: [row["value"] for row in train(tiny.replace(method="gdro", method_args={"robust": form}))[1]]
             for form in {"kl", robust}}
     assert robust == "kl" or rows["kl"] != rows[robust]

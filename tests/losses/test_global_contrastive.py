@@ -181,7 +181,7 @@ def test_impossible_settings_are_refused(options, said):
 
 @pytest.mark.parametrize("temperature", ["fixed", "individual", "global"])
 def test_gcl_learns_the_toy_world(tiny, temperature):
-    evals, _ = train(tiny.but(method="gcl", stream="joint", stream_args={}, lr=3e-2, epochs=4,
+    evals, _ = train(tiny.replace(method="gcl", stream="joint", stream_args={}, lr=3e-2, epochs=4,
                               method_args={"temperature": temperature}))
     found = {row["stage"]: row["value"] for row in evals if row["set"] == "all classes"}
     assert found[1] > found[0] + 0.3
@@ -197,7 +197,7 @@ def test_gcl_remembers_images_of_the_memory_and_forgets_those_that_left(monkeypa
             kept[len(kept)] = set(torch.nonzero(~known.isnan()).flatten().tolist()), set(self.memory.index)
 
     monkeypatch.setitem(METHODS, "watched", Watched)
-    train(tiny.but(method="watched", method_args={"size": 12}))
+    train(tiny.replace(method="watched", method_args={"size": 12}))
     assert len(kept) == 2 and all(known and known <= held for known, held in kept.values())
     assert len(kept[1][1]) == 12
 

@@ -189,26 +189,28 @@ def test_class_names_as_vocabulary_are_lwf(tiny):
     ends = []
     for method, args in (("vr_lwf", {"vocabulary": "classes", "classes": False, "weight": 2.0}),
                          ("lwf", {"weight": 2.0})):
-        train(tiny.but(method=method, method_args=args),
+        train(tiny.replace(method=method, method_args=args),
               keep=lambda clip: ends.append(torch.cat([p.flatten() for p in clip.parameters() if p.requires_grad])))
     assert torch.allclose(ends[0], ends[1], atol=2e-5)
 
 
 def test_from_the_second_stage_on_the_classes_seen_are_distilled_too(tiny):
-    _, steps = train(tiny.but(method="vr_lwf"))
+    _, steps = train(tiny.replace(method="vr_lwf"))
     terms = {stage: {row["term"] for row in steps if row["stage"] == stage} for stage in (1, 2)}
     assert terms == {1: {"task", "vocabulary"}, 2: {"task", "vocabulary", "classes"}}
-    _, steps = train(tiny.but(method="vr_lwf", method_args={"classes": False}))
+    _, steps = train(tiny.replace(method="vr_lwf", method_args={"classes": False}))
     assert "classes" not in {row["term"] for row in steps}
 
 
 def test_captions_need_a_benchmark_that_has_reference_pairs(tiny, toy, monkeypatch):
+    from conftest import benchmark_of
+
     from clstudy.data.benchmarks import BENCHMARKS
 
-    monkeypatch.setitem(BENCHMARKS, "bare", lambda: replace(toy(), name="bare", reference=None))
+    monkeypatch.setitem(BENCHMARKS, "bare", benchmark_of(lambda: replace(toy().load(), name="bare", reference=None)))
     with pytest.raises(ValueError, match="method='vr_lwf' needs reference pairs; benchmark='bare' has none"):
-        train(tiny.but(benchmark="bare", method="vr_lwf", method_args={"vocabulary": "captions"}))
-    train(tiny.but(benchmark="bare", method="vr_lwf"))
+        train(tiny.replace(benchmark="bare", method="vr_lwf", method_args={"vocabulary": "captions"}))
+    train(tiny.replace(benchmark="bare", method="vr_lwf"))
 
 
 # ---- which texts compete in the task term

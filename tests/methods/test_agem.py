@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from small_runs import train
+from small_runs import register, train
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parameters_to_vector
 
@@ -68,7 +68,7 @@ def replay(clip, batch, **options):
 
 def test_the_replayed_loss_by_hand(clip, batch, toy):
     """All 18 pairs of the reference and 4 images kept; each direction a mean over its positives."""
-    method, pairs = replay(clip, batch, replay=99, size=4), toy().reference()
+    method, pairs = replay(clip, batch, replay=99, size=4), toy().load().reference()
     memory, names = method.kept[0], list(pairs.captions)
     image = torch.cat([clip.encode_image(pairs.images[pairs.owner]), clip.encode_image(memory.image)])
     text = torch.cat([clip.encode_text(clip.tokenize(names)), clip.encode_text(batch.prompts[memory.labels])])
@@ -85,7 +85,7 @@ def test_the_replayed_loss_by_hand(clip, batch, toy):
 
 
 def test_pairs_are_drawn_anew_from_the_reference_and_from_what_was_kept(clip, batch, toy):
-    pairs, method = toy().reference(), METHODS["agem"](replay=5, size=6)
+    pairs, method = toy().load().reference(), METHODS["agem"](replay=5, size=6)
     method.rehearse(clip, batch)
     assert set(method.drawn) == {"same", "pixels", "tokens"} and method.drawn["same"].shape == (5, 5)
     method.after_stage(clip, [batch])
@@ -139,7 +139,7 @@ def reference_gradient(method, clip) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("tuner", ["lora", "full"])
 def test_gradients_are_edited_only_where_they_are_against_the_pairs(clip, batch, tuner):
-    TUNERS[tuner](clip, "both")
+    TUNERS[tuner]().apply(clip, "both")
     method = replay(clip, batch, replay=12, size=6)
     parameters, r = method.trainable(clip), reference_gradient(method, clip)
     torch.manual_seed(0)
@@ -159,7 +159,7 @@ def test_gradients_are_edited_only_where_they_are_against_the_pairs(clip, batch,
 
 
 def test_what_the_loss_does_not_reach_takes_no_part(clip, batch):
-    TUNERS["full"](clip, "both")
+    TUNERS["full"]().apply(clip, "both")
     method = replay(clip, batch, replay=12)
     for name, p in clip.named_parameters():
         p.grad = torch.ones_like(p) if name == "model.visual.proj" else None
@@ -193,8 +193,8 @@ class Counting:
 @pytest.mark.parametrize("tuner", ["lora", "full"])
 def test_in_a_run_no_gradient_is_left_against_the_replayed_pairs(monkeypatch, tiny, tuner):
     method = Counting(size=10)
-    monkeypatch.setitem(METHODS, "counting", lambda: method)
-    train(tiny.but(method="counting", tuner=tuner, steps_per_batch=3, lr=1e-3))
+    register(monkeypatch, "counting", method)
+    train(tiny.replace(method="counting", tuner=tuner, steps_per_batch=3, lr=1e-3))
     assert len(method.after) == 24 and min(method.after) > -1e-4
     assert 0 < sum(product < 0 for product in method.before) < 24  # some are edited, some are not
     assert [len(memory) for memory in method.kept] == [10, 10]
@@ -208,23 +208,23 @@ def test_a_run_depends_on_the_pairs_that_are_replayed(monkeypatch, tiny, toy):
     from clstudy.training import setup
 
     ends = []
-    train(tiny.but(method="agem"), keep=ends.append)
-    pairs = toy().reference()
+    train(tiny.replace(method="agem"), keep=ends.append)
+    pairs = toy().load().reference()
     wrong = replace(pairs, captions=pairs.captions[::-1])
     prepare = setup.prepare
     monkeypatch.setattr(module, "prepare", lambda config: (
         lambda clip, benchmark, stages: (clip, replace(benchmark, reference=lambda: wrong), stages))(*prepare(config)))
-    train(tiny.but(method="agem"), keep=ends.append)
+    train(tiny.replace(method="agem"), keep=ends.append)
     assert (weights(ends[0]) - weights(ends[1])).abs().max() > 1e-4
 
 
 def test_the_loss_on_the_pairs_is_lower_than_after_fine_tuning(tiny, toy):
     from clstudy.losses.functional import contrastive
 
-    pairs, found = toy().reference(), {}
+    pairs, found = toy().load().reference(), {}
     for name in ("finetune", "agem"):
         ends = []
-        train(tiny.but(method=name, optimizer="sgd", lr=0.05, tuner="full", steps_per_batch=3), keep=ends.append)
+        train(tiny.replace(method=name, optimizer="sgd", lr=0.05, tuner="full", steps_per_batch=3), keep=ends.append)
         clip = ends[0].eval()
         with torch.no_grad():
             found[name] = contrastive(clip.encode_image(pairs.images[pairs.owner]),

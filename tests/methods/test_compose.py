@@ -86,7 +86,7 @@ def test_texts_that_nobody_asks_for_are_not_encoded(monkeypatch, clip, batch):
 def test_without_a_weight_the_vocabulary_changes_nothing(tiny):
     ends = []
     for options in ({}, {"vocabulary": "random", "weight": 0.0}):
-        _, steps = train(tiny.but(method="compose", method_args=options | {"candidates": "seen"}))
+        _, steps = train(tiny.replace(method="compose", method_args=options | {"candidates": "seen"}))
         ends.append([row["value"] for row in steps if row["term"] == "task"])
     assert ends[0] == ends[1] and len(ends[0]) == 8
 
@@ -94,7 +94,8 @@ def test_without_a_weight_the_vocabulary_changes_nothing(tiny):
 def test_a_point_that_is_no_method_learns_the_toy_world(tiny):
     options = {"denominator": "moving", "class_weights": "kl", "vocabulary": "random", "size": 12, "policy": "quota",
                "draw": "balanced"}
-    evals, _ = train(tiny.but(method="compose", method_args=options, stream="joint", stream_args={}, lr=3e-2, epochs=4))
+    config = tiny.replace(method="compose", method_args=options, stream="joint", stream_args={}, lr=3e-2, epochs=4)
+    evals, _ = train(config)
     found = {row["stage"]: row["value"] for row in evals if row["set"] == "all classes"}
     assert found[1] > found[0] + 0.3
 
@@ -122,4 +123,4 @@ def test_the_weights_of_a_run_are_kept_if_classes_have_any(clip, batch):
     ({"gamma": 0}, "gamma=0"), ({"class_weights": "kl", "cap": 0}, "cap=0: must be above 0")])
 def test_what_is_impossible_or_means_nothing_is_refused_early(tiny, options, said):
     with pytest.raises(ValueError, match=said):
-        tiny.but(method="compose", method_args=options)
+        tiny.replace(method="compose", method_args=options)

@@ -239,13 +239,13 @@ def test_a_model_that_is_its_teacher_has_no_geodesic_terms(clip, batch):
 
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_a_frozen_tower_has_no_term(tiny, tower):
-    _, steps = train(tiny.but(method="geodl", tower=tower))
+    _, steps = train(tiny.replace(method="geodl", tower=tower))
     values = {name: [row["value"] for row in steps if row["term"] == f"geo_{name}"] for name in ("image", "text")}
     assert max(values[tower]) > 1e-6 and not any(values["text" if tower == "image" else "image"])
 
 
 def test_terms_start_at_zero_in_each_stage(tiny):
-    _, steps = train(tiny.but(method="geodl"))
+    _, steps = train(tiny.replace(method="geodl"))
     for stage in (1, 2):
         for term in ("geo_image", "geo_text"):
             rows = [row["value"] for row in steps if row["stage"] == stage and row["term"] == term]
@@ -268,11 +268,12 @@ def test_the_teacher_is_a_frozen_copy_that_sees_the_same_images(clip, batch):
 
 def test_a_larger_weight_keeps_features_nearer(tiny, toy, clip):
     """To those of the pretrained model, on images and class texts of the stream."""
-    config = tiny.but(method="geodl", stream_args={"tasks": 1}, tuner="full", lr=1e-3, steps_per_batch=3)
-    images, text = toy().test.images, clip.class_text(list(toy().test.class_names), toy().test.template)
+    config = tiny.replace(method="geodl", stream_args={"tasks": 1}, tuner="full", lr=1e-3, steps_per_batch=3)
+    test = toy().load().test
+    images, text = test.images, clip.class_text(list(test.class_names), test.template)
     kept, moved = {}, {}
     for weight in (0.0, 50.0):
-        train(config.but(method_args={"weight": weight}),
+        train(config.replace(method_args={"weight": weight}),
               keep=lambda model, weight=weight: kept.update({weight: model.eval()}))
     with torch.no_grad():
         for weight, model in kept.items():
@@ -288,5 +289,5 @@ def test_small_batches_train_without_it(tiny, batch, clip):
     two = replace(batch, image=batch.image[:2], labels=batch.labels[:2], index=(0, 1)).among((2, 5))
     terms = method.loss(clip, two)
     assert terms["geo_image"].item() == terms["geo_text"].item() == 0 < terms["task"].item()
-    _, steps = train(tiny.but(method="geodl", batch_size=2))
+    _, steps = train(tiny.replace(method="geodl", batch_size=2))
     assert np.isfinite([row["value"] for row in steps]).all()

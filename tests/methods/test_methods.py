@@ -5,22 +5,23 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
-from small_runs import train
+from small_runs import register, train
 from torch.nn.utils import parameters_to_vector
 
 from clstudy.losses.functional import match
 from clstudy.methods import METHODS
-from clstudy.models.tuners import ONLY
+from clstudy.methods.base import Method
+from clstudy.models.tuners import TUNERS
 
 TRAINED = sorted(set(METHODS) - {"frozen"})
 
 
 def of(config, method: str, **changes):
     """The run with this method; where the method is made for a tuner, with that one."""
-    needs = getattr(METHODS[method], "needs", None)
+    needs = METHODS[method].needs_tuner
     if needs:
-        changes |= {"tuner": needs, "tower": ONLY.get(needs, (("both",), ""))[0][-1]}
-    return config.but(method=method, **changes)
+        changes |= {"tuner": needs, "tower": TUNERS[needs].towers[-1]}
+    return config.replace(method=method, **changes)
 
 
 def learn(config):
@@ -52,7 +53,7 @@ def test_a_short_run_is_finite_and_equal_twice(tiny, name):
 def test_another_seed_gives_another_run_on_the_same_stream(tiny, name):
     config = of(tiny, name, stream_seed=0)
     evals, steps, _ = learn(config)
-    other_evals, other_steps, _ = learn(config.but(seed=1))
+    other_evals, other_steps, _ = learn(config.replace(seed=1))
     if name == "frozen":
         assert evals == other_evals and steps == other_steps == []
     else:
@@ -63,7 +64,7 @@ def test_another_seed_gives_another_run_on_the_same_stream(tiny, name):
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_moves_the_model(tiny, name, tuner):
     starts, ends, config = {}, {}, of(tiny, name, tuner=tuner, lr=1e-3)
-    train(config.but(lr=1e-30), keep=lambda clip: starts.update(clip.named_parameters()))
+    train(config.replace(lr=1e-30), keep=lambda clip: starts.update(clip.named_parameters()))
     train(config, keep=lambda clip: ends.update(clip.named_parameters()))
     free = [key for key, p in ends.items() if p.requires_grad and "token_embedding" not in key]
     moved = [key for key in ends if not torch.allclose(starts[key], ends[key], atol=1e-8, rtol=0)]
@@ -77,12 +78,12 @@ def test_training_moves_the_model(tiny, name, tuner):
 def test_a_method_at_its_defaults_is_not_fine_tuning(tiny, name):
     config = of(tiny, name)
     ends = [parameters_to_vector([p for p in learn(run)[2].parameters() if p.requires_grad])
-            for run in (config, config.but(method="finetune"))]
+            for run in (config, config.replace(method="finetune"))]
     assert (ends[0] - ends[1]).abs().max() > 1e-4  # a hundredth of one step
 
 
 def test_frozen_changes_nothing(tiny):
-    evals, steps, clip = learn(tiny.but(method="frozen", tuner="none"))
+    evals, steps, clip = learn(tiny.replace(method="frozen", tuner="none"))
     assert steps == [] and not any(p.requires_grad for p in clip.parameters())
     at = {stage: [row for row in evals if row["stage"] == stage and row["candidates"] in ("own", "all")]
           for stage in (0, 1, 2)}
@@ -137,17 +138,17 @@ def test_texts_of_absent_classes_are_not_in_sits_loss(clip, batch):
     assert (word_gradients(clip, batch, "finetune") > 0).all()
 
 
-# ---- the eight verbs
+# ---- the verbs
 
 
 @dataclass
-class Recording:
+class Recording(Method):
     """A method that writes down how it is called."""
 
-    calls: list = field(default_factory=list)
+    calls: list = field(default_factory=list, init=False)
 
-    def before_stage(self, clip, stage):
-        self.calls.append(("before_stage", stage.number))
+    def before_stage(self, clip, stage, batches):
+        self.calls.append(("before_stage", stage.number, list(batches)))
 
     def trainable(self, clip):
         self.calls.append(("trainable",))
@@ -182,8 +183,8 @@ class Recording:
 def recorded(monkeypatch, tiny):
     """Calls of a run with three steps on each of four batches of two stages, and its tables."""
     method = Recording()
-    monkeypatch.setitem(METHODS, "recording", lambda: method)
-    evals, steps = train(tiny.but(method="recording", steps_per_batch=3, eval_every=20))
+    register(monkeypatch, "recording", method)
+    evals, steps = train(tiny.replace(method="recording", steps_per_batch=3, eval_every=20))
     return method.calls, evals, steps
 
 
@@ -210,7 +211,7 @@ def looks_after(stage: int) -> list[int]:
 
 def test_batches_bring_images_labels_and_candidates_in_order_of_arrival(recorded, toy, tiny):
     calls, _, _ = recorded
-    benchmark, batches = toy(), [call[1] for call in calls if call[0] == "after_step"]
+    benchmark, batches = toy().load(), [call[1] for call in calls if call[0] == "after_step"]
     seen = []
     for batch in batches:
         index = list(batch.index)
@@ -245,7 +246,7 @@ def test_the_pass_after_a_stage_is_the_stage_once_without_augmentation(recorded,
     for number, (_, batches) in enumerate((call for call in calls if call[0] == "after_stage"), 1):
         assert all(batch.stage.number == number for batch in batches)
         assert [i for batch in batches for i in batch.index] == batches[0].stage.index.tolist()
-        assert torch.equal(batches[0].image, toy().train.images[list(batches[0].index)].float() / 255)
+        assert torch.equal(batches[0].image, toy().load().train.images[list(batches[0].index)].float() / 255)
 
 
 def test_what_a_method_deploys_is_what_is_evaluated(monkeypatch, tiny):
@@ -259,7 +260,7 @@ def test_what_a_method_deploys_is_what_is_evaluated(monkeypatch, tiny):
 
     monkeypatch.setitem(METHODS, "conservative", Conservative)
     kept = []
-    evals, steps = train(tiny.but(method="conservative"), keep=kept.append)
+    evals, steps = train(tiny.replace(method="conservative"), keep=kept.append)
     rows = {stage: [row["value"] for row in evals if row["stage"] == stage and row["candidates"] == "all"]
             for stage in (0, 1, 2)}
     assert rows[0] == rows[1] == rows[2] and steps
@@ -276,7 +277,7 @@ def test_a_method_may_free_a_tower_that_the_tuner_froze(monkeypatch, tiny):
             return [p.requires_grad_() for _, p in clip.tower("text")]
 
     monkeypatch.setitem(METHODS, "freeing", Freeing)
-    config, kept = tiny.but(method="freeing", tower="image", lr=1e-2), []
+    config, kept = tiny.replace(method="freeing", tower="image", lr=1e-2), []
     evals, _ = train(config, keep=kept.append)
     _, benchmark, stages = prepare(config)
     fresh = evaluate(kept[0], benchmark, [stage.classes for stage in stages], range(6)).rows
@@ -295,8 +296,8 @@ def watched(monkeypatch, tiny, method, **changes) -> list:
     """Run with this method object; the batches that its loss saw."""
     batches, loss = [], method.loss
     method.loss = lambda clip, batch: batches.append(batch) or loss(clip, batch)
-    monkeypatch.setitem(METHODS, "watched", lambda: method)
-    train(tiny.but(method="watched", **changes))
+    register(monkeypatch, "watched", method)
+    train(tiny.replace(method="watched", **changes))
     return batches
 
 
@@ -319,8 +320,8 @@ def watched(monkeypatch, tiny, method, **changes) -> list:
     ("finetune", {"double_softmax": False}, "finetune"),
 ])
 def test_a_method_without_its_term_is_another_one_exactly(tiny, name, args, limit):
-    _, steps, clip = learn(tiny.but(method=name, method_args=args, steps_per_batch=2))
-    _, plain, other = learn(tiny.but(method=limit, steps_per_batch=2))
+    _, steps, clip = learn(tiny.replace(method=name, method_args=args, steps_per_batch=2))
+    _, plain, other = learn(tiny.replace(method=limit, steps_per_batch=2))
     assert [row for row in steps if row["term"] == "task"] == plain
     assert torch.equal(weights(clip), weights(other))
     assert all(row["value"] == 0 for row in steps if row["term"] != "task")
@@ -334,7 +335,7 @@ def test_a_method_without_its_term_is_another_one_exactly(tiny, name, args, limi
     ("derpp", {"alpha": -0.1}, "alpha=-0.1: must be at least 0"),
     ("derpp", {"temperature": 0}, "temperature=0: must be above 0"),
     ("clib", {"size": 0}, "size=0: must be at least 1"),
-    ("clib", {"replay": 0}, "replay=0: must be at least 1"),
+    ("clib", {"replay": 0}, "replay=0: must be a whole number, at least 1, or None"),
     ("clib", {"decay": 1}, "decay=1: must be from 0 to below 1"),
     ("lwf", {"weight": -1}, "weight=-1: must be at least 0"),
     ("geodl", {"weight": -1}, "weight=-1: must be at least 0"),
@@ -349,10 +350,10 @@ def test_a_method_without_its_term_is_another_one_exactly(tiny, name, args, limi
     ("gdro", {"cap": 0}, "cap=0: must be above 0"),
     ("clip_loss", {"replay": -1}, "replay=-1: must be at least 0"),
     ("vr_lwf", {"weight": -1}, "weight=-1: must be at least 0"),
-    ("vr_lwf", {"temperature": 0.0}, "temperature=0.0: must be above 0"),
+    ("vr_lwf", {"temperature": 0.0}, "temperature=0.0: must be a number, above 0, or None"),
     ("vr_lwf", {"form": "offical"}, "form='offical' is unknown. Did you mean official?"),
-    ("vr_lwf", {"size": 0}, "size=0: must be at least 1"),
-    ("vr_lwf", {"length": 0}, "length=0: must be at least 1"),
+    ("vr_lwf", {"size": 0}, "size=0: must be a whole number, at least 1, or None"),
+    ("vr_lwf", {"length": 0}, "length=0: must be a whole number, at least 1, or None"),
     ("vr_lwf", {"candidates": "all"}, "candidates='all' is unknown"),
     ("ewc", {"gamma": 1.5}, "gamma=1.5: must be from 0 to 1"),
     ("ewc", {"draws": 0}, "draws=0: must be at least 1"),
@@ -375,7 +376,7 @@ def test_a_method_without_its_term_is_another_one_exactly(tiny, name, args, limi
 ])
 def test_impossible_settings_are_refused_before_anything_is_loaded(tiny, name, args, message):
     with pytest.raises(ValueError, match=message):
-        tiny.but(method=name, method_args=args)
+        tiny.replace(method=name, method_args=args)
 
 
 @pytest.mark.parametrize("name", ["finetune", "sit"])
@@ -395,13 +396,13 @@ def test_replay_joins_images_of_before_to_every_step(monkeypatch, tiny, toy, nam
     method = METHODS[name](size=10, replay=5)
     batches = watched(monkeypatch, tiny, method, steps_per_batch=2, augmentation="none")
     assert [batch.replayed for batch in batches] == [0, 0] + [5] * 14
-    earlier, images = set(), toy().train.images
+    earlier, images = set(), toy().load().train.images
     for first, second in zip(batches[::2], batches[1::2], strict=True):
         for batch in (first, second):
             old = batch.index[len(batch.index) - batch.replayed:]
             assert set(old) <= earlier and len(set(old)) == batch.replayed
             assert torch.equal(batch.image, images[list(batch.index)].float() / 255)
-            assert batch.labels == tuple(toy().train.labels[list(batch.index)])
+            assert batch.labels == tuple(toy().load().train.labels[list(batch.index)])
         assert first is batches[0] or first.index != second.index  # drawn anew for each step
         earlier.update(first.index)
     assert len(method.memory) == 10 and len(method.memory.arrived) == 60
@@ -547,7 +548,7 @@ def test_a_look_at_the_memory_changes_nothing(clip, batch):
 
 
 def test_distillation_starts_at_zero_in_each_stage_and_grows(tiny):
-    _, steps, _ = learn(tiny.but(method="lwf"))
+    _, steps, _ = learn(tiny.replace(method="lwf"))
     for stage in (1, 2):
         rows = [row["value"] for row in steps if row["stage"] == stage and row["term"] == "distil"]
         assert abs(rows[0]) < 1e-6 < 1e-4 < max(rows)
@@ -556,7 +557,7 @@ def test_distillation_starts_at_zero_in_each_stage_and_grows(tiny):
 def test_the_teacher_is_the_model_at_the_start_of_the_stage(monkeypatch, tiny):
     method, starts = METHODS["lwf"](), []
     before = method.before_stage
-    method.before_stage = lambda clip, stage: starts.append(weights(clip)) or before(clip, stage)
+    method.before_stage = lambda clip, *stage: starts.append(weights(clip)) or before(clip, *stage)
     watched(monkeypatch, tiny, method)
     taught = parameters_to_vector([p for n, p in method.teacher.named_parameters() if "lora_" in n])
     assert torch.equal(taught, starts[1]) and not torch.equal(*starts)
@@ -635,14 +636,14 @@ def test_a_stage_without_images_leaves_the_anchor(clip, batch):
 @pytest.mark.parametrize("tuner", ["lora", "full"])
 def test_consolidated_weights_stay_nearer_to_where_they_were(monkeypatch, tiny, tuner):
     """From the end of the first stage, which is the same for both, to the end of the second; most where F is large."""
-    config = tiny.but(tuner=tuner, lr=1e-2 if tuner == "lora" else 1e-3, steps_per_batch=3)
+    config = tiny.replace(tuner=tuner, lr=1e-2 if tuner == "lora" else 1e-3, steps_per_batch=3)
     moved, starts, fishers = {}, {}, []
     for name in ("ewc", "finetune"):
         method, at = METHODS[name](), starts.setdefault(name, [])
-        method.before_stage = lambda clip, stage, method=method, at=at: (
+        method.before_stage = lambda clip, *_, method=method, at=at: (
             at.append(weights(clip)), fishers.append(getattr(method, "fisher", None)))
-        monkeypatch.setitem(METHODS, "watched", lambda method=method: method)
-        _, steps, clip = learn(config.but(method="watched"))
+        register(monkeypatch, "watched", method)
+        _, steps, clip = learn(config.replace(method="watched"))
         moved[name] = weights(clip) - at[1]
         penalty = [row["value"] for row in steps if row["term"] == "penalty"]
         assert (len(penalty) == 12 and max(penalty) > 0.01) if name == "ewc" else not penalty
@@ -653,7 +654,7 @@ def test_consolidated_weights_stay_nearer_to_where_they_were(monkeypatch, tiny, 
 
 
 def test_the_start_can_be_an_anchor(tiny):
-    _, steps, _ = learn(tiny.but(method="ewc", method_args={"anchor_start": True}))
+    _, steps, _ = learn(tiny.replace(method="ewc", method_args={"anchor_start": True}))
     penalty = [row["value"] for row in steps if row["term"] == "penalty" and row["stage"] == 1]
     assert penalty[0] == 0 and len(penalty) == 4 and max(penalty) > 0
 
@@ -664,10 +665,10 @@ def test_the_start_can_be_an_anchor(tiny):
 @pytest.mark.parametrize("tuner", ["full", "lora", "adapter", "prompts", "rescale"])
 @pytest.mark.parametrize("name", ["finetune", "lwf", "vr_lwf", "geodl", "imm", "wise_ft", "zscl", "agem", "ewc"])
 def test_a_method_runs_in_one_session_and_in_several_with_every_tuner(tiny, name, tuner):
-    point = tiny.but(method=name, method_args={"candidates": "phase"}, tuner=tuner, lr=1e-3, epochs=2,
+    point = tiny.replace(method=name, method_args={"candidates": "phase"}, tuner=tuner, lr=1e-3, epochs=2,
                      benchmark_args={"images": 4})
     for stream, stages in (("joint", 1), ("disjoint", 2)):
-        evals, steps, _ = learn(point.but(stream=stream, stream_args={"tasks": 2} if stages == 2 else {}))
+        evals, steps, _ = learn(point.replace(stream=stream, stream_args={"tasks": 2} if stages == 2 else {}))
         assert np.isfinite(values(evals)).all() and np.isfinite(values(steps)).all()
         assert max(row["stage"] for row in evals) == stages and {row["stage"] for row in steps} == set(
             range(1, stages + 1))

@@ -10,9 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from clstudy.data.types import Batch
-from clstudy.models.attention import Attention, LastBlock, read_at, split_attention
+from clstudy.models.attention import Attention, read_at
 from clstudy.models.clip import Clip, openclip_keys
 from clstudy.models.loading import _check_weights, load_clip
+from clstudy.models.open_clip_blocks import LastBlock, split_attention
 
 TEXTS = ["a dog", "a picture of a grey stone bridge over a river, at night", "sun"]
 CASES = {

@@ -18,8 +18,8 @@ from clstudy.losses.functional import match
 from clstudy.methods import METHODS
 from clstudy.methods.mvp import ignored, prompt_contrast
 from clstudy.models.clip import Clip
-from clstudy.models.tuners import ONLY, TUNERS
-from clstudy.models.tuners.prompt_pool import Pool, _dual_options, pool_of
+from clstudy.models.tuners import TUNERS
+from clstudy.models.tuners.prompt_pool import MVPPool, Pool, pool_of
 from clstudy.runs.run import load_tuned
 from clstudy.runs.store import load_or_train
 from clstudy.training.setup import prepare
@@ -32,7 +32,7 @@ EACH = pytest.mark.parametrize("name", NAMES)
 
 def tune(clip, name: str, **options) -> Clip:
     torch.manual_seed(0)
-    TUNERS[name](clip, "image", **{**SHORT[name], **options})
+    TUNERS[name](**{**SHORT[name], **options}).apply(clip, "image")
     return clip
 
 
@@ -53,7 +53,7 @@ def values(rows: list[dict]) -> list[float]:
 @pytest.fixture
 def short(tiny):
     """A run of two stages under a tuner and its method."""
-    return lambda name, method=None, **changes: tiny.but(tower="image", tuner=name, tuner_args=SHORT[name],
+    return lambda name, method=None, **changes: tiny.replace(tower="image", tuner=name, tuner_args=SHORT[name],
                                                          method=method or name, **changes)
 
 
@@ -70,7 +70,7 @@ def test_parameters_on_vit_b_16(name, options, count):
     with torch.device("meta"):  # the geometry without the weights
         clip = Clip(open_clip.model.CLIP(**open_clip.get_model_config("ViT-B-16")), None)
         names = {key for key, _ in clip.named_parameters()}
-        TUNERS[name](clip, "image", **options)
+        TUNERS[name](**options).apply(clip, "image")
     assert sum(p.numel() for p in free(clip).values()) == count
     assert {key for key, _ in clip.named_parameters()} == names | set(free(clip)) and not names & set(free(clip))
     assert set(free(clip)) <= {f"model.visual.transformer.{part}" for part in ("general", "expert", "keys", "mask")}
@@ -83,7 +83,7 @@ def test_blocks_by_default(depth, general, expert):
     visual = torch.nn.Module()
     visual.transformer = torch.nn.Module()
     visual.transformer.resblocks = torch.nn.ModuleList(torch.nn.Identity() for _ in range(depth))
-    options = _dual_options(visual, 5, None, 20, None)
+    options = MVPPool().places(visual)
     assert (options["general_blocks"], options["expert_blocks"]) == (general, expert)
 
 
@@ -399,7 +399,7 @@ def test_a_run_of_dualprompt_trains_an_expert_per_stage(short):
 
 
 def test_dualprompt_with_more_stages_than_experts(short):
-    _, steps, clip = learn(short("dualprompt").but(tuner_args={**SHORT["dualprompt"], "experts": 1}))
+    _, steps, clip = learn(short("dualprompt").replace(tuner_args={**SHORT["dualprompt"], "experts": 1}))
     assert pool_of(clip).used.tolist() == [60] and len(values(steps)) == 16
 
 
@@ -496,12 +496,12 @@ def test_wrong_options_of_a_tuner(clip, name, options, said):
 @pytest.mark.parametrize("tower", ["text", "both"])
 @EACH
 def test_other_towers(clip, tiny, name, tower):
-    assert ONLY[name][0] == ("image",)
+    assert TUNERS[name].towers == ("image",)
     said = f"tower='{tower}'.*chosen by the image and read by the image tower.*Choices: image"
     with pytest.raises(ValueError, match=said):
-        TUNERS[name](clip, tower)
+        TUNERS[name]().apply(clip, tower)
     with pytest.raises(ValueError, match=said):
-        tiny.but(tuner=name, tower=tower, method=name)
+        tiny.replace(tuner=name, tower=tower, method=name)
 
 
 @pytest.mark.parametrize(("name", "options", "said"), [

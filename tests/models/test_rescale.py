@@ -9,8 +9,9 @@ from torch import nn
 from clstudy import load_clip
 from clstudy.models.clip import Clip
 from clstudy.models.merging import export, merge
-from clstudy.models.tuners import TOWERS, TUNERS
-from clstudy.models.tuners.rescale import Rescaled, rescale
+from clstudy.models.tuners import TUNERS
+from clstudy.models.tuners.base import TOWERS
+from clstudy.models.tuners.rescale import Rescale, Rescaled
 
 OPTIONS = pytest.mark.parametrize("options", [{}, {"rank": 1}, {"low_rank": False}, {"qkv": False}], ids=str)
 TOWER = pytest.mark.parametrize("tower", TOWERS)
@@ -49,7 +50,7 @@ def test_vit_b_32_has_the_number_of_parameters_counted_by_hand(options, counts):
     with torch.device("meta"):
         model = open_clip.model.CLIP(**open_clip.get_model_config("ViT-B-32"))
         clip = Clip(model, open_clip.SimpleTokenizer())
-    rescale(clip, "both", **options)
+    Rescale(**options).apply(clip, "both")
     given = {"rank": 4, "low_rank": True, "qkv": True, **options}
     for side, width, count in zip((True, False), (768, 512), counts, strict=True):
         found = sum(p.numel() for name, p in free(clip).items() if name.startswith("model.visual.") == side)
@@ -59,7 +60,7 @@ def test_vit_b_32_has_the_number_of_parameters_counted_by_hand(options, counts):
 @TOWER
 def test_every_linear_layer_of_the_towers_blocks_is_rectified_and_none_besides(clip, tower):
     """The tower that was not chosen stays as it is, though its blocks are of the same class."""
-    rescale(clip, tower)
+    Rescale().apply(clip, tower)
     found = {name for name, module in clip.named_modules() if isinstance(module, Rescaled)}
     layers = "attn.qkv", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"
     towers = {"image": ["model.visual"], "text": ["model"], "both": ["model.visual", "model"]}[tower]
@@ -75,7 +76,7 @@ def test_every_linear_layer_of_the_towers_blocks_is_rectified_and_none_besides(c
 @torch.inference_mode()
 def test_a_rectified_layer_by_hand(clip, options):
     bare = {name: m.weight.clone() for name, m in clip.named_modules() if isinstance(m, nn.Linear)}
-    rescale(clip, "both", **options)
+    Rescale(**options).apply(clip, "both")
     shaken(clip)
     layers = {name: m for name, m in clip.named_modules() if isinstance(m, Rescaled)}
     assert len(layers) == 4 * (3 if options.get("qkv") is False else 4)
@@ -90,7 +91,7 @@ def test_a_rectified_layer_by_hand(clip, options):
 
 
 def test_the_start_is_scale_one_and_no_correction(clip):
-    rescale(clip, "both", rank=4)
+    Rescale(rank=4).apply(clip, "both")
     for name, parameter in free(clip).items():
         if name.endswith("sigma"):
             assert (parameter == 1).all()
@@ -104,7 +105,7 @@ def test_the_start_is_scale_one_and_no_correction(clip):
 @torch.inference_mode()
 def test_attention_and_the_mlp_take_part(clip, batch):
     """Each layer alone moves the features of its tower: nothing goes past it."""
-    rescale(clip, "both")
+    Rescale().apply(clip, "both")
     start = clip.encode(batch)
     for name, parameter in free(clip).items():
         if name.endswith(("sigma", "down")):
@@ -127,12 +128,12 @@ def test_an_untrained_one_changes_nothing_in_bf16_either(clip, batch, options, t
 
 def rescaled(clip, tower: str, options: dict) -> Clip:
     fresh = copy.deepcopy(clip)
-    rescale(fresh, tower, **options)
+    Rescale(**options).apply(fresh, tower)
     return fresh
 
 
 def test_what_the_blocks_are_asked_for_by_open_clip_is_still_there(clip):
-    TUNERS["rescale"](clip, "both")
+    TUNERS["rescale"]().apply(clip, "both")
     tokens = clip.tokenizer(["a red brick"])
     assert torch.equal(clip.model.encode_text(tokens), clip.model.encode_text(tokens))  # asks for a layer's dtype
     assert clip.model.visual.transformer.resblocks[0].mlp.c_proj.out_features == 32
@@ -146,7 +147,7 @@ def test_what_the_blocks_are_asked_for_by_open_clip_is_still_there(clip):
 @torch.inference_mode()
 def test_merging_changes_no_feature_and_leaves_a_plain_model(clip, toy_model, batch, options, tower):
     bare = load_clip(str(toy_model))
-    rescale(clip, tower, **options)
+    Rescale(**options).apply(clip, tower)
     before = shaken(clip).encode(batch)
     far = difference(bare.encode(batch), before)
     assert (far[0] > 1e-3, far[1] > 1e-3) == (tower != "text", tower != "image")
@@ -158,11 +159,11 @@ def test_merging_changes_no_feature_and_leaves_a_plain_model(clip, toy_model, ba
 
 @torch.inference_mode()
 def test_a_merged_one_can_be_tuned_again_and_written(clip, batch, tmp_path):
-    rescale(clip, "both")
+    Rescale().apply(clip, "both")
     before = shaken(clip).encode(batch)
     again = load_clip(str(export(clip, tmp_path / "folder")))
     assert max(difference(before, again.encode(batch))) < 1e-5
-    rescale(again, "text", rank=2)
+    Rescale(rank=2).apply(again, "text")
     assert difference(clip.encode(batch), again.encode(batch)) == (0, 0)
     assert {len(p) for name, p in free(again).items() if name.endswith("down")} == {2}
 
@@ -177,9 +178,9 @@ def test_layers_without_a_bias():
     assert made.plain().bias is None and torch.allclose(made.plain()(x), made(x))
 
 
-@pytest.mark.parametrize(("options", "said"), [({"rank": 0}, "tuner_args rank=0"), ({"rank": 2.5}, "rank=2.5"),
+@pytest.mark.parametrize(("options", "said"), [({"rank": 0}, "tuner_args: rank=0"), ({"rank": 2.5}, "rank=2.5"),
                                                ({"low_rank": "no"}, "low_rank='no': must be True or False"),
                                                ({"qkv": 1}, "qkv=1: must be True or False")], ids=str)
 def test_impossible_options_are_refused_with_the_run(tiny, options, said):
     with pytest.raises(ValueError, match=said):
-        tiny.but(tuner="rescale", tuner_args=options)
+        tiny.replace(tuner="rescale", tuner_args=options)

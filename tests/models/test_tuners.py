@@ -14,8 +14,11 @@ from clstudy import load_clip
 from clstudy.losses.functional import match
 from clstudy.models.clip import Clip
 from clstudy.models.merging import export, merge
-from clstudy.models.tuners import ONLY, TOWERS, TUNERS, adapter, lora, prompts
-from clstudy.models.tuners.prompt_tuning import Prompted
+from clstudy.models.tuners import TUNERS
+from clstudy.models.tuners.adapter import Adapter
+from clstudy.models.tuners.base import TOWERS
+from clstudy.models.tuners.lora import Lora
+from clstudy.models.tuners.prompt_tuning import Prompted, Prompts
 from clstudy.runs.run import load_tuned
 from clstudy.runs.store import load_or_train
 
@@ -23,14 +26,14 @@ KINDS = {"lora": ("lora", {}), "lora official": ("lora", {"init": "official"}), 
          "prompts": ("prompts", {}), "rescale": ("rescale", {})}
 SILENT = ("lora", "adapter", "rescale")  # before training these change nothing; others perturb the model, and say so
 ADDED = ("lora_", "ls_1.0.", ".prompts.", ".project.", ".sigma", ".down", ".up")  # what tuners add has such names
-EVERY = [(name, tower) for name in TUNERS for tower in ONLY.get(name, (TOWERS,))[0]]
+EVERY = [(name, tower) for name in TUNERS for tower in TUNERS[name].towers]
 EACH = pytest.mark.parametrize("kind", KINDS)
 TOWER = pytest.mark.parametrize("tower", TOWERS)
 
 
 def tune(clip, kind: str, tower: str, **options) -> Clip:
     name, given = KINDS[kind]
-    TUNERS[name](clip, tower, **{**given, **options})
+    TUNERS[name](**{**given, **options}).apply(clip, tower)
     return clip
 
 
@@ -145,7 +148,7 @@ def test_official_lora_draws_both_factors_of_the_qkv_pair_xavier_uniform(clip):
 def test_only_the_chosen_tower_moves(clip, batch, kind, tower):
     before = clip.encode(batch)
     if kind == "full":
-        TUNERS["full"](clip, tower)
+        TUNERS["full"]().apply(clip, tower)
         assert set(free(clip)) == {parameter for parameter, _ in clip.tower(tower)}
     else:
         tune(clip, kind, tower)
@@ -178,14 +181,14 @@ def test_gradients_reach_every_free_parameter(clip, batch, kind, tower):
 
 @pytest.mark.parametrize(("name", "tower"), EVERY)
 def test_the_temperature_never_moves(clip, name, tower):
-    TUNERS[name](clip, tower)
+    TUNERS[name]().apply(clip, tower)
     assert "model.logit_scale" not in free(clip)
 
 
 @TOWER
 def test_full_above_a_block_frees_what_stands_behind_the_one_below_it(clip, batch, tower):
     """Exactly the parameters on which the stream depends after the first block: those that see its output."""
-    TUNERS["full"](clip, tower, above=1)
+    TUNERS["full"](above=1).apply(clip, tower)
     blocks = {f"resblocks.1.{part}" for part in ("ln_1.weight", "ln_1.bias", "attn.qkv.weight", "attn.qkv.bias",
               "attn.out_proj.weight", "attn.out_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight",
               "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")}
@@ -198,38 +201,38 @@ def test_full_above_a_block_frees_what_stands_behind_the_one_below_it(clip, batc
 
 
 def test_full_above_nothing_is_the_whole_tower_and_other_towers_have_no_blocks(clip):
-    TUNERS["full"](clip, "both", above=0)
+    TUNERS["full"](above=0).apply(clip, "both")
     assert set(free(clip)) == {name for name, _ in clip.tower("both")}
     with torch.device("meta"):
         other = Clip(open_clip.model.CLIP(**open_clip.get_model_config("RN50")), open_clip.SimpleTokenizer(), "RN50")
-    TUNERS["full"](other, "image")
+    TUNERS["full"]().apply(other, "image")
     assert set(free(other)) == {name for name, _ in other.tower("image")}
-    with pytest.raises(ValueError, match="tuner='full'.*image tower.*'RN50' is a ModifiedResNet"):
-        TUNERS["full"](other, "both", above=1)
+    with pytest.raises(ValueError, match="tuner Full.*image tower.*'RN50' is a ModifiedResNet"):
+        TUNERS["full"](above=1).apply(other, "both")
 
 
 @pytest.mark.parametrize(("options", "said"), [({"temperature": 0.07}, "temperature=0.07: must be True or False"),
                                                ({"above": 1.5}, "above=1.5: must be a whole number")], ids=str)
 def test_impossible_options_of_full_are_refused_with_the_run(tiny, options, said):
     with pytest.raises(ValueError, match=said):
-        tiny.but(tuner="full", tuner_args=options)
+        tiny.replace(tuner="full", tuner_args=options)
 
 
 @pytest.mark.parametrize("above", [0, 1])
 def test_full_trains_the_temperature_if_asked(clip, batch, above):
-    TUNERS["full"](clip, "text", above=above, temperature=True)
+    TUNERS["full"](above=above, temperature=True).apply(clip, "text")
     assert {"model.logit_scale"} == set(free(clip)) - {name for name, _ in clip.tower("text")}
     before = clip.scale().item()
     assert "model.logit_scale" in step(clip, batch, lr=0.1) and clip.scale().item() != before
-    TUNERS["full"](clip, "text", above=above)
+    TUNERS["full"](above=above).apply(clip, "text")
     assert "model.logit_scale" not in free(clip)
 
 
 def test_a_tuner_freezes_what_was_free_before(clip):
-    TUNERS["full"](clip, "both")
-    TUNERS["full"](clip, "text")
+    TUNERS["full"]().apply(clip, "both")
+    TUNERS["full"]().apply(clip, "text")
     assert set(free(clip)) == {name for name, _ in clip.tower("text")}
-    TUNERS["none"](clip, "both")
+    TUNERS["none"]().apply(clip, "both")
     assert not free(clip)
 
 
@@ -240,7 +243,7 @@ def test_a_tuner_freezes_what_was_free_before(clip):
 @torch.inference_mode()
 def test_lora_adds_alpha_over_rank_times_b_a(clip, options):
     scale = options.get("alpha", 1.0) / options.get("rank", 4)
-    lora(clip, "both", **options)
+    Lora(**options).apply(clip, "both")
     shake(clip)
     layers = [m for m in clip.modules() if hasattr(m, "lora_A")]
     assert len(layers) == 2 * 2 * 2
@@ -256,7 +259,7 @@ def test_lora_adds_alpha_over_rank_times_b_a(clip, options):
 def test_our_layer_gives_what_pefts_gives_with_its_gradients(clip, precision):
     from peft.tuners.lora.layer import Linear
 
-    lora(clip, "image", alpha=3.0)
+    Lora(alpha=3.0).apply(clip, "image")
     shake(clip)
     layer = next(m for m in clip.modules() if hasattr(m, "lora_A"))
     x = torch.randn(5, 7, layer.in_features, requires_grad=True)
@@ -274,7 +277,7 @@ def test_our_layer_gives_what_pefts_gives_with_its_gradients(clip, precision):
 
 
 def test_our_layer_leaves_what_is_not_plain_to_peft(clip):
-    lora(clip, "image")
+    Lora().apply(clip, "image")
     shake(clip)
     layer = next(m for m in clip.modules() if hasattr(m, "lora_A"))
     x = torch.randn(3, layer.in_features)
@@ -290,7 +293,7 @@ def test_our_layer_leaves_what_is_not_plain_to_peft(clip):
 @pytest.mark.parametrize("tower", ["image", "text"])
 @torch.inference_mode()
 def test_an_adapter_stands_behind_attention_and_behind_the_mlp(clip, tower, options, width, scale):
-    adapter(clip, tower, **options)
+    Adapter(**options).apply(clip, tower)
     shake(clip).eval()
     assert len(free(clip)) == 2 * 4  # one bottleneck per block
     parts = "down.weight", "down.bias", "up.weight", "up.bias"
@@ -311,7 +314,7 @@ def test_an_adapter_stands_behind_attention_and_behind_the_mlp(clip, tower, opti
 
 def test_an_adapter_drops_parts_of_its_bottleneck_in_training_alone(clip):
     """With W_up = 1, what is added tells which of the bottleneck's units are left, doubled for the dropped half."""
-    adapter(clip, "image", width=32, scale=1.0, dropout=0.5)
+    Adapter(width=32, scale=1.0, dropout=0.5).apply(clip, "image")
     unit = clip.model.visual.transformer.resblocks[0].ls_1[0]
     with torch.no_grad():
         unit.up.weight.copy_(torch.eye(32))
@@ -341,7 +344,7 @@ def by_hand(x, blocks, tokens, at: int, causal: bool) -> torch.Tensor:
 @torch.inference_mode()
 def test_prompts_are_put_before_the_words_and_behind_the_patches_of_the_first_blocks(clip, batch, options, tower):
     bare = copy.deepcopy(clip.model)
-    prompts(clip, tower, **options)
+    Prompts(**options).apply(clip, tower)
     found = shake(clip).eval().encode(batch)
     learned = clip.model.visual.transformer.prompts if tower == "image" else clip.model.transformer.prompts
     assert [p.shape for p in learned] == [(options.get("length", 3), 32)] * options.get("depth", 2)
@@ -363,7 +366,7 @@ def test_prompts_are_put_before_the_words_and_behind_the_patches_of_the_first_bl
 @pytest.mark.parametrize("tower", ["text", "both"])
 def test_the_first_tokens_start_as_words_with_their_positions(clip, tower):
     words = clip.tokenizer(["a picture of a dog"])[0, 1:5]
-    prompts(clip, tower, length=4, init="a picture of a dog")
+    Prompts(length=4, init="a picture of a dog").apply(clip, tower)
     first, deeper = clip.model.transformer.prompts
     assert torch.equal(first, clip.model.token_embedding(words) + clip.model.positional_embedding[1:5])
     assert 0.015 < deeper.std() < 0.025 and abs(deeper.mean()) < 0.01
@@ -374,11 +377,11 @@ def test_prompts_by_default(toy_model):
     for init in (None, "a drawing of a"):
         torch.manual_seed(0)
         clip = load_clip(str(toy_model))
-        prompts(clip, "text", init=init)
+        Prompts(init=init).apply(clip, "text")
         tokens[init] = torch.stack(list(clip.model.transformer.prompts))
     assert torch.equal(tokens[None], tokens["a drawing of a"])
     clip = load_clip(str(toy_model))
-    prompts(clip, "image", length=40)  # no words are needed
+    Prompts(length=40).apply(clip, "image")  # no words are needed
     assert all(0.015 < p.std() < 0.025 for p in clip.model.visual.transformer.prompts)
 
 
@@ -386,7 +389,7 @@ def test_the_depth_is_three_or_all_blocks(toy_cfg):
     for blocks, depth in ((1, 1), (2, 2), (5, 3)):
         cfg = {**toy_cfg, "text_cfg": {**toy_cfg["text_cfg"], "layers": blocks}}
         clip = Clip(open_clip.model.CLIP(**cfg), open_clip.SimpleTokenizer(context_length=32))
-        prompts(clip, "text")
+        Prompts().apply(clip, "text")
         assert len(clip.model.transformer.prompts) == depth
 
 
@@ -420,10 +423,10 @@ def test_the_images_of_maple_follow_the_prompts_of_the_texts(clip, batch):
     ("full", "both", {"above": 2}, "above=2: must be from 0 to 1"), ("full", "text", {"above": -1}, "above=-1"),
 ], ids=str)
 def test_impossible_options_are_refused_with_their_range(clip, name, tower, options, said):
-    TUNERS["full"](clip, "both")
+    TUNERS["full"]().apply(clip, "both")
     before = dict(clip.named_parameters())
     with pytest.raises(ValueError, match=said):
-        TUNERS[name](clip, tower, **options)
+        TUNERS[name](**options).apply(clip, tower)
     assert all(before[name] is p and p.requires_grad for name, p in free(clip).items()) and free(clip)
 
 
@@ -432,9 +435,9 @@ def test_a_residual_network_is_refused_and_its_text_tower_taken(name):
     with torch.device("meta"):
         clip = Clip(open_clip.model.CLIP(**open_clip.get_model_config("RN50")), open_clip.SimpleTokenizer(), "RN50")
     for tower in ("image", "both"):
-        with pytest.raises(ValueError, match=f"tuner='{name}'.*image tower.*'RN50' is a ModifiedResNet"):
-            TUNERS[name](clip, tower)
-    TUNERS[name](clip, "text")
+        with pytest.raises(ValueError, match=f"tuner {TUNERS[name].title}.*image tower.*'RN50' is a ModifiedResNet"):
+            TUNERS[name]().apply(clip, tower)
+    TUNERS[name]().apply(clip, "text")
     assert free(clip)
 
 
@@ -444,9 +447,9 @@ def test_prompts_need_a_causal_text_tower(toy_cfg, batch, text):
     clip = Clip(open_clip.model.CLIP(**cfg), open_clip.SimpleTokenizer(context_length=32), "other")
     for tower in ("text", "both"):
         with pytest.raises(ValueError, match="'other'.*tower='image'"):
-            prompts(clip, tower)
+            Prompts().apply(clip, tower)
     before = clip.encode_image(batch.image)
-    prompts(clip, "image")
+    Prompts().apply(clip, "image")
     assert not torch.equal(clip.encode_image(batch.image), before)
 
 
@@ -455,7 +458,7 @@ def test_adapters_go_with_a_text_tower_of_its_own(toy_cfg, batch, tower):
     clip = Clip(open_clip.model.CustomTextCLIP(**toy_cfg), open_clip.SimpleTokenizer(context_length=32))
     tokens = clip.tokenize(["a dog", "a cat"])
     before = clip.encode_image(batch.image), clip.encode_text(tokens)
-    adapter(clip, tower)
+    Adapter().apply(clip, tower)
     assert len(free(clip)) == 2 * 4 * (2 if tower == "both" else 1)
     assert set(free(clip)) <= {name for name, _ in clip.tower(tower)}
     after = clip.encode_image(batch.image), clip.encode_text(tokens)
@@ -492,7 +495,7 @@ def test_a_copy_is_trained_without_the_original(clip, batch, kind, tower):
 
 
 def test_what_a_tuner_shares_stays_shared_in_a_copy(clip):
-    adapter(clip, "both")
+    Adapter().apply(clip, "both")
     for block in copy.deepcopy(clip).model.visual.transformer.resblocks:
         assert block.ls_1[0] is block.ls_2[0]
 
@@ -556,7 +559,7 @@ def test_a_kept_run_comes_back_with_equal_features(tiny, tmp_path, batch, kind, 
     from clstudy.training.setup import prepare
 
     name, options = KINDS[kind]
-    config, kept = tiny.but(tuner=name, tuner_args=options, tower=tower), []
+    config, kept = tiny.replace(tuner=name, tuner_args=options, tower=tower), []
     run = load_or_train(config, tmp_path, keep_model=True)
     train(config, keep=kept.append)
     tuned = load_tuned(run)
@@ -581,7 +584,7 @@ def same_names(clip, bare) -> bool:
 @torch.inference_mode()
 def test_merging_lora_changes_no_feature_and_leaves_a_plain_model(clip, toy_model, batch, options, tower):
     bare = load_clip(str(toy_model))
-    lora(clip, tower, **options)
+    Lora(**options).apply(clip, tower)
     before = shake(clip).encode(batch)
     assert far(bare.encode(batch), before) == (tower != "text", tower != "image")
     merged = merge(clip)
@@ -592,10 +595,10 @@ def test_merging_lora_changes_no_feature_and_leaves_a_plain_model(clip, toy_mode
 
 
 def test_a_merged_model_can_be_tuned_again(clip, batch):
-    lora(clip, "both")
+    Lora().apply(clip, "both")
     before = merge(shake(clip)).encode(batch)
     assert not hasattr(clip.model, "peft_config")  # peft would take the next one for a second one, and warn
-    lora(clip, "text", rank=2)
+    Lora(rank=2).apply(clip, "text")
     assert same(before, clip.encode(batch)) and {p.shape[0] for n, p in free(clip).items() if "lora_A" in n} == {2}
     shake(clip)
     tuned = clip.encode(batch)
@@ -606,14 +609,14 @@ def test_a_merged_model_can_be_tuned_again(clip, batch):
 @pytest.mark.parametrize("name", ["none", "full"])
 def test_a_model_without_added_parameters_is_merged_already(clip, batch, name):
     before = clip.encode(batch)
-    TUNERS[name](clip, "both")
+    TUNERS[name]().apply(clip, "both")
     assert merge(clip) is clip and same(before, clip.encode(batch)) and bool(free(clip)) == (name == "full")
 
 
 @pytest.mark.parametrize(("name", "tower"), [(name, tower) for name, tower in EVERY
                                              if name not in ("none", "full", "lora", "rescale")])
 def test_what_is_not_linear_in_the_weights_is_not_merged(clip, name, tower):
-    TUNERS[name](clip, tower)
+    TUNERS[name]().apply(clip, tower)
     before = list(clip.state_dict())
     with pytest.raises(ValueError, match="adds is not linear in the weights.*keep_model=True") as error:
         merge(clip)
@@ -627,7 +630,7 @@ def test_what_is_not_linear_in_the_weights_is_not_merged(clip, name, tower):
 def test_a_merged_model_is_written_as_a_folder_that_open_clip_reads(clip, toy_model, tmp_path, batch, like):
     if like:
         clip.name = "unknown"
-    lora(clip, "both")
+    Lora().apply(clip, "both")
     folder = export(shake(clip), tmp_path / "deep" / "folder", like=toy_model if like else None)
     again, expected = load_clip(str(folder)), clip.encode(batch)
     assert same(again.encode(batch), expected) and again.causal
@@ -641,7 +644,7 @@ def test_the_embedded_model_merged_and_written_is_loaded_again(tmp_path):
     clip = load_clip()
     names = list(clip.state_dict())
     images, tokens = torch.rand(4, 3, 64, 64), clip.tokenize(["a dog", "a red car"])
-    lora(clip, "both")
+    Lora().apply(clip, "both")
     tuned = shake(clip, 0.1).encode_image(images)
     again = load_clip(str(export(clip, tmp_path)))
     assert list(again.state_dict()) == names
@@ -651,7 +654,7 @@ def test_the_embedded_model_merged_and_written_is_loaded_again(tmp_path):
 
 
 def test_a_folder_without_a_configuration_and_the_models_own_folder_are_refused(clip, toy_model, tmp_path):
-    lora(clip, "both")
+    Lora().apply(clip, "both")
     with pytest.raises(ValueError, match="like='ViT-B-32'.*icon-clip"):
         export(clip, tmp_path, like="ViT-B-32")
     own = tmp_path / "own"

@@ -1,7 +1,7 @@
 """Weights between two models, and the methods that deploy such: imm, wise_ft, zscl."""
 import pytest
 import torch
-from small_runs import train
+from small_runs import register, train
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
@@ -36,11 +36,11 @@ def watched(monkeypatch, config, method):
         after(clip, batches)
         seen["after"].append(weights(clip))
 
-    method.before_stage = lambda clip, stage: seen["start"].append(weights(clip)) or before(clip, stage)
+    method.before_stage = lambda clip, *stage: seen["start"].append(weights(clip)) or before(clip, *stage)
     method.edit_gradients = lambda clip: seen["step"].append(weights(clip)) or edit(clip)
     method.after_stage = after_stage
-    monkeypatch.setitem(METHODS, "watched", lambda: method)
-    evals, steps = train(config.but(method="watched"), keep=kept.append)
+    register(monkeypatch, "watched", method)
+    evals, steps = train(config.replace(method="watched"), keep=kept.append)
     return evals, steps, kept[0], seen
 
 
@@ -48,7 +48,7 @@ def watched(monkeypatch, config, method):
 
 
 def test_tuned_weights_are_copies_of_what_is_tuned(clip):
-    TUNERS["lora"](clip, "text")
+    TUNERS["lora"]().apply(clip, "text")
     values = tuned(clip)
     assert list(values) == [name for name, p in clip.named_parameters() if p.requires_grad]
     assert values and all("lora_" in name and "visual" not in name for name in values)
@@ -77,7 +77,7 @@ def test_the_ends_of_a_path_are_exact():
 
 
 def test_values_are_put_into_the_model_that_they_came_from(clip):
-    TUNERS["mvp"](clip, "image")
+    TUNERS["mvp"]().apply(clip, "image")
     values = tuned(clip)
     frozen = {name: p.clone() for name, p in clip.named_parameters() if not p.requires_grad}
     changed = tuned(shaken(clip))
@@ -104,7 +104,7 @@ def test_buffers_are_those_of_the_trained_model(clip, toy_model):
 
     other = load_clip(str(toy_model))
     for model in (clip, other):
-        TUNERS["mvp"](model, "image")
+        TUNERS["mvp"]().apply(model, "image")
     used = next(name for name, _ in clip.named_buffers() if name.endswith("used"))
     dict(clip.named_buffers())[used].add_(7)
     start = tuned(other)
@@ -115,7 +115,7 @@ def test_buffers_are_those_of_the_trained_model(clip, toy_model):
 
 def test_the_path_between_two_loras_is_curved(clip):
     """At α the update is α² B A + α (1 − α) B A_0, if B starts at zero: what the docstrings say."""
-    TUNERS["lora"](clip, "image")
+    TUNERS["lora"]().apply(clip, "image")
     start, end = tuned(clip), tuned(shaken(clip))
     a, b = (next(name for name in start if f"qkv.lora_{factor}" in name) for factor in "AB")
     assert (start[b] == 0).all() and (end[b] != 0).any()
@@ -131,9 +131,9 @@ def test_the_path_between_two_loras_is_curved(clip):
 @pytest.mark.parametrize("name", ["imm", "wise_ft", "zscl"])
 @pytest.mark.parametrize("tuner", ["lora", "full", "adapter"])
 def test_a_look_in_the_middle_of_a_stage_does_not_disturb_training(tiny, name, tuner):
-    config, ends = tiny.but(method=name, tuner=tuner, lr=1e-3), []
+    config, ends = tiny.replace(method=name, tuner=tuner, lr=1e-3), []
     plain, steps = train(config, keep=ends.append)
-    looked, same = train(config.but(eval_every=8), keep=ends.append)
+    looked, same = train(config.replace(eval_every=8), keep=ends.append)
     assert steps == same and torch.equal(weights(ends[0]), weights(ends[1]))
     assert [row for row in looked if row["stage_end"]] == plain and len(looked) > len(plain)
 
@@ -143,8 +143,8 @@ def test_a_look_in_the_middle_of_a_stage_does_not_disturb_training(tiny, name, t
 def test_at_zero_the_model_of_the_start_is_deployed(tiny, name, args):
     """Exactly; without carrying the start of the second stage is no longer that of the first."""
     starts, ends = [], []
-    evals, steps = train(tiny.but(method=name, method_args=args | {"alpha": 0}, eval_every=8), keep=ends.append)
-    train(tiny.but(method="finetune", lr=1e-30), keep=starts.append)
+    evals, steps = train(tiny.replace(method=name, method_args=args | {"alpha": 0}, eval_every=8), keep=ends.append)
+    train(tiny.replace(method="finetune", lr=1e-30), keep=starts.append)
     rows = {stage: [row["value"] for row in evals if row["stage"] == stage and row["candidates"] == "all"]
             for stage in (0, 1, 2)}
     assert steps and rows[0] == rows[1]
@@ -158,9 +158,9 @@ def test_at_zero_the_model_of_the_start_is_deployed(tiny, name, args):
                                             ("wise_ft", {"alpha": 1}), ("agem", {"replay": 0})])
 @pytest.mark.parametrize("candidates", ["seen", "phase", "batch"])
 def test_at_one_it_is_fine_tuning_to_the_bit(tiny, name, args, candidates):
-    config, ends = tiny.but(eval_every=16, steps_per_batch=2), []
-    found = train(config.but(method=name, method_args=args | {"candidates": candidates}), keep=ends.append)
-    expected = train(config.but(method="finetune", method_args={"candidates": candidates}), keep=ends.append)
+    config, ends = tiny.replace(eval_every=16, steps_per_batch=2), []
+    found = train(config.replace(method=name, method_args=args | {"candidates": candidates}), keep=ends.append)
+    expected = train(config.replace(method="finetune", method_args={"candidates": candidates}), keep=ends.append)
     assert found == expected and torch.equal(weights(ends[0]), weights(ends[1]))
 
 
@@ -196,7 +196,7 @@ def test_what_is_deployed_in_the_middle_is_what_would_be_fused_then(clip, batch)
 @pytest.mark.parametrize("carry", [True, False])
 def test_the_mode_weighs_each_weight_by_its_precision(monkeypatch, clip, batch, carry):
     """Two stages, with Fisher informations that are given: of the start 1, 2, …, of the ends random, some zero."""
-    TUNERS["lora"](clip, "image")
+    TUNERS["lora"]().apply(clip, "image")
     count, generator = len(weights(clip)), torch.Generator().manual_seed(0)
     ends = [torch.rand(count, generator=generator) * (torch.rand(count, generator=generator) > 0.3) for _ in range(2)]
     of_start = torch.arange(count).float()
@@ -221,7 +221,7 @@ def test_the_mode_weighs_each_weight_by_its_precision(monkeypatch, clip, batch, 
 
 
 def test_the_fisher_of_the_first_start_is_taken_at_the_start(monkeypatch, clip, batch):
-    TUNERS["lora"](clip, "both")
+    TUNERS["lora"]().apply(clip, "both")
     method, calls = METHODS["imm"](mode="mode", candidates="batch", draws=2), []
     scores = fisher.squared_scores
     monkeypatch.setattr(imm, "squared_scores", lambda model, parameters, batch, draws: (
@@ -316,7 +316,7 @@ def test_the_distillation_reaches_the_image_tower_only(started, batch):
 
 
 def test_references_are_drawn_anew_and_each_is_taught_once(clip, batch, toy):
-    pairs, method = toy().reference(), METHODS["zscl"](references=4)
+    pairs, method = toy().load().reference(), METHODS["zscl"](references=4)
     method.before_stage(clip, batch.stage)
     asked = {"image": 0, "text": 0}
     for tower, encode in (("image", method.teacher.encode_image), ("text", method.teacher.encode_text)):
@@ -355,7 +355,7 @@ def test_the_teacher_is_the_pretrained_model_in_every_stage(monkeypatch, tiny):
 
 
 def test_the_anchor_is_the_start_of_each_stage(monkeypatch, tiny):
-    _, steps, _, seen = watched(monkeypatch, tiny.but(steps_per_batch=1), METHODS["zscl"](anchor=2.0))
+    _, steps, _, seen = watched(monkeypatch, tiny.replace(steps_per_batch=1), METHODS["zscl"](anchor=2.0))
     anchors = [row["value"] for row in steps if row["term"] == "anchor"]
     for number, value in enumerate(anchors):
         moved = seen["step"][number] - seen["start"][number // 4]
@@ -388,12 +388,12 @@ def test_the_average_is_deployed_in_the_middle_too(clip, batch):
 
 
 def test_zscl_keeps_the_similarities_of_the_references(tiny, toy):
-    config, drift, starts = tiny.but(tower="image", steps_per_batch=3), {}, []
-    train(config.but(method="finetune", lr=1e-30), keep=starts.append)
-    pairs = toy().reference()
+    config, drift, starts = tiny.replace(tower="image", steps_per_batch=3), {}, []
+    train(config.replace(method="finetune", lr=1e-30), keep=starts.append)
+    pairs = toy().load().reference()
     for name, args in (("finetune", {}), ("zscl", {"average_every": 0, "weight": 10.0})):
         ends = []
-        train(config.but(method=name, method_args=args), keep=ends.append)
+        train(config.replace(method=name, method_args=args), keep=ends.append)
         old, new = (m.encode_image(pairs.images) @ m.encode_text(m.tokenize(list(pairs.captions))).T
                     for m in (starts[0].eval(), ends[0].eval()))
         drift[name] = (new - old).square().mean().item()

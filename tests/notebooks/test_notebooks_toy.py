@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import benchmark_of
 from matplotlib import pyplot
 
 import clstudy
@@ -33,9 +34,9 @@ TOY = {  # parameters that make it small; the model is the toy's
                             "weight": 1, "sizes": [5], "lengths": [1]},
     "08_weights": ONE | {"shares": [0, 0.5, 1], "average_every": 1},
     "09_small_memory": STREAM | {"classes": 6, "sizes": [1, 2], "size": 2, "herding_at": 1, "visits": 2,
-                                 "side": ["concepts"]},
+                                 "held_out": ["concepts"]},
     "10_domains": FEW | {"benchmark": "hands", "shown_args": {}, "things": ["red brick", "blue door"], "classes": 6,
-                         "size": 1, "lr": 0.01, "side": ["concepts"], "scratch": ["finetune"],
+                         "size": 1, "lr": 0.01, "held_out": ["concepts"], "scratch": ["finetune"],
                          "scratch_settings": {"pretrained": None}},
     "11_the_map": STREAM | {"size": 12},
 }
@@ -43,14 +44,14 @@ TOY = {  # parameters that make it small; the model is the toy's
 
 @pytest.fixture
 def world(toy, toy_model, monkeypatch, tmp_path):
-    """The toy benchmark with the side sets that notebooks ask for, twice; all runs are made in this process."""
+    """The toy benchmark with the held-out sets that notebooks ask for, twice; all runs are made in this process."""
     def benchmark():
-        small = toy()
-        sides = {name: small.side["shades"] for name in ("concepts", "other classes")}
-        return replace(small, side=sides)
+        small = toy().load()
+        sides = {name: small.held_out["shades"] for name in ("concepts", "other classes")}
+        return replace(small, held_out=sides)
 
     for name in ("toy", "other"):
-        monkeypatch.setitem(BENCHMARKS, name, benchmark)
+        monkeypatch.setitem(BENCHMARKS, name, benchmark_of(benchmark))
 
     def hands():
         """The same, each image drawn by one of three."""
@@ -59,13 +60,13 @@ def world(toy, toy_model, monkeypatch, tmp_path):
                                domain_names=("pen", "brush", "chalk")) for part in ("train", "test")}
         return replace(small, **drawn)
 
-    monkeypatch.setitem(BENCHMARKS, "hands", hands)
+    monkeypatch.setitem(BENCHMARKS, "hands", benchmark_of(hands))
 
-    def many(configs, workers=None, runs=None, keep_model=False, probes=()):
-        return [load_or_train(config, tmp_path / "runs", keep_model, probes=probes) for config in configs]
+    def train_all(configs, workers=None, runs=None, keep_model=False, probes=()):
+        return Runs(load_or_train(config, tmp_path / "runs", keep_model, probes=probes) for config in configs)
 
-    monkeypatch.setattr(workers, "many", many)
-    monkeypatch.setattr(clstudy, "train_all", lambda configs, **options: Runs(many(configs, **options)))
+    monkeypatch.setattr(workers, "train_all", train_all)
+    monkeypatch.setattr(clstudy, "train_all", train_all)
     monkeypatch.setattr(
         interpolation, "local", lambda function, items, workers: ((item, function(item)) for item in items)
     )

@@ -28,7 +28,7 @@ def executed(tmp_path):
         new_markdown_cell("# 42 · An <answer>\n\n**Question.** To what?\n\n**Time.** Long."),
         new_code_cell("seeds: list[int] = [0]", outputs=[printed("not on a slide")]),
         new_markdown_cell("## The runs\n\nEvery run.", metadata=DETAILS),
-        new_code_cell("many()", outputs=[printed("made")], metadata=DETAILS),
+        new_code_cell("train_all()", outputs=[printed("made")], metadata=DETAILS),
         new_markdown_cell("## What came out\n\nLook *here*."),
         new_markdown_cell("<details><summary>Hint</summary>secret</details>", metadata=DETAILS),
         new_code_cell("plots.save()", outputs=[printed("runs:  50%|##  | 1/2\n"), picture]),
@@ -57,7 +57,7 @@ def test_a_section_its_figures_and_what_was_printed_are_slides(executed, tmp_pat
     assert "<td>1.5</td>" in table and "row 5" in table and "row 6" not in table and "<style" not in table
     assert more.count("row") == slides.LINES and "row 39" in still
     assert "A section without code" in words
-    for absent in ("many()", "Every run", "made", "secret", "50%", "not written", "no guess", "Not asked for",
+    for absent in ("train_all()", "Every run", "made", "secret", "50%", "not written", "no guess", "Not asked for",
                    "Homework", "seeds"):
         assert absent not in page
 

@@ -21,7 +21,7 @@ def points(line) -> list[list[float]]:
 
 
 def test_a_look_of_its_own_can_be_told_apart():
-    looks = plots.METHODS | rehearsal.LOOKS
+    looks = {**plots.METHODS, **rehearsal.LOOKS}
     assert len({(colour, dash) for _, colour, dash in looks.values()}) == len(looks)
     assert rehearsal.look("sit") == plots.METHODS["sit"] and "joint" in rehearsal.look("joint")[0]
     assert [rehearsal.look(name)[0].endswith("(reconstruction)") for name in ("gcl", "gdro", "er")] == [1, 1, 0]

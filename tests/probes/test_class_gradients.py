@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from clstudy.losses.functional import distillation, match
 from clstudy.methods import METHODS
-from clstudy.models.tuners import TOWERS, TUNERS
+from clstudy.models.tuners import TUNERS
+from clstudy.models.tuners.base import TOWERS
 from clstudy.probes import Classes, pulls
 
 S = torch.tensor(7.0, dtype=torch.float64)
@@ -373,7 +374,7 @@ def test_a_frozen_tower_does_not_hide_the_pulls(clip, batch, tower):
     """The same features have the same pulls, whatever is trained."""
     tables = []
     for chosen in ("both", tower):
-        TUNERS["full"](clip, chosen)
+        TUNERS["full"]().apply(clip, chosen)
         with Classes(clip) as probe:
             probe.look(METHODS["finetune"]().loss(clip, batch))
         tables.append(probe.table())
@@ -483,7 +484,7 @@ def test_a_loss_without_encode_is_refused_in_words(clip, batch):
 def test_a_copied_teacher_is_not_seen(clip, batch):
     """Nor one that is copied inside, nor one whose features would have a gradient."""
     tables = {}
-    TUNERS["full"](clip, "both")
+    TUNERS["full"]().apply(clip, "both")
     before = copy.deepcopy(clip)
     with torch.no_grad():
         for p in clip.parameters():

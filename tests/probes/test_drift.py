@@ -10,7 +10,7 @@ from clstudy.probes import Drift
 @pytest.fixture
 def followed(clip, toy):
     """Images, labels, tokens and classes of three colours."""
-    test = toy().test
+    test = toy().load().test
     rows = np.flatnonzero(np.isin(test.labels, (0, 3, 4)))[[0, 1, 2, 3, 4, 6, 7]]
     tokens = clip.class_text(list(test.class_names), test.template)[[4, 0, 3]]
     return test.images[torch.from_numpy(rows)], test.labels[rows].tolist(), tokens, [4, 0, 3]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from clstudy.losses.functional import match
 from clstudy.methods import METHODS
-from clstudy.models.tuners import ONLY, TUNERS
+from clstudy.models.tuners import TUNERS
 from clstudy.probes import Classes, Gradients, where
 
 
@@ -60,7 +60,7 @@ def cos(a, b) -> float:
 
 @pytest.mark.parametrize("name", TUNERS)
 def test_gradients_are_those_of_a_plain_backward_pass(clip, batch, name):
-    TUNERS[name](clip, ONLY.get(name, (["both"],))[0][-1])
+    TUNERS[name]().apply(clip, TUNERS[name].towers[-1])
     terms = two_terms(clip, batch)
     with Gradients(clip) as probe:
         probe.look(terms, stage=3, images_seen=24)
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_a_plain_backward_pass(clip, batch, name):
 
 
 def test_terms_that_pull_apart_and_a_tower_without_gradient(clip, batch):
-    TUNERS["full"](clip, "both")
+    TUNERS["full"]().apply(clip, "both")
     clip.model.logit_scale.requires_grad_(True)
     image = clip.encode_image(batch.image)
     pull = (image[:, 0]).sum()
@@ -104,7 +104,7 @@ def test_terms_that_pull_apart_and_a_tower_without_gradient(clip, batch):
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_previous_and_update_of_steps(clip, batch, every):
-    TUNERS["lora"](clip, "both")
+    TUNERS["lora"]().apply(clip, "both")
     free = [p for p in clip.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(free, lr=0.5, momentum=0.9)
     grads, weights = [], []
@@ -143,7 +143,7 @@ def test_previous_and_update_of_steps(clip, batch, every):
 
 
 def test_the_update_belongs_to_the_total_where_there_are_terms(clip, batch):
-    TUNERS["lora"](clip, "both")
+    TUNERS["lora"]().apply(clip, "both")
     with Gradients(clip) as probe:
         for _ in range(2):
             probe.look(two_terms(clip, batch))
@@ -158,12 +158,12 @@ def test_the_update_belongs_to_the_total_where_there_are_terms(clip, batch):
 
 
 def test_other_parameters_at_the_next_stage(clip, batch):
-    TUNERS["full"](clip, "both")
+    TUNERS["full"]().apply(clip, "both")
     with Gradients(clip) as probe:
         probe.look(METHODS["finetune"]().loss(clip, batch), stage=1)
-        TUNERS["lora"](clip, "image")
+        TUNERS["lora"]().apply(clip, "image")
         probe.look(METHODS["finetune"]().loss(clip, batch), stage=2)
-        TUNERS["none"](clip, "both")
+        TUNERS["none"]().apply(clip, "both")
         with Classes(clip) as classes:  # lends the loss a gradient, though nothing is trained
             terms = METHODS["finetune"]().loss(clip, batch)
             probe.look(terms, stage=3)
@@ -175,7 +175,7 @@ def test_other_parameters_at_the_next_stage(clip, batch):
 
 
 def test_nothing_of_a_model_is_kept_behind_a_look(clip, batch):
-    TUNERS["lora"](clip, "both")
+    TUNERS["lora"]().apply(clip, "both")
     with Gradients(clip) as probe:
         probe.look(METHODS["finetune"]().loss(clip, batch))
         assert probe.before and probe.weights

@@ -15,7 +15,7 @@ from clstudy.data.types import Labelled
 from clstudy.losses.functional import match
 from clstudy.methods import METHODS
 from clstudy.models.clip import Clip
-from clstudy.models.tuners import ONLY, TOWERS, TUNERS
+from clstudy.models.tuners import TUNERS
 from clstudy.probes import Classes, Drift, Gradients, Seen, reachable
 from clstudy.training import probing
 from clstudy.training.monitor import NotFinite
@@ -44,13 +44,13 @@ def same(one: list, other: list) -> bool:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_look_changes_nothing(toy, clip, batch, name):
-    TUNERS["adapter"](clip, "both")  # with dropout
+    TUNERS["adapter"]().apply(clip, "both")  # with dropout
     clip.train().model.visual.transformer.eval()  # and modes that differ
     for number, p in enumerate(clip.parameters()):
         p.grad = torch.full_like(p, number) if number % 2 else None
-    prompts = clip.class_text(list(toy().train.class_names), toy().train.template)
+    prompts = clip.class_text(list(toy().load().train.class_names), toy().load().train.template)
     before = everything(clip)
-    with open_probes([name], clip, toy(), prompts) as watching:
+    with open_probes([name], clip, toy().load(), prompts) as watching:
         assert same(before, everything(clip))
         torch.manual_seed(3)
         terms = METHODS["finetune"]().loss(clip, batch)
@@ -92,7 +92,7 @@ def test_nothing_stays_patched(clip, toy_cfg, error):
 def test_a_run_that_stops_leaves_nothing_patched(tiny):
     before = methods_of(Clip)
     with pytest.raises(NotFinite):
-        train(tiny.but(lr=1e30), probes=ALL)
+        train(tiny.replace(lr=1e30), probes=ALL)
     assert methods_of(Clip) == before
 
 
@@ -115,16 +115,16 @@ def same_to_the_bit(config) -> tuple[pd.DataFrame, dict]:
 
 def widest(tuner: str) -> str:
     """A tower that the tuner goes with, both if it can."""
-    towers, _ = ONLY.get(tuner, (TOWERS, ""))
+    towers = TUNERS[tuner].towers
     return "both" if "both" in towers else towers[0]
 
 
-TUNER = {name: getattr(METHODS[name], "needs", "lora") for name in METHODS}
+TUNER = {name: METHODS[name].needs_tuner or "lora" for name in METHODS}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_is_the_same_to_the_bit_with_probes(tiny, name):
-    config = tiny.but(method=name, tuner=TUNER[name], tower=widest(TUNER[name]), eval_every=16, steps_per_batch=2,
+    config = tiny.replace(method=name, tuner=TUNER[name], tower=widest(TUNER[name]), eval_every=16, steps_per_batch=2,
                       batch_size=15)
     steps, notes = same_to_the_bit(config)
     assert set(notes) - {"method"} == {"cost", *ALL}
@@ -147,7 +147,7 @@ OTHERS = [{"tower": "image"}, {"tower": "text"}, {"precision": "bf16"}, {"optimi
 
 @pytest.mark.parametrize("settings", OTHERS, ids=str)
 def test_other_settings_are_the_same_to_the_bit_with_probes(tiny, settings):
-    same_to_the_bit(tiny.but(method="finetune", **settings))
+    same_to_the_bit(tiny.replace(method="finetune", **settings))
 
 
 def test_an_unknown_probe_is_refused_in_a_run(tiny):
@@ -160,7 +160,7 @@ def test_an_unknown_probe_is_refused_in_a_run(tiny):
 
 def test_the_references_of_a_run_are_its_first_test_images_and_its_prompts(clip, toy, monkeypatch):
     monkeypatch.setattr(probing, "IMAGES_PER_CLASS", 3)
-    benchmark = toy()
+    benchmark = toy().load()
     few = benchmark.test.labels != 1  # a class without test images
     test = Labelled(benchmark.test.images[torch.from_numpy(few)], benchmark.test.labels[few],
                     benchmark.test.class_names, benchmark.test.template)
@@ -179,7 +179,7 @@ def test_the_references_of_a_run_are_its_first_test_images_and_its_prompts(clip,
 
 def test_in_a_run_probes_look_together_each_as_it_would_alone(tiny):
     together, alone = {}, {}
-    train(tiny.but(method="finetune"), probes=ALL, notes=together)
+    train(tiny.replace(method="finetune"), probes=ALL, notes=together)
     gradients, classes, drift = (together[name] for name in ("gradients", "classes", "drift"))
     assert set(drift["class"]) == set(classes["class"]) == {"red brick", "green leaf", "blue door", "grey stone",
                                                             "yellow sun", "black cat"}
@@ -191,7 +191,7 @@ def test_in_a_run_probes_look_together_each_as_it_would_alone(tiny):
     assert len(absent) and (absent.attraction == 0).all() and (absent.repulsion > 0).all()
     assert (classes.unexplained < 1e-2).all()
     assert classes.push.notna().all() and classes[classes.present]["image push"].notna().all()  # has references
-    train(tiny.but(method="finetune"), probes=("gradients",), notes=alone)
+    train(tiny.replace(method="finetune"), probes=("gradients",), notes=alone)
     pd.testing.assert_frame_equal(alone["gradients"], gradients)
 
 
@@ -339,7 +339,7 @@ def test_gradients_on_a_plain_model(own):
 
 @pytest.mark.parametrize("settings", [{"tower": "image"}, {"method": "frozen", "tuner": "none"}], ids=str)
 def test_cost_counts_the_free_parameters(tiny, settings):
-    notes, config = {}, tiny.but(**settings)
+    notes, config = {}, tiny.replace(**settings)
     train(config, notes=notes)
     clip, _, _ = prepare(config)
     cost = notes["cost"]
@@ -373,7 +373,7 @@ def moved(model):
 def test_gradients_are_not_waited_for(clip, batch, fake, monkeypatch):
     """Norms and angles stay on the device; the backward pass, which needs a real one, is stood in for."""
     with unset_fake_temporarily():
-        TUNERS["lora"](clip, "both")
+        TUNERS["lora"]().apply(clip, "both")
     clip = moved(clip)
     monkeypatch.setattr(torch.autograd, "grad", lambda value, inputs, **_: [there(p) for p in inputs])
     loss = torch.ones((), device="cuda", requires_grad=True)
@@ -398,7 +398,7 @@ def test_drift_encodes_on_the_device(clip, batch, fake):
 
 def test_watched_features_stay_on_the_device(clip, batch, fake):
     with unset_fake_temporarily():
-        TUNERS["full"](clip, "image")
+        TUNERS["full"]().apply(clip, "image")
     clip = moved(clip)
     batch = replace(batch, image=there(batch.image), prompts=there(batch.prompts))
     with Classes(clip) as probe:
@@ -416,7 +416,7 @@ def test_probes_on_a_gpu_are_near_those_on_the_cpu(tiny):
     tables = {}
     for device in ("cpu", "cuda"):
         tables[device] = {}
-        train(tiny.but(device=device, lr=1e-4, method="finetune"), probes=ALL, notes=tables[device])
+        train(tiny.replace(device=device, lr=1e-4, method="finetune"), probes=ALL, notes=tables[device])
     assert tables["cuda"]["cost"]["peak_memory"] > 0
     for name, column in (("gradients", "norm"), ("classes", "gradient"), ("drift", "match")):
         assert np.allclose(tables["cpu"][name][column], tables["cuda"][name][column], rtol=1e-2, atol=1e-3)

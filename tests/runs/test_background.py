@@ -79,7 +79,7 @@ def test_a_run_that_is_held_stopped_and_taken_up_is_the_run_that_nobody_watched(
     assert training.state == "running"
     training.stop(wait=60)
     assert training.state == "stopped" and find(config, runs) is None
-    assert list((runs / f"{config.run_id}.draft").glob("state-*.jsonl"))
+    assert list((runs / f"{config.run_id}.draft").glob("state-*.pt"))
 
     training.start()
     second = {"steps": [], "evals": [], "drift": []}
@@ -101,7 +101,7 @@ def test_a_run_that_is_held_stopped_and_taken_up_is_the_run_that_nobody_watched(
 
 
 def test_a_run_that_fails_says_why(config, runs):
-    broken = background.Training(config.but(model=f"{config.model}/nowhere"), runs=runs)
+    broken = background.Training(config.replace(model=f"{config.model}/nowhere"), runs=runs)
     broken.start()
     broken.process.wait(120)
     assert broken.read() == {"steps": [], "evals": [], "drift": []}
@@ -134,7 +134,7 @@ def test_probes_are_checked_before_anything_starts(config):
 def shown(config, runs, monkeypatch):
     """The widget as in a notebook, with two runs to choose from, and its parts."""
     monkeypatch.delenv("CLSTUDY_HEADLESS")
-    one = view._Live({"symmetric": config, "asymmetric": config.but(method="finetune")}, runs)
+    one = view._Live({"symmetric": config, "asymmetric": config.replace(method="finetune")}, runs)
     yield one
     for training in one.trainings.values():
         if training.process is not None and training.process.poll() is None:
@@ -164,7 +164,7 @@ def test_the_widget_starts_holds_and_ends_a_run_and_draws_it(shown, config, runs
 
 
 def test_another_run_has_lines_of_its_own_and_a_finished_one_is_read_from_the_disk(shown, config, runs):
-    load_or_train(config.but(method="finetune"), runs, probes=["drift"])
+    load_or_train(config.replace(method="finetune"), runs, probes=["drift"])
     shown.choice.value = "asymmetric"
     assert shown.start.disabled and "finished" in shown.time.value
     assert {trace.name for trace in shown.figure.data if trace.showlegend and len(trace.x)} >= {"loss: task", "texts"}
@@ -180,5 +180,5 @@ def test_the_twin_draws_a_finished_run_and_says_when_there_is_none(config, runs)
     assert [axis.get_ylabel() for axis in figure.axes] == ["loss", "accuracy, %", "1 − cosine to the start"]
     losses = figure.axes[0].lines[0].get_ydata()
     assert losses == pytest.approx(run.steps.value.to_numpy())
-    without = load_or_train(config.but(seed=1), runs)
+    without = load_or_train(config.replace(seed=1), runs)
     assert not live_training.live_training(config, example=without, runs=runs).axes[2].lines

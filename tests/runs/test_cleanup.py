@@ -18,9 +18,8 @@ def runs(tmp_path) -> Path:
     runs = tmp_path / "runs"
     for name in ("aaa", "bbb"):
         (make(runs / name).folder / "model.safetensors").write_bytes(bytes(1000))
-    for name in ("ccc.draft", "ddd.broken"):
-        (runs / name).mkdir()
-        (runs / name / "state-1.safetensors").write_bytes(bytes(5000))
+    (runs / "ccc.draft").mkdir()
+    (runs / "ccc.draft" / "state-1.pt").write_bytes(bytes(5000))
     pd.DataFrame({"run_id": ["aaa", "gone"]}).to_parquet(runs / "some.parquet")
     pd.DataFrame({"x": [1, 2]}, ["gone", "aaa"]).to_parquet(runs / "scores.parquet")  # ids as its index
     pd.DataFrame({"run_id": ["gone"]}).to_parquet(runs / "none.parquet")
@@ -52,7 +51,7 @@ def found(runs: Path, figures: Path, *kinds: str) -> set[tuple[str, str]]:
     return {(item.kind, item.path.name) for item in cleanup.unneeded(runs, figures, kinds or cleanup.USUAL)}
 
 
-USUAL = {("drafts", "ccc.draft"), ("broken", "ddd.broken"), ("runs", "bbb"), ("tables", "none.parquet"),
+USUAL = {("drafts", "ccc.draft"), ("runs", "bbb"), ("tables", "none.parquet"),
          ("tables", "damaged.parquet"), ("notebooks", "old.running-12345678.ipynb")}
 
 
@@ -69,8 +68,8 @@ def test_what_no_figure_needs_is_found_and_nothing_is_removed(runs, figures):
 def test_what_is_removed_is_gone_and_what_is_needed_stays(runs, figures):
     items = cleanup.unneeded(runs, figures)
     sizes = {item.kind: item.size for item in items}
-    assert sizes["broken"] == 5000 and sizes["runs"] > 1000
-    assert cleanup.remove(items) == sum(item.size for item in items) > 11000
+    assert sizes["drafts"] == 5000 and sizes["runs"] > 1000
+    assert cleanup.remove(items) == sum(item.size for item in items) > 6000
     assert {path.name for path in runs.iterdir()} == {"aaa", "some.parquet", "scores.parquet", "notebooks"}
     assert (runs / "aaa" / "result.json").exists() and found(runs, figures) == set()
 
@@ -81,7 +80,7 @@ def test_what_somebody_makes_stays(runs, figures):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert found(runs, figures) == USUAL - {("drafts", "ccc.draft")}
         cleanup.remove([item for item in items if item.kind == "drafts"])
-        assert (runs / "ccc.draft" / "state-1.safetensors").exists()
+        assert (runs / "ccc.draft" / "state-1.pt").exists()
 
 
 def test_the_runs_of_a_living_sweep_stay_and_an_empty_ended_one_goes(runs, figures):
@@ -101,5 +100,6 @@ def test_a_damaged_figure_file_and_an_unknown_kind_stop_everything(runs, figures
 
 def test_the_table_has_kinds_with_sizes(runs, figures):
     said = cleanup.table(cleanup.unneeded(runs, figures))
-    assert "broken: 1, 5.0 kB (runs with numbers that are not finite)" in said and "bbb" in said and "in all" in said
+    assert "drafts: 1, 5.0 kB (runs that were stopped, with their saved states)" in said
+    assert "bbb" in said and "in all" in said
     assert cleanup.table([]) == "nothing to do"

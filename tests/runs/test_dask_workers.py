@@ -114,7 +114,7 @@ def kill(folder: Path, killed: list, how=lambda pid: os.kill(pid, signal.SIGKILL
     for _ in range(6000):
         time.sleep(0.01)
         for id, about in status.now(folder).items():
-            if list((folder.parent.parent / f"{id}.draft").glob("state-*.jsonl")):
+            if list((folder.parent.parent / f"{id}.draft").glob("state-*.pt")):
                 how(about["pid"])
                 killed.append(about["pid"])
                 return

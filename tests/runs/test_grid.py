@@ -1,8 +1,10 @@
 """Grids: which combinations words, files and dicts mean, and that nothing impossible gets as far as a run."""
+from dataclasses import dataclass
 
 import pytest
 
 from clstudy.methods import METHODS
+from clstudy.methods.base import Method
 from clstudy.notebooks import sweep
 from clstudy.runs import grid
 
@@ -65,10 +67,13 @@ def test_runs_come_once_each_and_are_called_by_what_differs(tiny):
 
 
 def test_none_is_a_name_where_there_is_one_and_else_no_value(tiny, monkeypatch):
-    def named(word: str = "x") -> None:
+    @dataclass
+    class Named(Method):
         """A method with an option of words."""
 
-    monkeypatch.setitem(METHODS, "named", named)
+        word: str = "x"
+
+    monkeypatch.setitem(METHODS, "named", Named)
     point = {"benchmark": "toy", "tuner": "none", "method": "frozen", "pretrained": "none", "eval_every": "None"}
     config = grid.run_tasks([point])[0].config
     assert (config.tuner, config.pretrained, config.eval_every) == ("none", None, None)

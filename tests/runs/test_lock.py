@@ -1,6 +1,9 @@
-"""One process at a time makes a run: locks that end with their process, signs of life of other hosts."""
+"""One process at a time makes a run: locks that end with their process, heartbeats of other hosts."""
+import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from clstudy.runs import lock
-from clstudy.runs.lock import LOCK, OWNER, SILENT, Busy, claimed, owner
+from clstudy.runs.lock import LOCK, OWNER, SILENT, Busy, RunLock, owner
 
-HOLD = ("import sys, time\nfrom pathlib import Path\nfrom clstudy.runs.lock import claimed\n"
-        "with claimed(Path(sys.argv[1])) as mine:\n    print(mine, flush=True)\n    time.sleep(60)\n")
+HOLD = ("import sys, time\nfrom pathlib import Path\nfrom clstudy.runs.lock import RunLock\n"
+        "with RunLock(Path(sys.argv[1])) as mine:\n    print(mine, flush=True)\n    time.sleep(60)\n")
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def holder(folder):
-    """Another process that has the claim."""
+    """Another process that has the lock."""
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True,
                                env={**os.environ, "PYTHONPATH": paths})
@@ -34,16 +37,16 @@ def holder(folder):
     process.wait()
 
 
-def test_the_claim_of_a_living_process_is_respected_and_that_of_a_killed_one_is_free(folder, holder):
-    with pytest.raises(Busy, match=rf"waiting for .+:{holder.pid}, which makes abc"), claimed(folder, wait=False):
+def test_the_lock_of_a_living_process_is_respected_and_that_of_a_killed_one_is_free(folder, holder):
+    with pytest.raises(Busy, match=rf"waiting for .+:{holder.pid}, which makes abc"), RunLock(folder, wait=False):
         pass
-    holder.send_signal(signal.SIGSTOP)  # it gives no sign, but it lives
-    with pytest.raises(Busy), claimed(folder, wait=False):
+    holder.send_signal(signal.SIGSTOP)  # its heart does not beat, but it lives
+    with pytest.raises(Busy), RunLock(folder, wait=False):
         pass
     holder.kill()
     holder.wait()
     assert json.loads((folder / OWNER).read_text())["pid"] == holder.pid
-    with claimed(folder, wait=False) as mine:
+    with RunLock(folder, wait=False) as mine:
         assert mine and owner(folder).endswith(f":{os.getpid()}")
 
 
@@ -51,10 +54,10 @@ def test_who_waits_gets_it_when_the_other_has_done(folder):
     order = []
 
     def other():
-        with claimed(folder) as mine:
+        with RunLock(folder) as mine:
             order.append(("other", mine))
 
-    with claimed(folder):
+    with RunLock(folder):
         waiting = threading.Thread(target=other)
         waiting.start()
         time.sleep(0.3)
@@ -67,10 +70,10 @@ def test_who_waits_for_what_gets_done_makes_nothing(folder):
     found, done = [], []
 
     def other():
-        with claimed(folder, lambda: bool(done)) as mine:
+        with RunLock(folder, lambda: bool(done)) as mine:
             found.append(mine)
 
-    with claimed(folder):
+    with RunLock(folder):
         waiting = threading.Thread(target=other)
         waiting.start()
         time.sleep(0.3)
@@ -83,42 +86,42 @@ def test_who_waits_for_what_gets_done_makes_nothing(folder):
 
 
 def test_nothing_is_made_where_all_is_done(folder):
-    with claimed(folder, lambda: True) as mine:
+    with RunLock(folder, lambda: True) as mine:
         assert not mine
     assert not folder.exists()
 
 
-def test_a_file_that_was_removed_is_no_claim(folder, monkeypatch):
+def test_the_lock_on_a_file_that_was_removed_is_none(folder, monkeypatch):
     """Between opening the lock and taking it, its owner finished and removed the folder."""
-    real, stolen = lock._locked, []
+    real, removed = fcntl.flock, []
 
-    def slow(file):
-        if not stolen:
-            stolen.append((folder / LOCK).rename(folder / "gone"))
-        return real(file)
+    def slow(file, how):
+        if not removed:
+            removed.append(shutil.rmtree(folder))
+        return real(file, how)
 
-    monkeypatch.setattr(lock, "_locked", slow)
-    with claimed(folder) as mine:
-        assert mine and (folder / LOCK).exists() and stolen
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with RunLock(folder) as mine:
+        assert mine and (folder / LOCK).exists() and removed
 
 
 @pytest.mark.parametrize(("silence", "free"), [(0, False), (SILENT - 30, False), (SILENT + 30, True)])
-def test_another_host_lives_as_long_as_it_gives_signs(folder, silence, free):
+def test_another_host_lives_as_long_as_its_heart_beats(folder, silence, free):
     """Where locks do not pass between hosts, the kernel here gives the lock."""
     folder.mkdir()
     (folder / OWNER).write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     os.utime(folder / OWNER, (time.time() - silence,) * 2)
     if free:
-        with claimed(folder, wait=False) as mine:
+        with RunLock(folder, wait=False) as mine:
             assert mine
     else:
-        with pytest.raises(Busy, match="waiting for elsewhere:1"), claimed(folder, wait=False):
+        with pytest.raises(Busy, match="waiting for elsewhere:1"), RunLock(folder, wait=False):
             pass
 
 
-def test_signs_of_life_are_given(folder, monkeypatch):
+def test_the_heart_beats_while_the_lock_is_held(folder, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.02)
-    with claimed(folder):
+    with RunLock(folder):
         os.utime(folder / OWNER, (0, 0))
         for _ in range(200):
             if (folder / OWNER).stat().st_mtime:
@@ -129,18 +132,25 @@ def test_signs_of_life_are_given(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"host": 3}'])
-def test_a_damaged_sign_is_none(folder, damaged):
+def test_a_damaged_owner_is_none(folder, damaged):
     folder.mkdir()
     (folder / OWNER).write_text(damaged)
     assert owner(folder) == "another process"
-    with claimed(folder, wait=False) as mine:
+    with RunLock(folder, wait=False) as mine:
         assert mine
 
 
-def test_without_locks_the_signs_alone_count(folder, monkeypatch):
-    monkeypatch.setattr(lock, "fcntl", None)
-    with claimed(folder), pytest.raises(Busy), claimed(folder, wait=False):
+def test_on_a_file_system_without_locks_the_heartbeat_alone_counts(folder, monkeypatch):
+    def missing(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with RunLock(folder) as mine, pytest.raises(Busy), RunLock(folder, wait=False):
+        assert mine
+    assert not (folder / OWNER).exists()
+    (folder / OWNER).write_text(json.dumps({"host": os.uname().nodename, "pid": 2**22 + 1}))
+    with pytest.raises(Busy), RunLock(folder, wait=False):
         pass
-    (folder / OWNER).write_text(json.dumps({"host": os.uname().nodename, "pid": 2**22 + 1}))  # dead
-    with claimed(folder, wait=False) as mine:
+    os.utime(folder / OWNER, (time.time() - SILENT - 1,) * 2)  # of a process that was killed
+    with RunLock(folder, wait=False) as mine:
         assert mine

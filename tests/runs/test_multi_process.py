@@ -30,7 +30,7 @@ jaxtyping.install_import_hook = lambda *_: None
 sys.path.insert(0, {str(TESTS)!r})
 import conftest
 from clstudy.data.benchmarks import BENCHMARKS
-BENCHMARKS["toy"] = conftest._toy
+BENCHMARKS["toy"] = conftest.Toy
 """
 SHORT = {"benchmark_args": {"images": 4}, "batch_size": 7, "steps_per_batch": 1, "optimizer": "sgd", "lr": 0.05}
 MORE = {"sit and a memory": {"method": "sit", "method_args": {"size": 9, "replay": 4}},
@@ -48,9 +48,9 @@ CASES = [*METHODS, *MORE, PROBED]
 
 
 def settings(name: str, model: str) -> RunConfig:
-    tuner = getattr(METHODS.get(name), "needs", "lora")
+    tuner = METHODS[name].needs_tuner if name in METHODS else ""
     tower = {"tower": "image"} if tuner in ("l2p", "dualprompt", "mvp") else {}
-    own = {"method": "sit"} if name == PROBED else MORE.get(name, {"method": name, "tuner": tuner, **tower})
+    own = {"method": "sit"} if name == PROBED else MORE.get(name, {"method": name, "tuner": tuner or "lora", **tower})
     return RunConfig(benchmark="toy", stream="disjoint", stream_args={"tasks": 2}, model=model, **{**SHORT, **own})
 
 
@@ -131,13 +131,13 @@ def processes(code: str) -> list[subprocess.Popen]:
 @pytest.fixture(scope="module")
 def runs(toy_model, tmp_path_factory):
     """Of each case: the run of one process, and those of the two."""
-    from conftest import _toy
+    from conftest import Toy
 
     from clstudy.data.benchmarks import BENCHMARKS
 
     out = tmp_path_factory.mktemp("distributed")
     started = processes(f"import test_distributed\ntest_distributed.work({str(toy_model)!r}, {str(out)!r})")
-    with mock.patch.dict(BENCHMARKS, {"toy": _toy}):
+    with mock.patch.dict(BENCHMARKS, {"toy": Toy}):
         alone = {**all_runs(str(toy_model)), "many rows": many_rows(str(toy_model)), "agreement": None}
     assert [process.wait(300) for process in started] == [0, 0]
     two = [torch.load(out / f"{rank}.pt", weights_only=False) for rank in (0, 1)]

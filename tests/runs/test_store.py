@@ -21,9 +21,9 @@ def test_a_finished_run_is_read_and_not_made_again(tiny, runs, no_training):
     read = load_or_train(tiny, runs)
     assert read.evals.equals(made.evals) and read.steps.equals(made.steps) and read.result == made.result
     assert read.id == tiny.run_id == read.result["run_id"]
-    load_or_train(tiny.but(device="cpu"), runs)  # the device is not part of a run
+    load_or_train(tiny.replace(device="cpu"), runs)  # the device is not part of a run
     with pytest.raises(AssertionError, match="trained again"):
-        load_or_train(tiny.but(seed=1), runs)
+        load_or_train(tiny.replace(seed=1), runs)
 
 
 def test_a_run_on_disk_holds_what_training_returned(tiny, runs):
@@ -48,12 +48,12 @@ def test_which_test_images_were_right_at_stage_ends_gives_the_accuracies(tiny, r
 
 
 def test_a_run_without_steps_has_an_empty_table(tiny, runs):
-    run = load_or_train(tiny.but(method="frozen"), runs)
+    run = load_or_train(tiny.replace(method="frozen"), runs)
     assert list(run.steps) == ["stage", "images_seen", "step", "term", "value"] and len(run.steps) == 0
 
 
 def test_two_configurations_have_two_folders(tiny, runs):
-    made = [load_or_train(config, runs) for config in (tiny, tiny.but(seed=1), tiny)]
+    made = [load_or_train(config, runs) for config in (tiny, tiny.replace(seed=1), tiny)]
     assert len({run.folder for run in made}) == 2 == len(list(runs.iterdir())) == len(finished(runs))
     assert not made[0].steps.equals(made[1].steps)
 
@@ -78,7 +78,7 @@ def test_a_folder_without_its_result_is_not_a_run_and_is_made_again(tiny, runs):
 
 def test_an_error_before_the_first_saved_state_leaves_nothing_behind(tiny, runs):
     with pytest.raises(ValueError, match="tasks=7"):
-        load_or_train(tiny.but(stream_args={"tasks": 7}), runs)
+        load_or_train(tiny.replace(stream_args={"tasks": 7}), runs)
     assert list(runs.iterdir()) == []
 
 
@@ -126,7 +126,7 @@ def remove(path: Path) -> None:
     ("config.json", cut), ("config.json", remove)])
 def test_a_damaged_file_of_a_finished_run_is_named_and_never_read_in_part(tiny, runs, name, how):
     expected = load_or_train(tiny, runs).evals
-    other = load_or_train(tiny.but(seed=1), runs)
+    other = load_or_train(tiny.replace(seed=1), runs)
     how(other.folder / name)
     with pytest.raises(Damaged, match=f"{other.folder / name} is damaged"):
         if name == "config.json":
@@ -137,7 +137,7 @@ def test_a_damaged_file_of_a_finished_run_is_named_and_never_read_in_part(tiny, 
         with pytest.raises(Damaged, match=name):
             load_runs(runs)
     with pytest.warns(UserWarning, match=f"the run is made again: .*{name} is damaged"):
-        again = load_or_train(tiny.but(seed=1), runs)
+        again = load_or_train(tiny.replace(seed=1), runs)
     assert len(again.evals) == len(expected) and len(load_runs(runs)) == 2 * len(expected)
 
 
@@ -186,7 +186,7 @@ def test_a_run_of_before_without_checksums_is_read_and_seen_to_be_cut(tiny, runs
 @pytest.mark.parametrize("settings", [{}, {"tuner": "full", "tower": "image"}, {"method": "frozen", "tuner": "none"}],
                          ids=["lora", "full", "frozen"])
 def test_a_kept_model_comes_back_with_equal_features(tiny, runs, batch, settings):
-    config, kept = tiny.but(**settings), []
+    config, kept = tiny.replace(**settings), []
     run = load_or_train(config, runs, keep_model=True)
     small_runs.train(config, keep=kept.append)
     with torch.inference_mode():
@@ -298,7 +298,7 @@ PROBES = ["gradients", "classes", "drift"]
 
 
 def test_probe_tables_come_back_as_they_were_measured(tiny, runs):
-    config, notes = tiny.but(method="finetune"), {}
+    config, notes = tiny.replace(method="finetune"), {}
     run = load_or_train(config, runs, probes=PROBES)
     small_runs.train(config, probes=PROBES, notes=notes)
     for name in PROBES:
@@ -311,7 +311,7 @@ def test_probe_tables_come_back_as_they_were_measured(tiny, runs):
 
 
 def test_the_probes_of_a_frozen_run_are_empty_but_for_its_start(tiny, runs):
-    run = load_or_train(tiny.but(method="frozen", tuner="none"), runs, probes=PROBES)
+    run = load_or_train(tiny.replace(method="frozen", tuner="none"), runs, probes=PROBES)
     assert [len(run.probe(name)) for name in PROBES] == [0, 0, 6]
     assert run.result["parameters"] == 0
 

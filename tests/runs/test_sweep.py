@@ -1,23 +1,24 @@
 """Sweeps: planned first, carried on past failures, with a state on disk that tells the truth."""
 import fcntl
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
 from clstudy import RunConfig
-from clstudy.utils.paths import REPOSITORY
-from clstudy.runs import status, store, sweep
-from clstudy.runs.durations import Seconds
+from clstudy.runs import status, sweep
 from clstudy.runs.run import find
 from clstudy.runs.store import load_or_train
 from clstudy.training import loop
 from clstudy.utils import progress
+from clstudy.utils.paths import REPOSITORY
 
 
 def here(function, items):
@@ -36,17 +37,17 @@ def state(runs: Path, name: str = "mine") -> dict:
     return json.loads((runs / "sweeps" / name / "state.json").read_text())
 
 
-def test_a_plan_says_what_exists_and_how_long_the_rest_takes(grid, tmp_path):
+def test_a_plan_says_what_exists_and_what_is_to_do(grid, tmp_path):
     first = sweep.plan({**grid, "seed": 0}, runs=tmp_path, workers=1)
-    assert "2 to do" in str(first) and "time with 1 worker: unknown" in str(first) and not list(tmp_path.iterdir())
+    assert "2 in all, 0 exist, 2 to do, with 1 worker" in str(first) and not list(tmp_path.iterdir())
     sweep.sweep({**grid, "seed": 0}, runs=tmp_path, engine=here, show=False)
-    for result in tmp_path.glob("*/result.json"):
-        result.write_text(json.dumps({**json.loads(result.read_text()), "seconds": 90}))
     again = sweep.plan(grid, runs=tmp_path, workers=2)
     assert [task.label for task in again.todo] == ["method=sit seed=1", "method=finetune seed=1"]
-    assert set(again.seconds.values()) == {Seconds(90, 90, 90)}
-    said = str(again)
-    assert "4 in all, 2 exist, 2 to do" in said and said.count("about 1:30 min") == 3 and said.count("exists") == 2
+    head, *lines = str(again).splitlines()
+    assert head.endswith("4 in all, 2 exist, 2 to do, with 2 workers")
+    assert [line.split() for line in lines] == [
+        ["method=sit", "seed=0", "exists"], ["method=sit", "seed=1", "to", "do"],
+        ["method=finetune", "seed=0", "exists"], ["method=finetune", "seed=1", "to", "do"]]
 
 
 def test_a_sweep_makes_all_and_then_nothing(grid, tmp_path, monkeypatch):
@@ -138,7 +139,7 @@ def test_a_second_sweep_of_the_same_name_has_a_folder_of_its_own(grid, tmp_path)
 
 
 def test_what_another_process_makes_comes_last_and_is_waited_for(tiny, tmp_path):
-    configs, order = [tiny, tiny.but(seed=1)], []
+    configs, order = [tiny, tiny.replace(seed=1)], []
 
     def watched(function, items):
         for item in items:
@@ -196,17 +197,17 @@ def test_a_killed_sweep_is_seen_to_be_dead_and_goes_on(toy_model, tmp_path):
     assert "stopped without a word" in status.status("mine", tmp_path / "runs")
     done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert find(config, tmp_path / "runs") and find(config.but(seed=1), tmp_path / "runs")
+    assert find(config, tmp_path / "runs") and find(config.replace(seed=1), tmp_path / "runs")
 
 
-def test_what_is_left_is_corrected_by_what_was_seen():
-    one = {"label": "", "state": "waiting", "seconds": None, "guess": None}
-    tasks = {"a": {**one, "state": "done", "seconds": 20.0, "guess": 10.0}, "b": {**one, "guess": 30.0}, "c": one}
-    assert status.left({"workers": 1, "tasks": tasks}, {}) == 60 + 20  # twice as slow as thought; the mean of one
-    assert status.left({"workers": 1, "tasks": tasks}, {"b": {"share": .5, "left": 7.0}}) == 7 + 20
-    assert status.left({"workers": 2, "tasks": tasks}, {}) == 60  # no quicker than its longest
-    assert status.left({"workers": 1, "tasks": {"c": one}}, {}) is None
-    assert status.left({"workers": 1, "tasks": {}}, {}) == 0
+def test_what_is_left_takes_as_long_as_what_was_done(monkeypatch):
+    monkeypatch.setattr(status.time, "time", lambda: 130.0)
+    names = {"a": "done", "b": "failed", "c": "waiting", "d": "waiting", "e": "exists"}
+    state = {"started": 100.0, "tasks": {id: {"state": one} for id, one in names.items()}}
+    assert status.left(state, {}) == 30  # two of four in 30 seconds
+    assert status.left(state, {"c": {"share": 0.5}, "d": {"share": None}, "a": {"share": 1.0}}) == pytest.approx(18)
+    assert status.left({**state, "tasks": {"c": {"state": "waiting"}}}, {}) is None
+    assert status.left({**state, "tasks": {"e": {"state": "exists"}}}, {}) is None
 
 
 def test_there_is_a_line_for_each_worker():
@@ -214,6 +215,60 @@ def test_there_is_a_line_for_each_worker():
     lines = status._running({"tasks": {"x": {"label": "seed=1"}}}, {
         "x": {**about, "pid": 9, "share": .5, "left": 90.0}, "y": about, "z": {**about, "pid": 8, "share": 1.0}})
     assert lines == ["  a:7  y  starting", "  a:8  z  last evaluation", "  a:9  seed=1   50%, 1:30 min left"]
+
+
+@pytest.fixture
+def stand() -> tuple[dict, dict]:
+    """A state and what runs."""
+    tasks = {"x": {"label": "method=sit seed=1 [0.1]", "state": "waiting"}, "y": {"label": "z", "state": "failed"}}
+    running = {"x": {"host": "a", "pid": 9, "share": 0.5, "left": 90.0}}
+    return {"name": "mine", "left": 65, "tasks": tasks, "started": 0.0}, running
+
+
+def test_a_terminal_has_a_table_that_is_drawn_over(stand, monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", file)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("CLSTUDY_QUIET", raising=False)
+    screen = status._Screen()
+    screen.show(*stand)
+    screen.say("made   it")
+    screen.close()
+    said = file.getvalue()
+    assert "mine: 0 of 2 there, 1 failed, 1:05 min left" in said and "made   it" in said and "━" in said
+    assert "a:9" in said and "method=sit seed=1 [0.1]" in said and "50%, 1:30 min left" in said and "\x1b[2K" in said
+
+
+def test_a_log_has_lines_that_are_whole_and_few(stand, capsys, monkeypatch):
+    monkeypatch.delenv("CLSTUDY_QUIET", raising=False)
+    screen = status._Screen()
+    screen.say("made   " + 120 * "x")
+    screen.show(*stand)
+    screen.last -= status.LINES
+    screen.show(*stand)
+    screen.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "made   " + 120 * "x", "mine: 0 of 2 there, 1 failed, 1:05 min left",
+        "  a:9  method=sit seed=1 [0.1]   50%, 1:30 min left"]
+    monkeypatch.setenv("CLSTUDY_QUIET", "1")
+    status._Screen().say("made   it")
+    assert not capsys.readouterr().err
+
+
+def test_a_notebook_has_one_table_that_changes(stand, monkeypatch):
+    shown = []
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.delenv("CLSTUDY_HEADLESS", raising=False)
+    handle = types.SimpleNamespace(update=shown.append)
+    monkeypatch.setattr("IPython.display.display", lambda what, display_id: handle)
+    screen = status._Screen()
+    screen.say("made   it")
+    screen.show(*stand)
+    screen.close()
+    [table] = shown
+    found = table._repr_mimebundle_((), ())
+    assert "method=sit seed=1" in found["text/plain"] and "50%" in found["text/html"]
 
 
 def test_a_driver_is_alive_by_its_process_and_its_signs(monkeypatch):

@@ -12,12 +12,13 @@ from clstudy.models import clip as module
 ROOT = Path(__file__).parents[2]
 RUN = """
 import re, sys
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from clstudy import RunConfig
 from clstudy.training import loop
-from clstudy.data.benchmarks import BENCHMARKS
-from clstudy.data.types import Benchmark, Labelled
+from clstudy.data.benchmarks import BENCHMARKS, Benchmark
+from clstudy.data.types import BenchmarkData, Labelled
 
 torch.set_num_threads(1)
 names = tuple(f"thing number {i} of a thousand" for i in range(1000))
@@ -27,9 +28,11 @@ def labelled(count):
     images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8)
     return Labelled(images, labels, names, "a photo of a {}.")
 
-def thousand():
-    part = labelled(64)
-    return Benchmark("thousand", part, labelled(256), tuple(names[label] for label in part.labels), {})
+@dataclass
+class Thousand(Benchmark):
+    def load(self):
+        part = labelled(64)
+        return BenchmarkData("thousand", part, labelled(256), tuple(names[label] for label in part.labels), {})
 
 batches = loop.batches
 
@@ -37,7 +40,7 @@ def late(stage, benchmark, seen, *rest):  # all classes have been seen, as in th
     seen.extend(sorted(set(range(1000)) - set(seen)))
     return batches(stage, benchmark, seen, *rest)
 
-BENCHMARKS["thousand"], loop.batches = thousand, late
+BENCHMARKS["thousand"], loop.batches = Thousand, late
 made = loop.train(RunConfig(benchmark="thousand", stream_args={"tasks": 2}, method=sys.argv[1],
                                      method_args={"size": 1000}, steps_per_batch=2))
 peak = int(re.search("VmHWM:[^0-9]+([0-9]+)", Path("/proc/self/status").read_text())[1])
@@ -61,7 +64,7 @@ def test_a_run_with_a_thousand_classes_fits_in_2_gb_with_the_embedded_model(meth
 def test_texts_in_parts_have_the_same_features_and_gradients(clip, name, monkeypatch):
     from clstudy.models.tuners import TUNERS
 
-    TUNERS[name](clip, "both")
+    TUNERS[name]().apply(clip, "both")
     tokens, weight = clip.tokenize([f"thing number {i}" for i in range(11)]), torch.randn(11, 16)
     tuned = [p for p in clip.parameters() if p.requires_grad]
 

@@ -1,5 +1,6 @@
 """A run that was killed goes on and ends with the tables of one that was not: every method, real kills, bad disks."""
 import ast
+import builtins
 import errno
 import os
 import random
@@ -16,13 +17,13 @@ import pytest
 
 from clstudy import RunConfig
 from clstudy.methods import METHODS
-from clstudy.models.tuners import ONLY
+from clstudy.models.tuners import TUNERS
 from clstudy.runs import lock, store
 from clstudy.runs.run import find, finished
 from clstudy.runs.store import load_or_train
-from clstudy.training import checkpoint, loop, monitor
-from clstudy.training.checkpoint import read, states
-from clstudy.training.serialization import Unstorable
+from clstudy.training import checkpoint, loop, monitor, serialization
+from clstudy.training.checkpoint import states
+from clstudy.training.serialization import Unstorable, verify
 
 TESTS = Path(__file__).parents[1]
 ALWAYS = 1e-9  # seconds between two states: after each batch
@@ -55,10 +56,10 @@ class Falling:
 
 def of(config, method: str, **changes):
     """The run with this method, with the tuner that it is made for."""
-    needs = getattr(METHODS[method], "needs", None)
+    needs = METHODS[method].needs_tuner
     if needs:
-        changes |= {"tuner": needs, "tower": ONLY.get(needs, (("both",), ""))[0][-1]}
-    return config.but(method=method, **changes)
+        changes |= {"tuner": needs, "tower": TUNERS[needs].towers[-1]}
+    return config.replace(method=method, **changes)
 
 
 def fall(config, runs: Path, batches: int, **options) -> Path:
@@ -104,10 +105,10 @@ PROBES = ["classes", "drift", "gradients"]
     {"tuner": "full", "optimizer": "adam", "channels_last": True, "method": "derpp"},
     {"tuner": "full", "tower": "text", "optimizer": "sgd", "method": "imm", "method_args": {"mode": "mode"}},
     {"tuner": "rescale", "method": "er", "stream": "si_blurry", "batch_size": 5},
-    {"tuner": "prompts", "method": "lwf", "side_every": 2, "precision": "bf16"},
+    {"tuner": "prompts", "method": "lwf", "held_out_every": 2, "precision": "bf16"},
 ], ids=lambda settings: settings["tuner"])
 def test_every_tuner_goes_on_to_the_bit_and_so_do_probes(tiny, runs, tmp_path, settings):
-    config = tiny.but(**settings)
+    config = tiny.replace(**settings)
     whole = load_or_train(config, tmp_path / "whole", keep_model=True, probes=PROBES)
     for batches in (2, 5):
         fall(config, runs, batches, keep_model=True, probes=PROBES)
@@ -140,42 +141,42 @@ def test_what_is_wanted_can_change_between_two_processes(tiny, runs, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "value"), [("threads", 99), ("torch", "1.0")])
-def test_a_state_of_other_surroundings_is_not_taken_up(monkeypatch, tiny, runs, name, value):
+def test_a_state_of_another_environment_is_not_used(monkeypatch, tiny, runs, name, value):
     fall(tiny, runs, 3)
     there = store.environment()
     monkeypatch.setattr(store, "environment", lambda: there | {name: value})
-    with pytest.warns(UserWarning, match=f"starts anew, for its state was made with another {name}: "):
+    with pytest.warns(UserWarning, match=f"its saved state was made with another {name}: "):
         assert load_or_train(tiny, runs).result["resumed"] == 0
 
 
-def test_a_state_of_another_code_is_not_taken_up(monkeypatch, tiny, runs):
+def test_a_state_of_another_code_is_not_used(monkeypatch, tiny, runs):
     fall(tiny, runs, 3)
     monkeypatch.setattr(checkpoint, "SOURCES", "changed")
-    with pytest.warns(UserWarning, match="starts anew, for its state was made with another code"):
+    with pytest.warns(UserWarning, match="from the beginning, because .* was made with another code"):
         assert load_or_train(tiny, runs).result["resumed"] == 0
 
 
-def reached(start: str) -> set[Path]:
-    """The files that a module of the package imports, and what these import, also inside functions."""
-    home = Path(loop.__file__).parent
-    found, todo = set(), [home / f"{start}.py"]
+def reached(start: Path) -> set[Path]:
+    """The files of the package that a file imports, and those that these import."""
+    package, found, todo = TESTS.parent, set(), [start]
     while todo:
         path = todo.pop()
         if path in found or not path.exists():
             continue
         found.add(path)
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                place = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("clstudy"):
+                place = package.joinpath(*node.module.split("."))
                 todo += [file for one in (place, *(place / name.name for name in node.names))
                          for file in (one.with_suffix(".py"), one / "__init__.py")]
     return found
 
 
 def test_what_counts_as_code_is_all_that_the_loop_imports():
-    names = {path.stem for path in reached("train") if path.parent.name == "clstudy"}
-    assert {"memory", "clip", "evaluate", "shards"} <= names
-    assert names & checkpoint.ASIDE == {"claim", "progress"}  # these say how far it is, and who is at it
+    files = {path.relative_to(TESTS.parent / "clstudy") for path in reached(Path(loop.__file__))}
+    rooms = {path.parts[0] for path in files if len(path.parts) > 1}
+    assert {"replay_buffer", "clip", "accuracy", "image_shards"} <= {path.stem for path in files}
+    assert rooms <= set(checkpoint.ROOMS)
 
 
 @pytest.mark.parametrize("given", ["often", -1, float("nan")])
@@ -205,7 +206,7 @@ class Telling:
     def __call__(self):
         pass
 
-BENCHMARKS["toy"] = conftest._toy
+BENCHMARKS["toy"] = conftest.Toy
 config = RunConfig.model_validate_json(sys.argv[2])
 run = load_or_train(config, Path(sys.argv[3]), progress=Telling(), save_every=float(sys.argv[4]))
 print(run.result["resumed"], flush=True)
@@ -222,7 +223,7 @@ def child(config: RunConfig, runs: Path, save_every: float = ALWAYS) -> subproce
 
 def test_a_process_killed_at_random_moments_is_taken_up_by_the_next(tiny, runs, tmp_path, no_training):
     """The last one lives; this process wants the same run, waits, and reads what the other has made."""
-    config = tiny.but(method="er", method_args={"size": 10, "replay": 5}, tuner="adapter", epochs=4, eval_every=8)
+    config = tiny.replace(method="er", method_args={"size": 10, "replay": 5}, tuner="adapter", epochs=4, eval_every=8)
     whole = load_or_train(config, tmp_path / "whole")
     chance, done = random.Random(), [0]
     for _ in range(2):
@@ -262,8 +263,9 @@ def interrupts():
 @pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_saves_at_the_end_of_the_step_and_says_so(tiny, runs, tmp_path, capsys):
     progress = Falling(3, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt, match=r"stopped. 24 images of the stream, in stage 1, are saved in .*draft. "
-                                                r"The same call goes on from there"):
+    said = ("The run stopped. Its state after 24 images, in stage 1, is saved in .*draft. "
+            "The same call resumes from there.")
+    with pytest.raises(KeyboardInterrupt, match=said):
         load_or_train(tiny, runs, progress=progress, save_every=0)
     assert progress.seen == [0, 8, 8, 8] and "24 images" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -285,7 +287,7 @@ def test_a_second_interrupt_does_not_wait(tiny, runs):
 
 
 def test_a_loss_that_is_not_finite_leaves_nothing_and_starts_anew(tiny, runs):
-    config = tiny.but(lr=1e30)
+    config = tiny.replace(lr=1e30)
     for _ in range(2):
         with pytest.raises(monitor.NotFinite, match=r"stage 1, step [12], after (8|16) images, on the images \[\d"):
             load_or_train(config, runs, save_every=ALWAYS)
@@ -304,22 +306,21 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["a bit", "cut", "empty"])
-@pytest.mark.parametrize("suffix", [".jsonl", ".safetensors"])
-def test_a_damaged_state_is_seen_and_the_one_before_is_taken(tiny, runs, tmp_path, suffix, how):
+def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tiny, runs, tmp_path, how):
     draft = fall(tiny, runs, 4)
-    damage(states(draft)[0].with_suffix(suffix), how)
+    damage(states(draft)[0], how)
     progress = Falling(99)
-    with pytest.warns(UserWarning, match="state-3.jsonl is damaged .*; the state before is taken"):
+    with pytest.warns(UserWarning, match="state-3.pt is damaged: .* resumes from the state before"):
         run = load_or_train(tiny, runs, progress=progress)
     assert progress.seen[0] == 16  # not 24
     same(run, load_or_train(tiny, tmp_path / "whole"))
 
 
-def test_where_both_are_damaged_the_run_starts_anew(tiny, runs, tmp_path):
+def test_where_both_are_damaged_the_run_starts_from_the_beginning(tiny, runs, tmp_path):
     draft = fall(tiny, runs, 4)
     for file in states(draft):
         damage(file, "a bit")
-    with pytest.warns(UserWarning, match="no state in .* is whole; the run starts anew"):
+    with pytest.warns(UserWarning, match="All states in .* are damaged. .*from the beginning"):
         run = load_or_train(tiny, runs)
     assert run.result["resumed"] == 0
     same(run, load_or_train(tiny, tmp_path / "whole"))
@@ -327,18 +328,17 @@ def test_where_both_are_damaged_the_run_starts_anew(tiny, runs, tmp_path):
 
 def test_two_states_are_kept(tiny, runs):
     draft = fall(tiny, runs, 7)
-    assert sorted(path.name for path in draft.glob("state-*")) == [
-        f"state-{number}.{kind}" for number in (6, 7) for kind in ("jsonl", "safetensors")]
+    assert sorted(path.name for path in draft.glob("state-*")) == ["state-6.pt", "state-7.pt"]
 
 
 def test_a_full_disk_is_told_once_and_the_run_goes_on(monkeypatch, tiny, runs, tmp_path):
-    def full(tensors, path):
+    def full(path, mode):
         path.write_bytes(b"the first bytes")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        return builtins.open("/dev/full", mode)  # where every write fails as on a full disk
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
-        with pytest.warns(UserWarning, match="no state could be saved in .*No space left") as told:
+        patch.setattr(serialization, "open", full, raising=False)
+        with pytest.warns(UserWarning, match="could not be saved .*No space left.* goes on") as told:
             run = load_or_train(tiny, runs, save_every=ALWAYS)
     assert len(told) == 1
     same(run, load_or_train(tiny, tmp_path / "whole"))
@@ -348,7 +348,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(monkeypatch, tiny, runs, t
     write = Path.write_text
 
     def full(path, *content, **options):
-        if path.name == "steps.jsonl":
+        if path.name.startswith("steps.jsonl"):
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, *content, **options)
 
@@ -366,34 +366,33 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(monkeypatch, tiny, runs, t
 def test_what_cannot_be_saved_is_named(monkeypatch, tiny, runs):
     @dataclass
     class Holding(METHODS["sit"]):
-        def before_stage(self, clip, stage):
+        def before_stage(self, clip, stage, batches):
             self.rules = {"first": [1, lambda: 2]}
 
     monkeypatch.setitem(METHODS, "holding", Holding)
-    with pytest.raises(Unstorable, match=r"method.rules.first\[1\] is a builtins.function, which cannot be saved"):
-        load_or_train(tiny.but(method="holding"), runs)
+    with pytest.raises(Unstorable, match=r"state.method.rules.first\[1\] is a builtins.function, "):
+        load_or_train(tiny.replace(method="holding"), runs)
 
 
 def test_sigterm_saves_before_the_process_ends_by_it(tiny, runs, tmp_path):
     """As the workers of a sweep that is left early are ended, and jobs whose time is over."""
-    process = child(tiny.but(epochs=6), runs, save_every=0)
+    process = child(tiny.replace(epochs=6), runs, save_every=0)
     for _ in range(4):  # three batches of the first stage, of which no state is due
         process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == -signal.SIGTERM
-    draft = runs / f"{tiny.but(epochs=6).run_id}.draft"
-    about, _ = read(states(draft)[0])
-    assert 24 <= about["tree"]["~value"]["parts"]["at"]["images"] < 2 * 6 * 30
-    run = load_or_train(tiny.but(epochs=6), runs)
+    draft = runs / f"{tiny.replace(epochs=6).run_id}.draft"
+    assert 24 <= verify(states(draft)[0])["images"] < 2 * 6 * 30
+    run = load_or_train(tiny.replace(epochs=6), runs)
     assert run.result["resumed"] == 1
-    same(run, load_or_train(tiny.but(epochs=6), tmp_path / "whole"))
+    same(run, load_or_train(tiny.replace(epochs=6), tmp_path / "whole"))
 
 
 def test_sigterm_does_not_wait_for_ever():
     """A second one ends the process at once, and so does the time limit."""
     for late in (False, True):
-        script = ("import clstudy.training.checkpoint, time, os, signal\nclstudy.resume.GRACE = 0.2\n"
-                  "with clstudy.training.checkpoint.interruptible(clstudy.training.checkpoint.Saver()):\n"
+        script = ("import time\nfrom clstudy.training import checkpoint\ncheckpoint.GRACE = 0.2\n"
+                  "with checkpoint.interruptible(checkpoint.Saver()):\n"
                   "    print('ready', flush=True)\n    time.sleep(60)\n    time.sleep(60)\n")
         process = subprocess.Popen([sys.executable, "-c", script if late else script.replace("0.2", "50")],
                                    stdout=subprocess.PIPE, text=True,

@@ -24,7 +24,7 @@ from clstudy.evaluation.features import CHUNK, features
 from clstudy.losses.functional import contrastive, distillation, geodesic, match
 from clstudy.methods import METHODS
 from clstudy.models.clip import Clip
-from clstudy.models.tuners import ONLY, TUNERS
+from clstudy.models.tuners import TUNERS
 
 CUDA = torch.device("cuda", 0)
 
@@ -53,7 +53,7 @@ def moved(clip: Clip) -> Clip:
 @pytest.fixture(params=TUNERS)
 def tuned(request, clip):
     """The toy model under each tuner, on the host; and the tuner's name."""
-    TUNERS[request.param](clip, "both" if request.param not in ONLY else ONLY[request.param][0][0])
+    TUNERS[request.param]().apply(clip, TUNERS[request.param].towers[-1])
     return clip, request.param
 
 
@@ -79,14 +79,14 @@ def test_a_model_moves_as_a_whole(on_cuda):
     assert batch.text.device == batch.target.device == batch.present().text.device == CUDA
 
 
-PAIRS = [(tuner, name) for name in METHODS for tuner in TUNERS if getattr(METHODS[name], "needs", tuner) == tuner]
+PAIRS = [(tuner, name) for name in METHODS for tuner in TUNERS if METHODS[name].needs_tuner in ("", tuner)]
 
 
 @pytest.mark.parametrize(("tuned", "name"), PAIRS, indirect=["tuned"])
 def test_every_loss_is_computed_on_the_device_without_waiting(tuned, batch, name):
     (clip, _), method = tuned, METHODS[name]()
     method.before_stage(clip, batch.stage)  # on the host: fake tensors cannot be copied as a teacher is
-    if getattr(method, "needs_reference", False):
+    if method.needs_reference:
         method.rehearse(clip, batch)  # reference pairs are drawn on the host by design
     with FakeTensorMode():
         loss_on_the_device(method, clip, batch)
@@ -164,7 +164,7 @@ def test_batches_are_cut_from_images_on_the_device(toy, fake):
 def toy_on_cuda(toy):
     """The toy benchmark with its pictures on the fake GPU."""
     with unset_fake_temporarily():
-        benchmark = toy()
+        benchmark = toy().load()
     return replace(benchmark, train=replace(benchmark.train, images=there(benchmark.train.images)))
 
 
@@ -176,7 +176,7 @@ def toy_on_cuda(toy):
 def test_a_run_on_a_gpu_is_near_the_run_on_the_cpu(tiny):
     from small_runs import train
 
-    runs = {device: train(tiny.but(device=device, lr=1e-4)) for device in ("cpu", "cuda")}
+    runs = {device: train(tiny.replace(device=device, lr=1e-4)) for device in ("cpu", "cuda")}
     steps = {device: [row["value"] for row in found[1]] for device, found in runs.items()}
     assert np.allclose(steps["cpu"], steps["cuda"], atol=1e-3)  # the same batches under the same augmentation
     assert [row["set"] for row in runs["cpu"][0]] == [row["set"] for row in runs["cuda"][0]]

@@ -1,11 +1,13 @@
 """The loop: stages without images or without classes, curves, epochs, steps, and runs that must stop."""
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from small_runs import train
 
-from clstudy.data.streams import STREAMS, Stage
+from clstudy.data.streams import STREAMS, Stage, Stream
 from clstudy.evaluation.accuracy import evaluate
 from clstudy.methods import METHODS
 from clstudy.training.loop import batches
@@ -21,7 +23,7 @@ def tables(config) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def images_of(toy, *classes: int) -> np.ndarray:
-    return np.flatnonzero(np.isin(toy().train.labels, classes))
+    return np.flatnonzero(np.isin(toy().load().train.labels, classes))
 
 
 # ---- evaluations
@@ -51,7 +53,7 @@ def test_every_stage_end_has_the_rows_of_every_scenario(tiny):
 
 def test_eval_every_looks_when_that_many_images_have_passed(tiny):
     plain, plain_steps = tables(tiny)
-    evals, steps = tables(tiny.but(eval_every=10))
+    evals, steps = tables(tiny.replace(eval_every=10))
     curve = evals[~evals.stage_end]
     assert curve.images_seen.tolist() == [16, 24, 30, 46, 54, 60]  # ends of batches of 8, 8, 8, 6
     assert set(curve["set"]) == {"seen classes"}
@@ -60,10 +62,10 @@ def test_eval_every_looks_when_that_many_images_have_passed(tiny):
     assert evals[evals.stage_end].reset_index(drop=True).equals(plain)
 
 
-def test_side_every_leaves_side_sets_out_but_for_the_first_and_last_look(tiny):
-    config = tiny.but(stream_args={"tasks": 6})
+def test_held_out_every_leaves_held_out_sets_out_but_for_the_first_and_last_look(tiny):
+    config = tiny.replace(stream_args={"tasks": 6})
     every, _ = tables(config)
-    evals, _ = tables(config.but(side_every=4))
+    evals, _ = tables(config.replace(held_out_every=4))
     sides = ("shades", "drawings: image to text", "drawings: text to image")
     assert evals[evals["set"] == "shades"].stage.tolist() == [0, 4, 6]
     kept = every[~every["set"].isin(sides) | every.stage.isin([0, 4, 6])]
@@ -74,7 +76,7 @@ def test_side_every_leaves_side_sets_out_but_for_the_first_and_last_look(tiny):
 @pytest.mark.parametrize("tuner", ["lora", "full"])
 def test_kept_features_never_change_a_number(tiny, tuner, tower):
     """The last row, made with features kept of towers that do not move, is that of a fresh evaluation."""
-    kept, config = [], tiny.but(tuner=tuner, tower=tower, eval_every=10)
+    kept, config = [], tiny.replace(tuner=tuner, tower=tower, eval_every=10)
     evals, _ = train(config, keep=kept.append)
     _, benchmark, stages = prepare(config)
     fresh = evaluate(kept[0], benchmark, [stage.classes for stage in stages], range(6)).rows
@@ -85,7 +87,7 @@ def test_kept_features_never_change_a_number(tiny, tuner, tower):
 
 
 def test_a_stage_without_images_and_classes(tiny, toy):
-    evals, steps = tables(tiny.but(stream_args={"tasks": [[0, 1], [], [2, 3, 4, 5]]}))
+    evals, steps = tables(tiny.replace(stream_args={"tasks": [[0, 1], [], [2, 3, 4, 5]]}))
     assert evals[evals["set"] == "seen classes"].images_seen.tolist() == [20, 20, 60]
     assert "task 2" not in set(evals["set"]) and {"task 1", "task 3"} <= set(evals["set"])
     before, after = (evals[(evals.stage == stage) & (evals.candidates == "all")].value.tolist() for stage in (1, 2))
@@ -93,13 +95,15 @@ def test_a_stage_without_images_and_classes(tiny, toy):
 
 
 def test_a_stage_whose_images_are_at_home_elsewhere(monkeypatch, tiny, toy):
-    def holes(labels: np.ndarray, seed: int) -> list[Stage]:
-        two, rest = images_of(toy, 2), images_of(toy, 3, 4)
-        return [Stage(1, (), np.array([], np.int64)), Stage(2, (0, 1), images_of(toy, 0, 1)), Stage(3, (), two[:5]),
-                Stage(4, (2, 3, 4), np.concatenate([two[5:], rest]))]
+    @dataclass
+    class Holes(Stream):
+        def stages(self, labels: np.ndarray, seed: int, domains=None) -> list[Stage]:
+            two, rest = images_of(toy, 2), images_of(toy, 3, 4)
+            return [Stage(1, (), np.array([], np.int64)), Stage(2, (0, 1), images_of(toy, 0, 1)), Stage(3, (), two[:5]),
+                    Stage(4, (2, 3, 4), np.concatenate([two[5:], rest]))]
 
-    monkeypatch.setitem(STREAMS, "holes", holes)
-    evals, steps = tables(tiny.but(stream="holes", stream_args={}))
+    monkeypatch.setitem(STREAMS, "holes", Holes)
+    evals, steps = tables(tiny.replace(stream="holes", stream_args={}))
     assert set(steps.stage) == {2, 3, 4} and np.isfinite(evals.value).all()
     seen = evals[evals["set"] == "seen classes"]
     assert seen.stage.tolist() == [2, 3, 4] and seen["count"].tolist() == [8, 12, 20]  # 4 test images of each class
@@ -109,20 +113,20 @@ def test_a_stage_whose_images_are_at_home_elsewhere(monkeypatch, tiny, toy):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_blurred_streams_run(tiny, seed):
-    evals, _ = tables(tiny.but(stream="si_blurry", stream_args={"tasks": 5}, seed=seed))
+    evals, _ = tables(tiny.replace(stream="si_blurry", stream_args={"tasks": 5}, seed=seed))
     assert evals.stage.max() == 5 and evals.images_seen.max() == 60
 
 
 def test_named_groups_are_tasks(tiny, toy):
-    _, _, stages = prepare(tiny.but(stream_args={"tasks": "groups"}))
-    assert [stage.classes for stage in stages] == list(toy().groups.values())
+    _, _, stages = prepare(tiny.replace(stream_args={"tasks": "groups"}))
+    assert [stage.classes for stage in stages] == list(toy().load().groups.values())
 
 
 # ---- steps and epochs
 
 
 def test_steps_are_numbered_and_know_the_images_before_them(tiny):
-    _, steps = tables(tiny.but(steps_per_batch=3))
+    _, steps = tables(tiny.replace(steps_per_batch=3))
     assert list(steps) == ["stage", "images_seen", "step", "term", "value"]
     assert steps.step.tolist() == list(range(24))
     assert steps.images_seen.tolist() == [n for n in (0, 8, 16, 24, 30, 38, 46, 54) for _ in range(3)]
@@ -137,7 +141,7 @@ def test_epochs_pass_over_each_stage_again_in_another_order(monkeypatch, tiny):
             seen.append((batch.stage.number, batch.index))
 
     monkeypatch.setitem(METHODS, "watching", Watching)
-    evals, steps = tables(tiny.but(method="watching", epochs=3))
+    evals, steps = tables(tiny.replace(method="watching", epochs=3))
     assert evals.images_seen.max() == 180 and len(steps) == 3 * 8
     for stage in (1, 2):
         order = [i for number, index in seen if number == stage for i in index]
@@ -159,7 +163,7 @@ def test_the_learning_rate_falls_at_milestones_of_every_stage(monkeypatch, tiny)
         return optimizer
 
     monkeypatch.setattr(module, "make_optimizer", watched)
-    train(tiny.but(epochs=4, milestones=[1, 3], lr=1e-2))
+    train(tiny.replace(epochs=4, milestones=[1, 3], lr=1e-2))
     expected = [1e-2, 1e-3, 1e-3, 1e-4] * 2  # by epoch; four batches in each
     assert rates == pytest.approx([rate for rate in expected for _ in range(4)])
 
@@ -167,11 +171,11 @@ def test_the_learning_rate_falls_at_milestones_of_every_stage(monkeypatch, tiny)
 @pytest.mark.parametrize("milestones", [[0], [3], [1, 9]])
 def test_a_milestone_lies_between_two_epochs(tiny, milestones):
     with pytest.raises(ValueError, match="must be numbers from 1 to epochs - 1 = 2"):
-        tiny.but(epochs=3, milestones=milestones)
+        tiny.replace(epochs=3, milestones=milestones)
 
 
 def test_the_last_batch_of_a_stage_is_smaller_and_none_is_empty(toy):
-    benchmark, seen = toy(), []
+    benchmark, seen = toy().load(), []
     for size, expected in ((8, [8, 8, 4]), (20, [20]), (7, [7, 7, 6]), (64, [20])):
         stage = Stage(1, (0, 1), images_of(toy, 0, 1))
         prompts = torch.zeros(6, 4, dtype=torch.long)
@@ -188,7 +192,7 @@ def test_the_last_batch_of_a_stage_is_smaller_and_none_is_empty(toy):
 ], ids=str)
 def test_other_settings_run_and_learn(tiny, settings):
     kept = []
-    _, steps = train(tiny.but(**settings), keep=kept.append)
+    _, steps = train(tiny.replace(**settings), keep=kept.append)
     assert np.isfinite([row["value"] for row in steps]).all()
     clip = kept[0]
     assert clip.precision == settings.get("precision", "fp32")
@@ -198,7 +202,7 @@ def test_other_settings_run_and_learn(tiny, settings):
 def test_clipping_bounds_the_step(tiny):
     moved = {}
     for clip_norm in (None, 1e9, 1e-3):
-        config = tiny.but(optimizer="sgd", lr=1.0, weight_decay=0, clip_norm=clip_norm, tuner="full",
+        config = tiny.replace(optimizer="sgd", lr=1.0, weight_decay=0, clip_norm=clip_norm, tuner="full",
                           stream="joint", stream_args={}, batch_size=60)
         start, _, _ = prepare(config)
         kept = []
@@ -210,7 +214,7 @@ def test_clipping_bounds_the_step(tiny):
 
 
 def test_a_model_that_can_learn_does(tiny):
-    config = tiny.but(tuner="full", lr=1e-3, stream="joint", stream_args={}, epochs=15, augmentation="none")
+    config = tiny.replace(tuner="full", lr=1e-3, stream="joint", stream_args={}, epochs=15, augmentation="none")
     _, steps = tables(config)
     assert steps.value[-8:].mean() < 0.5 * steps.value[:8].mean()
 
@@ -229,7 +233,7 @@ def test_progress_counts_every_image(tiny):
             pass
 
     progress = Progress()
-    train(tiny.but(epochs=2), progress=progress)
+    train(tiny.replace(epochs=2), progress=progress)
     assert progress.seen == 120 and progress.closed
 
 
@@ -238,7 +242,7 @@ def test_progress_counts_every_image(tiny):
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_stage_step_and_term(tiny):
     with pytest.raises(NotFinite, match=r"'task' is nan at stage 1, step [12], after (8|16) images"):
-        train(tiny.but(lr=1e30))
+        train(tiny.replace(lr=1e30))
 
 
 def test_the_term_that_is_not_finite_is_named(monkeypatch, tiny):
@@ -252,7 +256,7 @@ def test_the_term_that_is_not_finite_is_named(monkeypatch, tiny):
 
     monkeypatch.setitem(METHODS, "breaking", Breaking)
     with pytest.raises(NotFinite, match=r"'other' is inf at stage 2, step 5, after 38 images"):
-        train(tiny.but(method="breaking"))
+        train(tiny.replace(method="breaking"))
 
 
 def test_weights_that_are_not_finite_are_not_evaluated(monkeypatch, tiny):
@@ -268,14 +272,14 @@ def test_weights_that_are_not_finite_are_not_evaluated(monkeypatch, tiny):
 
     monkeypatch.setitem(METHODS, "poisoning", Poisoning)
     with pytest.raises(NotFinite):
-        train(tiny.but(method="poisoning"))
+        train(tiny.replace(method="poisoning"))
 
 
 def test_impossible_streams_and_tuners_are_refused_before_training(tiny):
     with pytest.raises(ValueError, match="tasks=7"):
-        train(tiny.but(stream_args={"tasks": 7}))
+        train(tiny.replace(stream_args={"tasks": 7}))
     with pytest.raises(ValueError, match="rank=0"):
-        train(tiny.but(tuner_args={"rank": 0}))
+        train(tiny.replace(tuner_args={"rank": 0}))
 
 
 def test_devices(monkeypatch):
@@ -290,19 +294,22 @@ def test_devices(monkeypatch):
 def test_a_stream_of_domains_has_a_column_for_each(monkeypatch, tiny, toy, tmp_path):
     from dataclasses import replace
 
+    from conftest import benchmark_of
+
     from clstudy import load_or_train
     from clstudy.data.benchmarks import BENCHMARKS
 
     def painted():
-        whole = toy()
+        whole = toy().load()
         parts = [replace(part, domains=np.arange(len(part)) % 3, domain_names=("ink", "oil", "chalk"))
                  for part in (whole.train, whole.test)]
         return replace(whole, train=parts[0], test=parts[1])
 
-    monkeypatch.setitem(BENCHMARKS, "painted", painted)
-    run = load_or_train(tiny.but(benchmark="painted", stream="domains", stream_args={"order": "given"}), runs=tmp_path)
+    monkeypatch.setitem(BENCHMARKS, "painted", benchmark_of(painted))
+    config = tiny.replace(benchmark="painted", stream="domains", stream_args={"order": "given"})
+    run = load_or_train(config, runs=tmp_path)
     found = run.domains()
     assert found.index.tolist() == [0, 1, 2, 3] and set(found.columns) == {"ink", "oil", "chalk"}
     assert found.notna().all(axis=None) and run.evals.images_seen.max() == 60
     with pytest.raises(ValueError, match="stream='domains' needs images with domains; benchmark='toy' has none"):
-        train(tiny.but(stream="domains", stream_args={}))
+        train(tiny.replace(stream="domains", stream_args={}))

@@ -7,8 +7,8 @@ import ast
 import copy
 import re
 import symtable
-from dataclasses import replace
-from functools import lru_cache, wraps
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import SimpleNamespace
 from unittest import mock
 
@@ -20,12 +20,10 @@ import torch
 
 import clstudy
 from clstudy import load_clip
-from clstudy.data import benchmarks as data_benchmarks
 from clstudy.data.benchmarks import BENCHMARKS, domainnet
-from clstudy.data.benchmarks.datasets import SIDE
-from clstudy.data.benchmarks.sit_benchmarks import TEMPLATE
-from clstudy.data.streams import STREAMS
+from clstudy.data.benchmarks.photographs import SIT_HELD_OUT, SIT_PROMPT
 from clstudy.notebooks import parameters
+from clstudy.runs import grid as grids
 from clstudy.runs import store, workers
 from clstudy.runs.run import Runs
 from clstudy.training import setup
@@ -67,7 +65,7 @@ def needed(path) -> list[ast.stmt]:
 
     What only looks at runs is left out; and the exercises, whose functions are not written yet."""
     source = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    chosen, wanted, making = [], set(), {"many", "train_all", "load_or_train"}
+    chosen, wanted, making = [], set(), {"train_all", "load_or_train"}
     statements = [(statement, names(symtable.symtable(ast.unparse(statement), path.stem, "exec")))
                   for text in source for statement in ast.parse(text).body]
     for statement, (defined, used) in statements:
@@ -83,14 +81,14 @@ def collect(path, values: dict) -> list:
     """The configurations of all runs that a notebook would make with these parameters, in order; none is made."""
     found, space = [], dict(values)
 
-    def many(configs, *_, **__):
+    def train_all(configs, *_, **__):
         found.extend(configs)
         return Runs(SimpleNamespace(id=config.run_id, config=config, folder=config.run_id) for config in configs)
 
     body = [statement for statement in needed(path) if not isinstance(statement, ast.AnnAssign)]  # not the parameters
-    with mock.patch.object(workers, "many", many), mock.patch.object(clstudy, "train_all", many), \
-            mock.patch.object(data_benchmarks, "check"), \
-            mock.patch.object(store, "load_or_train", lambda config, *_, **__: many([config])[0]):
+    with mock.patch.object(workers, "train_all", train_all), mock.patch.object(clstudy, "train_all", train_all), \
+            mock.patch.object(grids, "from_configs", lambda configs: [SimpleNamespace(config=c) for c in configs]), \
+            mock.patch.object(store, "load_or_train", lambda config, *_, **__: train_all([config])[0]):
         exec(compile(ast.Module(body, []), path.stem, "exec"), space)
     return found
 
@@ -144,7 +142,7 @@ def test_every_run_that_the_parameters_say_is_collected(stem, benchmark):
 
 def test_statements_that_only_look_at_runs_are_left_out():
     said = "\n".join(ast.unparse(statement) for statement in needed(PATHS["03_candidates"]))
-    assert said.count(" many(") == 5 and "def configs" in said and "held = " in said
+    assert said.count(" train_all(") == 5 and "def configs" in said and "held = " in said
     assert not re.search(r"\b(plots|tables)\.|check\(", said)
 
 
@@ -164,7 +162,7 @@ def softmaxes(config) -> int:
 
 @pytest.mark.parametrize(("stem", "benchmark"), [pair for pair in EACH if pair[0] in OF_SIT])
 def test_runs_have_the_settings_of_the_paper(stem, benchmark):
-    assert TEMPLATE == "a bad photo of a {}."
+    assert SIT_PROMPT == "a bad photo of a {}."
     for config in RUNS[stem, benchmark]:
         assert (config.model, config.pretrained, config.benchmark_args) == ("ViT-B-16-quickgelu", "openai", {})
         assert config.stream == "si_blurry" and config.stream_args["sampler"] == "official"
@@ -178,7 +176,7 @@ def test_runs_have_the_settings_of_the_paper(stem, benchmark):
         assert config.tuner_args == TUNERS.get(config.tuner, {})
         if softmaxes(config) == 1:
             assert config.method_args == ARGUMENTS.get(config.method, {})
-        assert config.side_every >= 5  # side sets before and after the stream
+        assert config.held_out_every >= 5  # held-out sets before and after the stream
 
 
 @pytest.mark.parametrize("stem", OF_SIT)
@@ -248,13 +246,13 @@ def few_files(monkeypatch, data) -> None:
 
 
 def cut(benchmark):
-    """The first twenty classes that have training images, two for each of ten stages; and no side set."""
+    """The first twenty classes that have training images, two for each of ten stages; and no held-out set."""
     loop, keep = benchmark.train, np.unique(benchmark.train.labels)[:20]
     rows = np.flatnonzero(np.isin(loop.labels, keep))
     named = replace(loop, class_names=tuple(loop.class_names[label] for label in keep),
                     images=loop.images[torch.from_numpy(rows)], labels=np.searchsorted(keep, loop.labels[rows]),
                     domains=None if loop.domains is None else loop.domains[rows])
-    return replace(benchmark, train=named, test=named, side={})
+    return replace(benchmark, train=named, test=named, held_out={})
 
 
 def handful(benchmark, stages: list):
@@ -277,15 +275,15 @@ def small(data, model, monkeypatch):
     few_files(monkeypatch, data)
     prepare, start = setup.prepare, {}
 
-    def fewer(function):
-        @wraps(function)
-        def benchmark(**options):
-            whole = function(**options)
-            assert len(whole.test) and whole.side
-            assert whole.name not in SIT or (tuple(whole.side) == SIDE and whole.test.template == TEMPLATE)
+    def fewer(kind):
+        def load(self):
+            whole = kind.load(self)
+            assert len(whole.test) and whole.held_out
+            if whole.name in SIT:
+                assert tuple(whole.held_out) == SIT_HELD_OUT and whole.test.template == SIT_PROMPT
             return cut(whole)
 
-        return benchmark
+        return dataclass(type(kind.__name__, (kind,), {"load": load}))
 
     def load(name, pretrained):
         assert pretrained == "openai"
@@ -309,7 +307,7 @@ def test_two_steps_move_what_is_tuned_and_nothing_else(name, small, model):
     group, kept = KINDS[name], []
     config = group[list(KINDS).index(name) % len(group)]
     assert config.pretrained == "openai"
-    config = config.but(steps_per_batch=1, batch_size=2, epochs=1, milestones=(), device="cpu")
+    config = config.replace(steps_per_batch=1, batch_size=2, epochs=1, milestones=(), device="cpu")
     evals, steps = small_runs.train(config, keep=kept.append)
     assert {row["step"] for row in steps} == ({0, 1} if config.tuner != "none" else set())
     assert np.isfinite([row["value"] for row in steps]).all()
@@ -331,10 +329,10 @@ def test_the_stream_of_every_run_can_be_made(benchmark, data, monkeypatch):
     few_files(monkeypatch, data)
     streams = {(c.stream, str(c.stream_args), c.seed): c for (_, name), found in RUNS.items() for c in found
                if name == benchmark}
-    labels, domains = (getattr(BENCHMARKS[benchmark]().train, name) for name in ("labels", "domains"))
+    labels, domains = (getattr(BENCHMARKS[benchmark]().load().train, name) for name in ("labels", "domains"))
     for config in streams.values():
-        options, count = config.stream_args, config.stream_args.get("tasks", 1)
+        count = config.stream_args.get("tasks", 1)
         if config.stream == "domains":
-            options, count = options | {"domains": domains}, len(np.unique(domains))
-        stages = STREAMS[config.stream](labels, config.seed, **options)
+            count = len(np.unique(domains))
+        stages = config.make("stream").stages(labels, config.seed, domains)
         assert len(stages) == count and sum(len(stage.index) for stage in stages) > 2

@@ -1,19 +1,28 @@
-"""What is packed comes back to the bit, through JSON and safetensors: numbers, tensors, what is shared, objects."""
-import json
+"""What is saved comes back to the bit: numbers, tensors, what is shared, objects."""
 import math
+import os
+import random
 from collections import Counter, defaultdict, deque
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from clstudy.data.replay_buffer import Memory
 from clstudy.losses.global_contrastive import Average
-from clstudy.training.serialization import Like, Rows, Unstorable, attributes, pack, unpack
+from clstudy.training.serialization import (
+    Baseline,
+    StateFormat,
+    Unstorable,
+    attributes,
+    restore,
+    verify,
+)
 
 
 class Pair(NamedTuple):
@@ -22,21 +31,31 @@ class Pair(NamedTuple):
 
 
 @pytest.fixture
-def again(tmp_path):
+def file(tmp_path) -> Path:
+    return tmp_path / "state-1.pt"
+
+
+@pytest.fixture
+def again(file):
     """The value as it comes back from the disk."""
-    def through(value, shared=None, like=None):
-        tree, tensors = pack(value, shared, like)
-        (tmp_path / "tree.json").write_text(json.dumps(tree))
-        save_file(tensors, tmp_path / "tensors.safetensors")
-        return unpack(json.loads((tmp_path / "tree.json").read_text()), load_file(tmp_path / "tensors.safetensors"),
-                      shared, like)
+    def through(value, shared=None, baseline=None):
+        form = StateFormat(shared or {}, baseline, (__name__,))
+        form.write(file, value, {})
+        return form.read(file)["value"]
     return through
+
+
+def stored(file: Path) -> list[int]:
+    """Bytes of the tensors in a file."""
+    with ZipFile(file) as archive:
+        return sorted(each.file_size for each in archive.infolist() if "/data/" in each.filename)
 
 
 @pytest.mark.parametrize("value", [
     None, True, 3, 2**70, 0.1, 1 / 3, -0.0, 5e-324, math.inf, "wörter", [], (), {}, [1, (2, [3])], {"a": {"b": None}},
-    {1: "one", (2, "x"): 3, None: 4}, {"~tensor": 1}, {1, 2, 3}, frozenset({"a"}), Counter("hello"), deque([1, 2], 5),
-    defaultdict(list, {1: [2]}), np.float64(0.1), np.int32(7), torch.float16, torch.device("cpu"), Rows([{"a": 0.1}]),
+    {1: "one", (2, "x"): 3, None: 4}, b"bytes", 1j, {1, 2, 3}, frozenset({"a"}), Counter("hello"), deque([1, 2], 5),
+    defaultdict(list, {1: [2]}), np.float64(0.1), np.int32(7), torch.float16, torch.device("cpu"),
+    np.bool_(True), torch.Size([2]),
 ], ids=repr)
 def test_plain_values_and_containers(again, value):
     found = again(value)
@@ -68,13 +87,13 @@ def test_views_keep_their_layout(again, change):
     assert found.storage_offset() == value.storage_offset()
 
 
-def test_what_shares_memory_shares_it_again(again):
+def test_what_shares_memory_shares_it_again(again, file):
     whole = torch.zeros(6)
     found = again({"whole": whole, "part": whole[2:4], "same": whole, "other": torch.zeros(6)})
     found["part"] += 1
     assert found["whole"].tolist() == [0, 0, 1, 1, 0, 0] and found["same"] is found["whole"]
     assert found["other"].sum() == 0
-    assert len(pack({"whole": whole, "part": whole[2:4]})[1]) == 1
+    assert stored(file) == [24, 24]
 
 
 def test_tensors_are_aligned_as_fresh_ones(again):
@@ -87,6 +106,8 @@ def test_lists_dicts_and_objects_that_are_met_twice_are_one(again):
     found = again({"a": row, "b": [row, {"c": memory}], "d": memory, "e": [1]})
     assert found["b"][0] is found["a"] and found["e"] is not found["a"]
     assert found["b"][1]["c"] is found["d"] and type(found["d"]) is Memory
+    memory.self = memory
+    assert (found := again(memory)).self is found
     ring = [1]
     ring.append(ring)
     found = again(ring)
@@ -110,52 +131,46 @@ def test_generators_go_on(again):
     found = again({"a": made, "b": other})
     assert torch.equal(torch.rand(9, generator=found["a"]), torch.rand(9, generator=made))
     assert (found["b"].permutation(9) == other.permutation(9)).all()
-    array = np.arange(6).reshape(2, 3)[:, ::2]
-    assert (again(array) == array).all()
+    array, point = np.arange(6).reshape(2, 3)[:, ::2], np.array(0.5)
+    assert (again(array) == array).all() and again(point).shape == () and again(point) == point
 
 
-def test_what_is_shared_is_not_stored_and_known_by_identity_or_memory(again):
+def test_what_is_shared_is_not_stored_and_known_by_identity_or_memory(again, file):
     prompts, hook = torch.zeros(4, 2), test_generators_go_on
     shared = {"prompts": prompts, "hook": hook}
-    value = {"all": prompts, "row": prompts[1], "call": hook, "copy": prompts.clone()}
-    assert list(pack(value, shared)[1]) == ["state.copy"]
-    found = again(value, shared)
+    found = again({"all": prompts, "row": prompts[1], "call": hook, "copy": prompts.clone()}, shared)
+    assert stored(file) == [32]
     assert found["all"] is prompts and found["call"] is hook
     found["row"] += 1
     assert prompts[1].tolist() == [1, 1] and found["copy"].sum() == 0
 
 
-def test_a_copy_of_the_model_is_what_makes_it_another(clip, again):
+def test_of_the_model_and_its_copies_differences_are_stored(clip, file):
     clip.requires_grad_(False)
     tuned = clip.model.visual.proj.requires_grad_()
     clip.model.opened = None
-    like = Like(clip, set(), attributes(clip))
+    baseline = Baseline(clip, set(), attributes(clip))
     teacher = deepcopy(clip).eval().requires_grad_(False)
     with torch.no_grad():
         tuned.add_(1)
         clip.model.text_projection.mul_(2)  # nobody said that it is trained
     clip.model.opened = 3
-    value = {"teacher": teacher, "start": {"proj": tuned}, "alias": tuned.detach()[0]}
-    shared = {f"clip.{name}": p for name, p in clip.named_parameters()}
-    tensors = pack(value, shared, like)[1]
-    buffers = len(dict(clip.named_buffers()))
-    assert len(tensors) == 2 * (2 + buffers) and "model/model.visual.proj" in tensors
     expected, old = tuned.detach().clone(), teacher.model.visual.proj.clone()
-    path_value = pack(value, shared, like)
+    form = StateFormat({f"clip.{name}": p for name, p in clip.named_parameters()}, baseline)
+    form.write(file, {"teacher": teacher, "start": {"proj": tuned}, "alias": tuned.detach()[0]}, {})
+    buffers = [buffer.nbytes for buffer in clip.buffers()]
+    assert stored(file) == sorted(2 * [tuned.nbytes, clip.model.text_projection.nbytes, *buffers])
     with torch.no_grad():
         tuned.zero_()
     clip.model.opened = 8
-    found = unpack(json.loads(json.dumps(path_value[0])), {k: v.clone() for k, v in tensors_of(tensors, expected)},
-                   shared, like)
+    whole = form.read(file)
+    found, reached = whole["value"], clip.model.opened
+    assert reached == 8 and not tuned.any()  # the model is not touched
+    restore(clip, whole["model"])
     assert torch.equal(tuned, expected) and found["start"]["proj"] is tuned and clip.model.opened == 3
     assert torch.equal(found["teacher"].model.visual.proj, old) and found["teacher"].model.opened is None
     assert not found["teacher"].training and not any(p.requires_grad for p in found["teacher"].parameters())
     assert found["alias"].data_ptr() == tuned.data_ptr() and tuned.requires_grad
-
-
-def tensors_of(tensors: dict, tuned: torch.Tensor):
-    """As they were when they were packed: in memory they follow the model."""
-    return {**tensors, "model/model.visual.proj": tuned}.items()
 
 
 @dataclass
@@ -171,11 +186,53 @@ class Holding:
     (np.array(["words"]), "state is a numpy.ndarray"),
     ({"ids": torch.zeros(2, 2).to_sparse()}, "state.ids is a Tensor .torch.sparse_coo."),
 ], ids=["function", "iterator", "graph", "module", "words", "sparse"])
-def test_what_cannot_be_stored_is_named(value, said):
+def test_what_cannot_be_saved_is_named(value, said, file):
     with pytest.raises(Unstorable, match=said):
-        pack(value)
+        StateFormat(packages=(__name__,)).write(file, value, {})
 
 
-def test_a_file_makes_no_object_of_a_module_that_is_not_there():
-    with pytest.raises(TypeError):
-        unpack({"~value": {"~object": [["antigravity", "Flight"], {}]}}, {})
+class Elsewhere:
+    pass
+
+
+Elsewhere.__module__ = "elsewhere"
+
+
+def test_objects_of_other_classes_are_refused_when_written_and_when_read(file):
+    with pytest.raises(Unstorable, match=r"state.rule is a elsewhere.Elsewhere, which cannot be"):
+        StateFormat(packages=(__name__,)).write(file, {"rule": Elsewhere()}, {})
+    StateFormat(packages=(__name__,)).write(file, Holding(1), {})
+    with pytest.raises(Exception, match="Unsupported global: .*Holding"):
+        StateFormat().read(file)
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def test_no_code_of_a_file_runs(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": None, "value": Harmful()}, file)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        StateFormat(packages=(__name__,)).read(file)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_no_flipped_bit_passes(file):
+    """Either a checksum or the reader finds it, or it stands where nothing is read."""
+    form, value = StateFormat(), {"a": torch.arange(100), "b": [torch.randn(3), "word"], "c": 0.1}
+    form.write(file, value, {"number": 1})
+    whole, chance = file.read_bytes(), random.Random(0)
+    noticed = 0
+    for place in chance.sample(range(len(whole)), 400):
+        flipped = bytes([whole[place] ^ 1 << chance.randrange(8)])
+        file.write_bytes(whole[:place] + flipped + whole[place + 1:])
+        try:
+            about, found = verify(file), form.read(file)["value"]
+        except Exception:
+            noticed += 1
+            continue
+        assert about == {"number": 1} and torch.equal(found["a"], value["a"]) and found["c"] == 0.1
+        assert torch.equal(found["b"][0], value["b"][0]) and found["b"][1] == "word"
+    assert noticed > 100

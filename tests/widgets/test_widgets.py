@@ -468,7 +468,7 @@ def benchmark() -> None:
     """Milliseconds that each widget takes to answer on the embedded world: the aim is below 200."""
     from clstudy import load_clip
 
-    world, clip = BENCHMARKS["emoji"](), load_clip()
+    world, clip = BENCHMARKS["emoji"]().load(), load_clip()
     explorer = explorer_module._Explorer("emoji", {"as it is": {}}, 0, 5, "si_blurry", 50, 10)
     explorer.shown()
     for words, control, value in (("N", explorer.n, 20), ("seed", explorer.seed, 3),

@@ -18,22 +18,22 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 
 from clstudy.data import image_store
-from clstudy.data.benchmarks.datasets import about_classes, again, check_side, fingerprint, load, missing, require
-from clstudy.data.benchmarks.sit_benchmarks import check_look, side_sets
+from clstudy.data.benchmarks.datasets import about_classes, again, fingerprint, load, missing, require
+from clstudy.data.benchmarks.photographs import Count, Photographs, Template
 from clstudy.data.image_store import DamagedError, Pictures
-from clstudy.data.types import Benchmark, Captioned, Labelled
+from clstudy.data.types import BenchmarkData, Captioned, Labelled
 from clstudy.utils.paths import downloads
-from clstudy.utils.validation import choose
 
 SCENE = "this is a photo of {} in the scene ."
 SHORT = "this is a photo of {} ."  # of the zero-shot task, and in a review of the paper that of the crops too
 SATELLITE = "this is a satellite photo of {} ."
-SIDE = ("tiered_imagenet_test",)
+HELD_OUT = ("tiered_imagenet_test",)
 SMALLEST = 4  # pixels; a box that is not wider and higher is left out
 
 
@@ -54,78 +54,87 @@ RETRIEVAL = {"coco 5k": Pairs(("coco", "karpathy"), "karpathy/dataset_coco.json"
                                 "flickr30k/flickr30k-images", 1000)}
 
 
-def coco_crops(per_class: int | None = None, test_per_class: int | None = None, side: Sequence[str] = SIDE,
-               retrieval: Sequence[str] = tuple(RETRIEVAL), size: int = 224, template: str = SCENE) -> Benchmark:
+@dataclass
+class ObjectsOfVrLwf(Photographs):
+    """What the two benchmarks of the paper share."""
+
+    held_out: Sequence[str] = HELD_OUT  # published sets classified zero-shot, with the prompt SHORT
+    retrieval: Sequence[Literal[tuple(RETRIEVAL)]] = tuple(RETRIEVAL)  # images and captions to find
+
+    def require(self) -> None:
+        super().require()
+        asked = [name for one in self.retrieval for name in RETRIEVAL[one].sets]
+        there = [one for one in self.retrieval if not any(missing(name) for name in RETRIEVAL[one].sets)]
+        advice = f'; or leave it out: benchmark_args={{"retrieval": {json.dumps(there)}}}'
+        require(dict.fromkeys(asked), advice=advice)
+
+    def together(self, name: str, train: Labelled, test: Labelled, about: dict) -> BenchmarkData:
+        """The parts as one benchmark; about: keys and groups of its classes."""
+        prompts = [train.template.format(one) for one in train.class_names]
+        keys = list(about["classes"])
+        groups = {group: tuple(keys.index(key) for key in members) for group, members in about["groups"].items()}
+        return BenchmarkData(name, train, test, tuple(prompts[label] for label in train.labels), groups,
+                             self.held_out_sets(SHORT), {one: _pairs(one, self.size) for one in self.retrieval})
+
+
+@dataclass
+class CocoCrops(ObjectsOfVrLwf):
     """COCO-2014 objects (VR-LwF, arXiv 2207.09248): each ground-truth box is an image of one of 80 classes.
 
-    Train: boxes of train2014; test: those of val2014 images that are in Karpathy's test split. Groups: eight phases of
-    ten classes, in the order of COCO's categories. per_class, test_per_class: at most so many boxes of each class,
-    drawn once for all; None: all, some 600,000, which take 90 GB at 224 pixels. side: sets looked at zero-shot, with
-    the prompt SHORT. retrieval: names of RETRIEVAL. template: of the crops; SHORT is the other one that is reported.
-    FileNotFoundError: what is missing, and how to get it. DamagedError: names the file."""
-    check_crops(per_class, test_per_class, side, retrieval, size, template)
-    names = tuple(about_classes("coco")["classes"].values())
-    train, test = (_crops(split, count, size, names, template)
-                   for split, count in (("train", per_class), ("test", test_per_class)))
-    return _benchmark("coco_crops", train, test, side, retrieval, size, about_classes("coco"))
+    Train: boxes of train2014; test: those of val2014 images that are in Karpathy's test split. Groups:
+    eight phases of ten classes, in the order of COCO's categories. Boxes are drawn once for all; all of
+    them are some 600,000, which take 90 GB at 224 pixels. SHORT is the other template that is reported."""
+
+    title: ClassVar[str] = "COCO crops"
+    source: ClassVar[str] = "Ding et al. 2022, arXiv 2207.09248"
+    prompt: ClassVar[str] = SCENE
+
+    per_class: Count = None  # at most so many boxes of each class; None: all
+    test_per_class: Count = None  # the same for testing
+    template: Template = SCENE  # prompt, with {} for the class
+
+    def own(self) -> Sequence[str]:
+        return ("coco",)
+
+    def require(self) -> None:
+        require(("coco", "karpathy"))
+        super().require()
+
+    def load(self) -> BenchmarkData:
+        self.require()
+        about = about_classes("coco")
+        names = tuple(about["classes"].values())
+        train, test = (_crops(split, count, self.size, names, self.template)
+                       for split, count in (("train", self.per_class), ("test", self.test_per_class)))
+        return self.together("coco_crops", train, test, about)
 
 
-def eurosat(side: Sequence[str] = SIDE, retrieval: Sequence[str] = tuple(RETRIEVAL), size: int = 224,
-            template: str = SATELLITE) -> Benchmark:
+@dataclass
+class EuroSat(ObjectsOfVrLwf):
     """EuroSAT (Helber et al. 2019, arXiv 1709.00029) as in VR-LwF's released code: 27,000 images, 10 classes, 64 × 64.
 
-    Test: the last 500 images of each class, by name. Groups: five phases of two classes, by name. The classes are named
-    as the folders, in small letters (the side set `eurosat` has CLIP's names, and all images). Options: as coco_crops.
-    """
-    check_eurosat(side, retrieval, size, template)
-    about, source = about_classes("eurosat"), fingerprint("eurosat")
-    keys = list(about["classes"])
-    names = tuple(re.sub("(?<=.)(?=[A-Z])", " ", key).lower() for key in keys)
-    train, test = (Labelled(*load("eurosat", split, size, source), names, template) for split in ("but500", "last500"))
-    groups = {f"phase {i // 2 + 1}": keys[i:i + 2] for i in range(0, len(keys), 2)}
-    return _benchmark("eurosat", train, test, side, retrieval, size, {**about, "groups": groups})
+    Test: the last 500 images of each class, by name. Groups: five phases of two classes, by name. The
+    classes are named as the folders, in small letters (the held-out set `eurosat` has CLIP's names, and
+    all images)."""
 
+    title: ClassVar[str] = "EuroSAT"
+    source: ClassVar[str] = "Helber et al. 2019, arXiv 1709.00029"
+    prompt: ClassVar[str] = SATELLITE
 
-def _benchmark(name: str, train: Labelled, test: Labelled, side: Sequence[str], retrieval: Sequence[str], size: int,
-               about: dict) -> Benchmark:
-    prompts = [train.template.format(one) for one in train.class_names]
-    keys = list(about["classes"])
-    groups = {group: tuple(keys.index(key) for key in members) for group, members in about["groups"].items()}
-    return Benchmark(name, train, test, tuple(prompts[label] for label in train.labels), groups,
-                     side_sets(side, size, SHORT), {one: _pairs(one, size) for one in retrieval})
+    template: Template = SATELLITE  # prompt, with {} for the class
 
+    def own(self) -> Sequence[str]:
+        return ("eurosat",)
 
-def check_crops(per_class: int | None = None, test_per_class: int | None = None, side: Sequence[str] = SIDE,
-                retrieval: Sequence[str] = tuple(RETRIEVAL), size: int = 224, template: str = SCENE) -> None:
-    """What coco_crops would refuse, before anything is read. ValueError, FileNotFoundError."""
-    for field, count in (("per_class", per_class), ("test_per_class", test_per_class)):
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise ValueError(f"{field}={count!r}: must be a number of boxes from 1, or None for all")
-    _check(("coco", "karpathy"), side, retrieval, size, template)
-
-
-def check_eurosat(side: Sequence[str] = SIDE, retrieval: Sequence[str] = tuple(RETRIEVAL), size: int = 224,
-                  template: str = SATELLITE) -> None:
-    """What eurosat would refuse, before anything is read. ValueError, FileNotFoundError."""
-    _check(("eurosat",), side, retrieval, size, template)
-
-
-def _check(own: Sequence[str], side: Sequence[str], retrieval: Sequence[str], size: int, template: str) -> None:
-    check_look(size, template)
-    check_side(side)
-    if isinstance(retrieval, str):
-        raise ValueError(f"retrieval={retrieval!r}: must be a list of names, such as {[retrieval]}")
-    for name in retrieval:
-        choose("retrieval", name, RETRIEVAL)
-    require(own)
-    require(side, advice='; or leave them out: benchmark_args={"side": []}')
-    asked = [name for one in retrieval for name in RETRIEVAL[one].sets]
-    require(dict.fromkeys(asked), advice=f'; or leave it out: benchmark_args={{"retrieval": {_there(retrieval)}}}')
-
-
-def _there(retrieval: Sequence[str]) -> str:
-    """Those of the retrieval sets that are there, for the message about the others."""
-    return json.dumps([one for one in retrieval if not any(missing(name) for name in RETRIEVAL[one].sets)])
+    def load(self) -> BenchmarkData:
+        self.require()
+        about, source = about_classes("eurosat"), fingerprint("eurosat")
+        keys = list(about["classes"])
+        names = tuple(re.sub("(?<=.)(?=[A-Z])", " ", key).lower() for key in keys)
+        train, test = (Labelled(*load("eurosat", split, self.size, source), names, self.template)
+                       for split in ("but500", "last500"))
+        groups = {f"phase {i // 2 + 1}": keys[i:i + 2] for i in range(0, len(keys), 2)}
+        return self.together("eurosat", train, test, {**about, "groups": groups})
 
 
 # --- boxes -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from torch import Tensor
 from clstudy.data import image_store
 from clstudy.data.image_store import DamagedError, Pictures
 from clstudy.utils.paths import DATA, downloads
-from clstudy.utils.validation import choose
 
 NAMES = DATA / "classes"
 LAST = 500  # test pictures of each class of EuroSAT in VR-LwF's split
@@ -52,12 +51,12 @@ class Set:
     folder: str  # below downloads()
     marks: tuple[str, ...]  # what must lie in it
     read: Callable[[Path, str], Opened] | None  # (root, split); None: a benchmark reads it in its own way
-    images: dict[str, int]  # how many there are in each split; a set with a split "test" can be a side set
+    images: dict[str, int]  # how many there are in each split; a set with a split "test" can be held out
     width: int | None  # pixels of all its pictures; None: they differ, and are resized to what is asked for
     archives: tuple[Archive, ...]  # none: it cannot be fetched
     megabytes: int  # to fetch, about
     by_hand: str = ""  # why it cannot be fetched, and what is to be put where
-    use: str = "side set"  # for the list, where it is no benchmark of the same name
+    use: str = "held-out set"  # for the list, where it is no benchmark of the same name
 
 
 @lru_cache
@@ -425,12 +424,3 @@ SETS = {
                      "its pictures need a request form, https://shannon.cs.illinois.edu/DenotationGraph; put them into "
                      "flickr30k/flickr30k-images (the captions are those of `clstudy data get karpathy`)", "retrieval"),
 }
-SIDE = ("food101", "caltech101", "eurosat", "flowers102", "oxford_pets")  # those of the SIT paper
-
-
-def check_side(side: Sequence[str]) -> None:
-    """ValueError: not a list of names of sets."""
-    if isinstance(side, str):
-        raise ValueError(f"side={side!r}: must be a list of names, such as {[side]}")
-    for name in side:
-        choose("side", name, [known for known, one in SETS.items() if "test" in one.images])

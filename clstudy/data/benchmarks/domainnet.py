@@ -9,16 +9,17 @@ for; every other stream takes them all together. The pictures need not fit in me
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from clstudy.data import image_store
-from clstudy.data.benchmarks.datasets import about_classes, again, check_side, how_to_get, require
-from clstudy.data.benchmarks.imagenet import TEMPLATE, check_per_class, first_of_each, from_files
-from clstudy.data.benchmarks.sit_benchmarks import check_look, side_sets
+from clstudy.data.benchmarks.datasets import about_classes, again, how_to_get
+from clstudy.data.benchmarks.imagenet import TEMPLATE, first_of_each, from_files
+from clstudy.data.benchmarks.photographs import Count, Photographs, Template
 from clstudy.data.image_shards import Shards, sharded
 from clstudy.data.image_store import DamagedError
-from clstudy.data.types import Benchmark, Labelled
+from clstudy.data.types import BenchmarkData, Labelled
 from clstudy.utils.paths import downloads
 from clstudy.utils.validation import choose
 
@@ -42,52 +43,67 @@ class Listing:
     labels: np.ndarray
 
 
-def domainnet(domains: str | Sequence[str] = "official", lists: str = "cleaned", per_class: int | None = None,
-              side: Sequence[str] = (), size: int = 224, template: str = TEMPLATE) -> Benchmark:
+@dataclass
+class DomainNet(Photographs):
     """DomainNet (Peng et al. 2019, arXiv 1812.01754): 409,832 and 176,743 images of 345 classes in six domains.
 
-    domains: their order, "official" or "cassle" (real first, clipart last), or a list of some of them. lists: "cleaned"
-    or "original"; whichever lies there must be named, as the runs differ. per_class: only so many images of each class
-    in each domain, the first of its list, for training and for testing. side: zero-shot sets. size: pixels; at 224 the
-    decoded images take 88 GB.
-    ValueError, FileNotFoundError: what is missing. DamagedError: names the file."""
-    chosen = check(domains, lists, per_class, side, size, template)
-    listings = {name: _listings(name, lists, per_class) for name in chosen}  # all, before hours of decoding
-    names = tuple(about_classes("domainnet")["classes"].values())
+    domains: their order, "official" or "cassle" (real first, clipart last), or a list of some of them.
+    lists: whichever lies there must be named, as the runs differ. At 224 pixels the decoded images take
+    88 GB."""
 
-    def labelled(split: str) -> Labelled:
-        parts = [listings[name][split] for name in chosen]
-        images = Shards.join([_images(name, split, part, size) for name, part in zip(chosen, parts, strict=True)])
-        where = np.repeat(np.arange(len(chosen)), [len(part.files) for part in parts])
-        return Labelled(images, np.concatenate([part.labels for part in parts]), names, template, where, chosen)
+    title: ClassVar[str] = "DomainNet"
+    source: ClassVar[str] = "Peng et al. 2019, arXiv 1812.01754"
+    prompt: ClassVar[str] = TEMPLATE
 
-    train, prompts = labelled("train"), [template.format(name) for name in names]
-    captions = tuple(prompts[label] for label in train.labels.tolist())
-    return Benchmark("domainnet", train, labelled("test"), captions, {}, side_sets(side, size, template))
+    domains: str | Sequence[str] = "official"  # their order, or some of them
+    lists: Literal[tuple(TOTALS)] = "cleaned"  # which of the two that are published
+    per_class: Count = None  # only so many images of each class in each domain; None: all
+    template: Template = TEMPLATE  # prompt, with {} for the class
 
+    def own(self) -> Sequence[str]:
+        return ("domainnet",)
 
-def check(domains: str | Sequence[str] = "official", lists: str = "cleaned", per_class: int | None = None,
-          side: Sequence[str] = (), size: int = 224, template: str = TEMPLATE) -> tuple[str, ...]:
-    """The domains asked for, in order, with what the benchmark would refuse raised, but for what takes a look into the
-    lists. ValueError, FileNotFoundError."""
-    check_side(side)
-    check_look(size, template)
-    check_per_class(per_class)
-    choose("lists", lists, TOTALS)
-    chosen = ORDERS[choose("domains", domains, ORDERS)] if isinstance(domains, str) else tuple(domains)
-    for name in chosen:
-        choose("domains", name, DOMAINS)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"domains={domains!r}: must be one domain or more, each once")
-    needed = [path for name in chosen for path in (name, *(f"{name}_{split}.txt" for split in SPLITS))]
-    lacks = [path for path in needed if not (downloads() / "domainnet" / path).exists()]
-    if lacks:
-        there = [name for name in chosen if not any(path.startswith(name) for path in lacks)]
-        advice = f'; or take what is there: benchmark_args={{"domains": {there}}}' if there else ""
-        raise FileNotFoundError(f"not in {downloads()}: domainnet ({', '.join(lacks)}). {how_to_get(['domainnet'])}; "
-                                f"CLSTUDY_DATA names another folder{advice}")
-    require(side, advice='; or leave them out: benchmark_args={"side": []}')
-    return chosen
+    def check(self) -> None:
+        super().check()
+        chosen = self.chosen()
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(f"domains={self.domains!r}: must be one domain or more, each once")
+
+    def chosen(self) -> tuple[str, ...]:
+        """The domains asked for, in order."""
+        if isinstance(self.domains, str):
+            return ORDERS[choose("domains", self.domains, ORDERS)]
+        return tuple(choose("domains", name, DOMAINS) for name in self.domains)
+
+    def require(self) -> None:
+        """Refuse what can be seen without a look into the lists."""
+        chosen = self.chosen()
+        needed = [path for name in chosen for path in (name, *(f"{name}_{split}.txt" for split in SPLITS))]
+        lacks = [path for path in needed if not (downloads() / "domainnet" / path).exists()]
+        if lacks:
+            there = [name for name in chosen if not any(path.startswith(name) for path in lacks)]
+            advice = f'; or take what is there: benchmark_args={{"domains": {there}}}' if there else ""
+            raise FileNotFoundError(
+                f"not in {downloads()}: domainnet ({', '.join(lacks)}). {how_to_get(['domainnet'])}; "
+                f"CLSTUDY_DATA names another folder{advice}")
+        self.require_held_out()
+
+    def load(self) -> BenchmarkData:
+        self.require()
+        chosen = self.chosen()
+        listings = {name: _listings(name, self.lists, self.per_class) for name in chosen}  # before hours of decoding
+        names = tuple(about_classes("domainnet")["classes"].values())
+
+        def labelled(split: str) -> Labelled:
+            parts = [listings[name][split] for name in chosen]
+            images = [_images(name, split, part, self.size) for name, part in zip(chosen, parts, strict=True)]
+            where = np.repeat(np.arange(len(chosen)), [len(part.files) for part in parts])
+            labels = np.concatenate([part.labels for part in parts])
+            return Labelled(Shards.join(images), labels, names, self.template, where, chosen)
+
+        train, prompts = labelled("train"), [self.template.format(name) for name in names]
+        captions = tuple(prompts[label] for label in train.labels.tolist())
+        return BenchmarkData("domainnet", train, labelled("test"), captions, {}, self.held_out_sets(self.template))
 
 
 def _listings(domain: str, lists: str, per_class: int | None) -> dict[str, Listing]:

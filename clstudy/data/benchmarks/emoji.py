@@ -4,16 +4,20 @@ Six families were used to pretrain `icon-clip`; the benchmarks are built from th
 """
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from annotated_types import Gt, Lt
 from PIL import Image
 
+from clstudy.data.benchmarks.base import Benchmark
 from clstudy.data.image_store import DamagedError
-from clstudy.data.types import Benchmark, Captioned, Labelled
+from clstudy.data.types import BenchmarkData, Captioned, Labelled
+from clstudy.utils.files import fingerprint
 from clstudy.utils.paths import DATA
 from clstudy.utils.validation import choose
 
@@ -22,6 +26,8 @@ PRETRAINING = ("openmoji", "noto-v1", "emojione", "emojione-v1", "emojione-monot
 COLOUR = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat")
 UNSEEN = (*COLOUR, "fluent-emoji-high-contrast", "streamline-emojis")
 OBJECTS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
+Share = Annotated[float, Gt(0), Lt(1)]
+Groups = Sequence[Literal[OBJECTS]] | None
 COLUMNS = ("family", "hexcode", "label", "tags", "group", "subgroup", "image")
 TEMPLATE = "a drawing of a {}."
 CLASS_NAMES = {
@@ -61,12 +67,17 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))
 
 
-@lru_cache(maxsize=1)
-def _everything() -> pd.DataFrame:
+def require() -> None:
+    """FileNotFoundError: the file of the embedded world is missing."""
     if not PATH.exists():
         raise FileNotFoundError(
             f"{PATH} is missing: it comes with the repository; scripts/emoji/build_emoji.py rebuilds it"
         )
+
+
+@lru_cache(maxsize=1)
+def _everything() -> pd.DataFrame:
+    require()
     try:
         rows = pd.read_parquet(PATH)
         lacks = [name for name in COLUMNS if name not in rows]
@@ -159,107 +170,149 @@ def reference() -> Captioned:
 
 
 def _kept(sets: dict[str, Labelled], wanted: Sequence[str] | None) -> dict[str, Labelled]:
-    return {choose("side", name, sets): sets[name] for name in (sets if wanted is None else wanted)}
+    return {choose("held_out", name, sets): sets[name] for name in (sets if wanted is None else wanted)}
 
 
 def _updated(rows: pd.DataFrame, update: Sequence[str] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows of the groups that the stream has, and the others."""
-    for group in update or ():
-        choose("update", group, OBJECTS)
     here = rows.group.isin(OBJECTS if update is None else update)
     if not here.any():
         raise ValueError(f"update={update!r}: needs at least one group; choices: {', '.join(OBJECTS)}")
     return rows[here], rows[~here]
 
 
-def emoji(families: Sequence[str] = COLOUR, test_share: float = 0.2, split_seed: int = 0,
-          update: Sequence[str] | None = None, side: Sequence[str] | None = None) -> Benchmark:
+def _groups(rows: pd.DataFrame, names: Sequence[str], by: str = "subgroup") -> dict[str, tuple[int, ...]]:
+    """The classes of each object group, in order of their appearance."""
+    return {group: tuple(names.index(name) for name in _names(part, by))
+            for group, part in rows.groupby("group", sort=False)}
+
+
+@dataclass
+class EmojiWorld(Benchmark):
+    """What the benchmarks of the embedded world share."""
+
+    prompt: ClassVar[str] = TEMPLATE
+
+    def require(self) -> None:
+        require()
+
+    def fingerprint(self) -> list[str]:
+        return [fingerprint(PATH)] if PATH.exists() else []
+
+
+@dataclass
+class Emoji(EmojiWorld):
     """Kinds of things: the 49 subgroups of the object groups (mammal, aircraft, musical instrument, …).
 
-    Within each class, `test_share` of the *concepts* are test, in every family: no drawing of a test concept is ever
-    tuned on. Side sets: the test concepts one by one ("concepts", among all object names), the same classes in
-    families that the stream has not ("other styles"), faces and people, symbols, flags. Retrieval: the first family's
-    test concepts. update: the object groups that the stream has, all if None; the classes of the other groups are then
-    a side set of their own ("other classes"): what was never updated. side: the side sets to keep, all if None.
-    ValueError: families, test_share, update, side."""
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share={test_share!r}: must lie between 0 and 1")
-    rows = table(families)
-    rows = rows[rows.group.isin(OBJECTS)]
-    objects = _names(rows, "label")
-    tests = rows[rows.hexcode.isin(_held_out(rows, "subgroup", test_share, split_seed))]
-    rows, _ = _updated(rows, update)
-    names = _names(rows, "subgroup")
-    test = rows.hexcode.isin(set(tests.hexcode)).to_numpy()
-    others = tuple(family for family in UNSEEN if family not in families)
-    tested = _labelled(rows[test], names, "subgroup")
-    sets = {"concepts": replace(_labelled(rows[test], objects, "label"), images=tested.images)}  # encoded once for both
-    if others:
-        foreign = table(others)
-        foreign = foreign[foreign.hexcode.isin(set(rows.hexcode[test]))]
-        sets["other styles"] = _labelled(foreign, names, "subgroup")
-    rest = tests[~tests.group.isin(set(rows.group))]
-    if len(rest):
-        sets["other classes"] = _labelled(rest, _names(rest, "subgroup"), "subgroup")
-    groups = {group: tuple(names.index(readable(s)) for s in dict.fromkeys(part.subgroup))
-              for group, part in rows.groupby("group", sort=False)}
-    return Benchmark("emoji", _labelled(rows[~test], names, "subgroup"), tested, _captions(rows[~test]), groups,
-                     _kept(sets | _untouched(tuple(families)), side), _retrieval(tests), reference)
+    Within each class, `test_share` of the *concepts* are test, in every family: no drawing of a test
+    concept is ever tuned on. Held-out sets: the test concepts one by one ("concepts", among all object
+    names), the same classes in families that the stream has not ("other styles"), faces and people,
+    symbols, flags. Retrieval: the first family's test concepts. The classes of groups that are not
+    updated are a held-out set of their own ("other classes"): what was never updated."""
+
+    title: ClassVar[str] = "Emoji"
+
+    families: Sequence[str] = COLOUR  # whose drawings train and test
+    test_share: Share = 0.2  # of the concepts of each class
+    split_seed: int = 0
+    update: Groups = None  # object groups that the stream has; None: all
+    held_out: Sequence[str] | None = None  # the held-out sets to keep; None: all
+
+    def load(self) -> BenchmarkData:
+        rows = table(self.families)
+        rows = rows[rows.group.isin(OBJECTS)]
+        objects = _names(rows, "label")
+        tests = rows[rows.hexcode.isin(_held_out(rows, "subgroup", self.test_share, self.split_seed))]
+        rows, _ = _updated(rows, self.update)
+        names = _names(rows, "subgroup")
+        test = rows.hexcode.isin(set(tests.hexcode)).to_numpy()
+        others = tuple(family for family in UNSEEN if family not in self.families)
+        tested = _labelled(rows[test], names, "subgroup")
+        concepts = _labelled(rows[test], objects, "label")
+        sets = {"concepts": replace(concepts, images=tested.images)}  # encoded once for both
+        if others:
+            foreign = table(others)
+            foreign = foreign[foreign.hexcode.isin(set(rows.hexcode[test]))]
+            sets["other styles"] = _labelled(foreign, names, "subgroup")
+        rest = tests[~tests.group.isin(set(rows.group))]
+        if len(rest):
+            sets["other classes"] = _labelled(rest, _names(rest, "subgroup"), "subgroup")
+        kept = _kept(sets | _untouched(tuple(self.families)), self.held_out)
+        train = _labelled(rows[~test], names, "subgroup")
+        return BenchmarkData("emoji", train, tested, _captions(rows[~test]), _groups(rows, names), kept,
+                             _retrieval(tests), reference)
 
 
-def emoji_styles(families: Sequence[str] = UNSEEN, test_share: float = 0.2, split_seed: int = 0) -> Benchmark:
+@dataclass
+class EmojiStyles(EmojiWorld):
     """One world in several hands: the kinds of things of `emoji`, with the family that drew an image as its domain.
 
-    For the stream `domains`, one hand after the other. Test concepts as in `emoji`: no family's drawing of them is
-    ever tuned on. Side sets: faces and people, symbols, flags. Retrieval: the first family's test concepts.
-    families may be any of the twelve; of the six that pretraining saw, only a model with other weights knows nothing.
-    ValueError: families, test_share."""
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share={test_share!r}: must lie between 0 and 1")
-    rows = table(families)
-    rows = rows[rows.group.isin(OBJECTS)]
-    names = _names(rows, "subgroup")
-    test = rows.hexcode.isin(_held_out(rows, "subgroup", test_share, split_seed)).to_numpy()
-    groups = {group: tuple(names.index(readable(s)) for s in dict.fromkeys(part.subgroup))
-              for group, part in rows.groupby("group", sort=False)}
-    pixels = np.array([picture.tobytes() for picture in on_white(decode(rows.image))], object)
-    free = ~test & ~np.isin(pixels, pixels[test])  # one hand draws two discs alike
-    train, tested = (_labelled(rows[part], names, "subgroup", families=families) for part in (free, test))
-    return Benchmark("emoji_styles", train, tested, _captions(rows[free]), groups, _untouched(tuple(families)),
-                     _retrieval(rows[test]), reference)
+    For the stream `domains`, one hand after the other. Test concepts as in `emoji`: no family's drawing
+    of them is ever tuned on. Held-out sets: faces and people, symbols, flags. Retrieval: the first
+    family's test concepts. families may be any of the twelve; of the six that pretraining saw, only a
+    model with other weights knows nothing."""
+
+    title: ClassVar[str] = "Emoji styles"
+
+    families: Sequence[str] = UNSEEN  # the domains
+    test_share: Share = 0.2  # of the concepts of each class
+    split_seed: int = 0
+
+    def load(self) -> BenchmarkData:
+        rows = table(self.families)
+        rows = rows[rows.group.isin(OBJECTS)]
+        names = _names(rows, "subgroup")
+        test = rows.hexcode.isin(_held_out(rows, "subgroup", self.test_share, self.split_seed)).to_numpy()
+        pixels = np.array([picture.tobytes() for picture in on_white(decode(rows.image))], object)
+        free = ~test & ~np.isin(pixels, pixels[test])  # one hand draws two discs alike
+        train, tested = (_labelled(rows[part], names, "subgroup", families=self.families)
+                         for part in (free, test))
+        return BenchmarkData("emoji_styles", train, tested, _captions(rows[free]), _groups(rows, names),
+                             _untouched(tuple(self.families)), _retrieval(rows[test]), reference)
 
 
-def emoji_concepts(train_families: Sequence[str] = ("noto", "fluent-emoji"),
-                   test_families: Sequence[str] = ("twemoji", "fluent-emoji-flat"),
-                   update: Sequence[str] | None = None, side: Sequence[str] | None = None) -> Benchmark:
+@dataclass
+class EmojiConcepts(EmojiWorld):
     """Single concepts (dog, sailboat, violin, …) of the object groups: some families train, others test.
 
-    Classes are the concepts that all these families draw. Side sets: the two families that neither trains nor tests
-    ("other styles"), faces and people, symbols, flags. Retrieval: the first test family. update: the object groups that
-    the stream has, all if None; the concepts of the other groups are then a side set of their own ("other classes"), by
-    the test families: what was never updated. side: the side sets to keep, all if None.
-    ValueError: families missing, unknown or on both sides; update, side."""
-    both = set(train_families) & set(test_families)
-    if both:
-        raise ValueError(f"train_families and test_families share {', '.join(sorted(both))}; a family trains or tests")
-    rows = table((*train_families, *test_families) if train_families and test_families else ())
-    rows = rows[rows.group.isin(OBJECTS)]
-    drawn = rows.groupby("hexcode").family.nunique()
-    rows = rows[rows.hexcode.isin(drawn[drawn == rows.family.nunique()].index)]
-    pairs = rows[rows.family == test_families[0]]
-    rows, rest = _updated(rows, update)
-    names = _names(rows, "label")
-    train, test = rows[rows.family.isin(train_families)], rows[rows.family.isin(test_families)]
-    others = tuple(family for family in UNSEEN if family not in {*train_families, *test_families})
-    sets = {}
-    if others:
-        foreign = table(others)
-        sets["other styles"] = _labelled(foreign[foreign.label.isin(names)], names, "label")
-    rest = rest[rest.family.isin(test_families)]
-    if len(rest):
-        sets["other classes"] = _labelled(rest, _names(rest, "label"), "label")
-    groups = {group: tuple(names.index(label) for label in dict.fromkeys(part.label))
-              for group, part in rows.groupby("group", sort=False)}
-    return Benchmark("emoji_concepts", _labelled(train, names, "label"), _labelled(test, names, "label"),
-                     _captions(train), groups, _kept(sets | _untouched(tuple(test_families)), side), _retrieval(pairs),
-                     reference)
+    Classes are the concepts that all these families draw. Held-out sets: the two families that neither
+    trains nor tests ("other styles"), faces and people, symbols, flags. Retrieval: the first test family.
+    The concepts of groups that are not updated are a held-out set of their own ("other classes"), by the
+    test families: what was never updated."""
+
+    title: ClassVar[str] = "Emoji concepts"
+
+    train_families: Sequence[str] = ("noto", "fluent-emoji")
+    test_families: Sequence[str] = ("twemoji", "fluent-emoji-flat")
+    update: Groups = None  # object groups that the stream has; None: all
+    held_out: Sequence[str] | None = None  # the held-out sets to keep; None: all
+
+    def check(self) -> None:
+        both = set(self.train_families) & set(self.test_families)
+        if both:
+            raise ValueError(f"train_families and test_families share {', '.join(sorted(both))}; a family "
+                             "trains or tests")
+
+    def load(self) -> BenchmarkData:
+        families = (*self.train_families, *self.test_families)
+        rows = table(families if self.train_families and self.test_families else ())
+        rows = rows[rows.group.isin(OBJECTS)]
+        drawn = rows.groupby("hexcode").family.nunique()
+        rows = rows[rows.hexcode.isin(drawn[drawn == rows.family.nunique()].index)]
+        pairs = rows[rows.family == self.test_families[0]]
+        rows, rest = _updated(rows, self.update)
+        names = _names(rows, "label")
+        train = rows[rows.family.isin(self.train_families)]
+        test = rows[rows.family.isin(self.test_families)]
+        others = tuple(family for family in UNSEEN if family not in families)
+        sets = {}
+        if others:
+            foreign = table(others)
+            sets["other styles"] = _labelled(foreign[foreign.label.isin(names)], names, "label")
+        rest = rest[rest.family.isin(self.test_families)]
+        if len(rest):
+            sets["other classes"] = _labelled(rest, _names(rest, "label"), "label")
+        kept = _kept(sets | _untouched(tuple(self.test_families)), self.held_out)
+        return BenchmarkData("emoji_concepts", _labelled(train, names, "label"),
+                             _labelled(test, names, "label"), _captions(train),
+                             _groups(rows, names, "label"), kept, _retrieval(pairs), reference)

@@ -9,21 +9,23 @@
 Every key of clstudy.json may be left out. `benchmark="folder:PATH"` is short for this benchmark with that path."""
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Gt, Lt
 from PIL import Image, ImageOps
 
 from clstudy.data import image_store
-from clstudy.data.benchmarks.datasets import check_side, require
-from clstudy.data.benchmarks.sit_benchmarks import TEMPLATE, check_look, side_sets
-from clstudy.data.types import Benchmark, Labelled
+from clstudy.data.benchmarks.photographs import SIT_PROMPT, Photographs, Template
+from clstudy.data.types import BenchmarkData, Labelled
 from clstudy.utils.validation import choose
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ABOUT = "clstudy.json"
+Share = Annotated[float, Gt(0), Lt(1)]
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,65 @@ class Found:
     about: dict  # clstudy.json, complete
 
 
-def folder(path: str, size: int = 224, test_share: float = 0.2, split_seed: int = 0, template: str | None = None,
-           side: Sequence[str] = ()) -> Benchmark:
+@dataclass
+class Folder(Photographs):
     """Your own pictures: a folder of one folder for each class (see clstudy/data/benchmarks/folder.py for its form).
 
-    size: pixels of a side (shorter side, bicubic, then the middle square). Without train/ and test/, `test_share` of
-    each class is drawn for testing with split_seed; a class of one picture trains only. template: beats that of
-    clstudy.json; default "a bad photo of a {}.". side: as for the published benchmarks, none by default.
-    ValueError, FileNotFoundError: the folder or clstudy.json is not of this form. DamagedError: names the picture."""
-    found = check(path, size, test_share, split_seed, template, side)
-    names = tuple(found.about["classes"][key] for key in found.classes)
-    train, test = (_labelled(found, split, size, names) for split in ("train", "test"))
-    captions = tuple(found.about["captions"].get(file.relative_to(found.path).as_posix(),
-                                                 train.template.format(names[label])) for file, label in found.train)
-    groups = {group: tuple(found.classes.index(key) for key in members)
-              for group, members in found.about["groups"].items()}
-    return Benchmark("folder", train, test, captions, groups, side_sets(side, size, train.template))
+    Without train/ and test/, `test_share` of each class is drawn for testing with split_seed; a class of
+    one picture trains only."""
+
+    title: ClassVar[str] = "folder"
+    prompt: ClassVar[str] = SIT_PROMPT
+
+    path: str = field(kw_only=True)  # of the folder
+    test_share: Share = 0.2  # of each class
+    split_seed: int = 0
+    template: Template | None = None  # beats that of clstudy.json; None: "a bad photo of a {}."
+
+    def require(self) -> None:
+        self.found()
+
+    def found(self) -> Found:
+        """What lies in the folder; no picture is opened.
+
+        ValueError, FileNotFoundError: every fault of its form."""
+        place = Path(self.path).expanduser().absolute()
+        if not place.is_dir():
+            raise FileNotFoundError(f"benchmark folder: {place} is not a folder")
+        split = all(any(_folders(place / part)) for part in ("train", "test"))
+        train = _samples(place / "train" if split else place)
+        test = _samples(place / "test") if split else {}
+        classes, about = _about(place, sorted(train), self.template)
+        replace(self, template=about["template"])  # refuses one without a place for the name
+        self.require_held_out()
+        if set(test) - set(classes):
+            more = ", ".join(sorted(set(test) - set(classes)))
+            raise ValueError(f"{place}/test has classes that train has not: {more}")
+        if not split:
+            train, test = _divide(train, self.test_share, self.split_seed)
+        parts = [[(file, i) for i, key in enumerate(classes) for file in part.get(key, [])] for part in (train, test)]
+        if not parts[1]:
+            raise ValueError(f"{place}: no picture is left for testing; a class needs at least two")
+        return Found(place, *parts, classes, about)
+
+    def fingerprint(self) -> list[str]:
+        """Names, sizes and times of change of all its files, and the names of the held-out sets."""
+        place = Path(self.path)
+        images = [image_store.fingerprint(place)] if place.is_dir() else []
+        return images + super().fingerprint()
+
+    def load(self) -> BenchmarkData:
+        found = self.found()
+        names = tuple(found.about["classes"][key] for key in found.classes)
+        train, test = (_labelled(found, split, self.size, names) for split in ("train", "test"))
+        said, captions = found.about["captions"], []
+        for file, label in found.train:
+            usual = train.template.format(names[label])
+            captions.append(said.get(file.relative_to(found.path).as_posix(), usual))
+        groups = {group: tuple(found.classes.index(key) for key in members)
+                  for group, members in found.about["groups"].items()}
+        held_out = self.held_out_sets(train.template)
+        return BenchmarkData("folder", train, test, tuple(captions), groups, held_out)
 
 
 def _labelled(found: Found, split: str, size: int, names: tuple[str, ...]) -> Labelled:
@@ -68,31 +113,6 @@ def _labelled(found: Found, split: str, size: int, names: tuple[str, ...]) -> La
 def _upright(file: Path) -> Image.Image:
     with Image.open(file) as picture:
         return ImageOps.exif_transpose(picture)  # cameras store which side is up beside the pixels
-
-
-def check(path: str, size: int = 224, test_share: float = 0.2, split_seed: int = 0, template: str | None = None,
-          side: Sequence[str] = ()) -> Found:
-    """What lies in the folder, with every fault of its form raised; no picture is opened."""
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share={test_share!r}: must lie between 0 and 1")
-    place = Path(path).expanduser().absolute()
-    if not place.is_dir():
-        raise FileNotFoundError(f"benchmark folder: {place} is not a folder")
-    split = all(any(_folders(place / part)) for part in ("train", "test"))
-    train = _samples(place / "train" if split else place)
-    test = _samples(place / "test") if split else {}
-    classes, about = _about(place, sorted(train), template)
-    check_look(size, about["template"])
-    check_side(side)
-    require(side, advice='; or leave them out: "side": []')
-    if set(test) - set(classes):
-        raise ValueError(f"{place}/test has classes that train has not: {', '.join(sorted(set(test) - set(classes)))}")
-    if not split:
-        train, test = _divide(train, test_share, split_seed)
-    parts = [[(file, i) for i, key in enumerate(classes) for file in part.get(key, [])] for part in (train, test)]
-    if not parts[1]:
-        raise ValueError(f"{place}: no picture is left for testing; a class needs at least two")
-    return Found(place, *parts, classes, about)
 
 
 def _folders(place: Path) -> list[Path]:
@@ -135,7 +155,7 @@ def _about(place: Path, classes: list[str], template: str | None) -> tuple[list[
             given = json.loads(file.read_text())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not JSON: {error}") from None
-    about = {"classes": {}, "order": classes, "template": TEMPLATE, "captions": {}, "groups": {}}
+    about = {"classes": {}, "order": classes, "template": SIT_PROMPT, "captions": {}, "groups": {}}
     if not isinstance(given, dict):
         raise ValueError(f"{file}: must be an object with some of the keys {', '.join(about)}")
     for key, value in given.items():

@@ -13,16 +13,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 from clstudy.data import image_store
-from clstudy.data.benchmarks.datasets import about_classes, again, check_side, require
-from clstudy.data.benchmarks.sit_benchmarks import check_look, side_sets
+from clstudy.data.benchmarks.datasets import about_classes, again, require
+from clstudy.data.benchmarks.photographs import Count, Photographs, Template
 from clstudy.data.image_shards import sharded
 from clstudy.data.image_store import DamagedError, Pictures
-from clstudy.data.types import Benchmark, Labelled
+from clstudy.data.types import BenchmarkData, Labelled
 from clstudy.utils.paths import downloads
 from clstudy.utils.validation import choose
 
@@ -42,54 +43,62 @@ class Listing:
     times: list[int]
 
 
-def imagenet(order: str | None = None, per_class: int | None = None, side: Sequence[str] = (), size: int = 224,
-             template: str = TEMPLATE) -> Benchmark:
+@dataclass
+class ImageNet(Photographs):
     """ImageNet-1K (Russakovsky et al. 2015, arXiv 1409.0575): 1,281,167 and 50,000 images of 1,000 classes.
 
-    order: "seed1993"; class 0 is then the first of that order, and a stream with order="given" follows it. per_class:
-    only so many images of each class, the first by name, for training and for testing. side: zero-shot sets. size:
-    pixels; at 224 the decoded images take 193 GB for training and 7.5 GB for testing.
-    ValueError, FileNotFoundError: what is missing. DamagedError: names the file."""
-    check(order, per_class, side, size, template)
-    about = about_classes("imagenet")
-    first = about["orders"][order] if order else list(range(len(about["classes"])))  # new position → old
-    known, place = list(about["classes"].values()), np.argsort(first)  # place: old position → new
-    names = tuple(known[old] for old in first)
-    listings = {split: listing(split, per_class) for split in COUNTS}  # both are looked at before hours of decoding
+    order: "seed1993"; class 0 is then the first of that order, and a stream with order="given" follows
+    it. At 224 pixels the decoded images take 193 GB for training and 7.5 GB for testing."""
 
-    def labelled(split: str) -> Labelled:
-        return Labelled(_images(split, listings[split], size), place[listings[split].labels], names, template)
+    title: ClassVar[str] = "ImageNet-1K"
+    source: ClassVar[str] = "Russakovsky et al. 2015, arXiv 1409.0575"
+    prompt: ClassVar[str] = TEMPLATE
 
-    train, prompts = labelled("train"), [template.format(name) for name in names]
-    captions = tuple(prompts[label] for label in train.labels.tolist())  # a thousand strings, not a million
-    return Benchmark("imagenet", train, labelled("test"), captions, {}, side_sets(side, size, template))
+    order: str | None = None  # of the classes, by its name in data/classes; with the stream's "given"
+    per_class: Count = None  # only so many images of each class, the first by name; None: all
+    template: Template = TEMPLATE  # prompt, with {} for the class
 
+    def own(self) -> Sequence[str]:
+        return ("imagenet",)
 
-def check(order: str | None = None, per_class: int | None = None, side: Sequence[str] = (), size: int = 224,
-          template: str = TEMPLATE) -> None:
-    """What the benchmark would refuse, but for what takes a look into every folder. ValueError, FileNotFoundError."""
-    check_side(side)
-    check_look(size, template)
-    check_per_class(per_class)
-    if order is not None:
-        choose("order", order, about_classes("imagenet")["orders"])
-    require(["imagenet"])
-    place, classes = downloads() / "imagenet", about_classes("imagenet")["classes"]
-    for folder in FOLDERS.values():
-        there = {entry.name for entry in os.scandir(place / folder) if entry.is_dir()}
-        lacks = [] if folder == "val" and not there & set(classes) else [key for key in classes if key not in there]
-        if lacks:
-            raise FileNotFoundError(f"{place / folder} lacks {len(lacks)} of the {len(classes):,} folders of classes "
-                                    f"({', '.join(lacks[:3])}{', …' if lacks[3:] else ''}). {again('imagenet')}")
-        if not there & set(classes) and not (place / SOLUTION).exists() and not (place / DEVKIT).exists():
-            raise FileNotFoundError(f"{place / folder} has no folders of classes, and neither {place / SOLUTION} nor "
-                                    f"{place / DEVKIT} tells the classes of its pictures")
-    require(side, advice='; or leave them out: benchmark_args={"side": []}')
+    def check(self) -> None:
+        super().check()
+        if self.order is not None:
+            choose("order", self.order, about_classes("imagenet")["orders"])
 
+    def require(self) -> None:
+        """Refuse what can be seen without a look into every folder."""
+        require(["imagenet"])
+        place, classes = downloads() / "imagenet", about_classes("imagenet")["classes"]
+        for folder in FOLDERS.values():
+            there = {entry.name for entry in os.scandir(place / folder) if entry.is_dir()}
+            flat = folder == "val" and not there & set(classes)
+            lacks = [] if flat else [key for key in classes if key not in there]
+            if lacks:
+                few = ", ".join(lacks[:3]) + (", …" if lacks[3:] else "")
+                raise FileNotFoundError(f"{place / folder} lacks {len(lacks)} of the {len(classes):,} "
+                                        f"folders of classes ({few}). {again('imagenet')}")
+            if flat and not (place / SOLUTION).exists() and not (place / DEVKIT).exists():
+                raise FileNotFoundError(
+                    f"{place / folder} has no folders of classes, and neither {place / SOLUTION} nor "
+                    f"{place / DEVKIT} tells the classes of its pictures")
+        self.require_held_out()
 
-def check_per_class(per_class: int | None) -> None:
-    if per_class is not None and (not isinstance(per_class, int) or per_class < 1):
-        raise ValueError(f"per_class={per_class!r}: must be a number of images from 1, or None for all")
+    def load(self) -> BenchmarkData:
+        self.require()
+        about = about_classes("imagenet")
+        first = about["orders"][self.order] if self.order else list(range(len(about["classes"])))  # new position → old
+        known, place = list(about["classes"].values()), np.argsort(first)  # place: old position → new
+        names = tuple(known[old] for old in first)
+        listings = {split: listing(split, self.per_class) for split in COUNTS}  # both, before hours of decoding
+
+        def labelled(split: str) -> Labelled:
+            images = _images(split, listings[split], self.size)
+            return Labelled(images, place[listings[split].labels], names, self.template)
+
+        train, prompts = labelled("train"), [self.template.format(name) for name in names]
+        captions = tuple(prompts[label] for label in train.labels.tolist())  # a thousand strings, not a million
+        return BenchmarkData("imagenet", train, labelled("test"), captions, {}, self.held_out_sets(self.template))
 
 
 def listing(split: str, per_class: int | None = None) -> Listing:

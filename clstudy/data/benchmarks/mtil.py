@@ -14,16 +14,18 @@ the sorted files, as the released order is that of a disk; one prompt is used in
 averages over the list. All images are stored at one size."""
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from clstudy.data import image_store
+from clstudy.data.benchmarks.base import Benchmark
 from clstudy.data.benchmarks.datasets import about_classes, fingerprint, missing, pictures, require
-from clstudy.data.benchmarks.sit_benchmarks import check_look
+from clstudy.data.benchmarks.photographs import Pixels, class_digests
 from clstudy.data.image_store import Pictures
-from clstudy.data.types import Benchmark, Labelled
-from clstudy.utils.validation import choose
+from clstudy.data.types import BenchmarkData, Labelled
 
 ORDERS = {
     "I": ("aircraft", "caltech101", "cifar100", "dtd", "eurosat", "flowers102", "food101", "mnist", "oxford_pets",
@@ -54,33 +56,47 @@ class Prompted(str):
         return made
 
 
-def mtil(order: str = "I", sets: Sequence[str] | None = None, size: int = 224) -> Benchmark:
+@dataclass
+class Mtil(Benchmark):
     """MTIL (Zheng et al. 2023, arXiv 2303.06628): eleven published sets as groups of classes, 1,200 in all.
 
-    order: "I" or "II" of the paper. sets: those of them to take, None: all; they come in the paper's order. size:
-    pixels; all sets together take 48 GB at 224 for training, 15 GB for testing.
-    FileNotFoundError: what is missing, and how to get it. DamagedError: names the file."""
-    chosen = check(order, sets, size)
-    names = {one: [Prompted.of(one, name) for name in _names(one).values()] for one in chosen}
-    starts = dict(zip(chosen, accumulate([len(names[one]) for one in chosen], initial=0), strict=False))
-    together = tuple(name for one in chosen for name in names[one])
-    train, test = (_labelled(split, chosen, starts, together, size) for split in ("train", "test"))
-    groups = {one: tuple(range(start, start + len(names[one]))) for one, start in starts.items()}
-    return Benchmark("mtil", train, test, tuple(together[label].prompt for label in train.labels), groups)
+    The sets come in the paper's order; all together take 48 GB at 224 pixels for training, 15 GB for
+    testing."""
 
+    title: ClassVar[str] = "MTIL"
+    source: ClassVar[str] = "Zheng et al. 2023, arXiv 2303.06628"
+    prompt: ClassVar[str] = "{.prompt}"
 
-def check(order: str = "I", sets: Sequence[str] | None = None, size: int = 224) -> tuple[str, ...]:
-    """The sets asked for in the order asked for, with what mtil would refuse raised. ValueError, FileNotFoundError."""
-    choose("order", order, ORDERS)
-    if isinstance(sets, str) or (sets is not None and not sets):
-        raise ValueError(f"sets={sets!r}: must be a list of one name or more, such as ['dtd'], or None for all")
-    for name in sets or ():
-        choose("sets", name, TEMPLATES)
-    check_look(size, "{}")
-    chosen = tuple(name for name in ORDERS[order] if sets is None or name in sets)
-    there = [name for name in chosen if not missing(name)]
-    require(chosen, advice=f'; or take what is there: benchmark_args={{"sets": {there}}}' if there else "")
-    return chosen
+    order: Literal[tuple(ORDERS)] = "I"  # of the paper
+    sets: Sequence[Literal[tuple(TEMPLATES)]] | None = None  # those to take; None: all
+    size: Pixels = 224  # shorter side, bicubic, then the middle square
+
+    def check(self) -> None:
+        if self.sets is not None and not self.sets:
+            raise ValueError(f"sets={self.sets!r}: must be a list of one name or more, such as ['dtd'], "
+                             "or None for all")
+
+    def chosen(self) -> tuple[str, ...]:
+        """The sets asked for, in the order asked for."""
+        return tuple(name for name in ORDERS[self.order] if self.sets is None or name in self.sets)
+
+    def require(self) -> None:
+        there = [name for name in self.chosen() if not missing(name)]
+        advice = f'; or take what is there: benchmark_args={{"sets": {there}}}' if there else ""
+        require(self.chosen(), advice=advice)
+
+    def fingerprint(self) -> list[str]:
+        return class_digests(self.sets or sorted(TEMPLATES))
+
+    def load(self) -> BenchmarkData:
+        self.require()
+        chosen = self.chosen()
+        names = {one: [Prompted.of(one, name) for name in _names(one).values()] for one in chosen}
+        starts = dict(zip(chosen, accumulate([len(names[one]) for one in chosen], initial=0), strict=False))
+        together = tuple(name for one in chosen for name in names[one])
+        train, test = (_labelled(split, chosen, starts, together, self.size) for split in ("train", "test"))
+        groups = {one: tuple(range(start, start + len(names[one]))) for one, start in starts.items()}
+        return BenchmarkData("mtil", train, test, tuple(together[label].prompt for label in train.labels), groups)
 
 
 def _names(one: str) -> dict[str, str]:

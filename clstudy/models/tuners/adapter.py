@@ -8,13 +8,14 @@ biases start at zero, so an untrained adapter changes nothing. With width 64 on 
 (text) = 1,982,976 parameters. Where a model scales its branches (LayerScale), the adapter stands before the scale.
 """
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from clstudy.models.clip import Clip
-from clstudy.models.tuners.base import transformer_owners
-from clstudy.utils.validation import at_least
+from clstudy.models.tuners.base import Tuner
 
 
 class Bottleneck(nn.Module):
@@ -32,25 +33,24 @@ class Bottleneck(nn.Module):
         return x + self.scale * self.up(self.drop(self.down(x).relu()))
 
 
-def adapter(clip: Clip, tower: str, width: int = 64, scale: float = 0.1, dropout: float = 0.1) -> None:
-    """A bottleneck of `width` behind attention and MLP of each block, shared by the two.
+@dataclass
+class Adapter(Tuner):
+    """A bottleneck of `width` behind attention and MLP of each block, shared by the two."""
 
-    scale: of what it adds; dropout: share of the bottleneck that is dropped in training. ValueError: width, scale,
-    dropout, and towers that are not open_clip's transformer."""
-    check_adapter(tower, width, scale, dropout)
-    owners = transformer_owners(clip, tower, "adapter")
-    clip.requires_grad_(False)
-    for owner in owners:
-        for block in owner.transformer.resblocks:
+    title: ClassVar[str] = "Adapter"
+    source: ClassVar[str] = "Chen et al. 2022, arXiv 2205.13535"
+    neutral: ClassVar[bool] = True
+
+    width: Annotated[int, Ge(1)] = 64  # of the bottleneck
+    scale: Annotated[float, Gt(0)] = 0.1  # of what it adds
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1  # share of the bottleneck dropped in training
+
+    def apply(self, clip: Clip, tower: str) -> None:
+        owners = self.transformer_owners(clip, tower)
+        clip.requires_grad_(False)
+        for block in (block for owner in owners for block in owner.transformer.resblocks):
             dim = block.mlp.c_proj.out_features
-            shared = Bottleneck(dim, width, scale, dropout).to(clip.device)
-            # attention's output passes ls_1 and the MLP's ls_2 on their way to the stream, in every model
-            block.ls_1, block.ls_2 = nn.Sequential(shared, block.ls_1), nn.Sequential(shared, block.ls_2)
-
-
-def check_adapter(tower: str, width: Any, scale: Any, dropout: Any) -> None:
-    at_least("tuner_args width", width, 1)
-    if not (isinstance(scale, int | float) and scale > 0):
-        raise ValueError(f"tuner_args scale={scale!r}: must be above 0, otherwise nothing is trained")
-    if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
-        raise ValueError(f"tuner_args dropout={dropout!r}: must be from 0 to below 1")
+            shared = Bottleneck(dim, self.width, self.scale, self.dropout).to(clip.device)
+            # attention's output passes ls_1, and the MLP's ls_2, on their way to the stream
+            block.ls_1 = nn.Sequential(shared, block.ls_1)
+            block.ls_2 = nn.Sequential(shared, block.ls_2)

@@ -1,15 +1,44 @@
-"""What tuners share."""
+"""What all tuners are, and what they share."""
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import nn
 
 from clstudy.models.clip import Clip
+from clstudy.utils.options import Options
+
+TOWERS = ("image", "text", "both")
 
 
-def transformer_owners(clip: Clip, tower: str, tuner: str) -> list[nn.Module]:
-    """The modules whose `transformer` is the tower's, the image tower's first; ValueError where it is another kind."""
-    places = {"image": clip.model.visual, "text": getattr(clip.model, "text", clip.model)}
-    chosen = {name: owner for name, owner in places.items() if tower in (name, "both")}
-    for name, owner in chosen.items():
-        if not hasattr(getattr(owner, "transformer", None), "resblocks"):
-            raise ValueError(f"tuner={tuner!r} needs open_clip's transformer in the {name} tower; that of "
-                             f"model={clip.name!r} is a {type(owner).__name__}")
-    return list(chosen.values())
+@dataclass
+class Tuner(Options):
+    """Which parameters of a model move."""
+
+    towers: ClassVar[tuple[str, ...]] = TOWERS  # which it can tune
+    reason: ClassVar[str] = ""  # why not the others
+    neutral: ClassVar[bool] = False  # untrained, it leaves every output equal to the bit
+
+    def check_tower(self, tower: str) -> None:
+        """ValueError: the tower, or an option of this tuner with it, is impossible."""
+        if tower not in self.towers:
+            raise ValueError(f"tower={tower!r} does not go with the tuner {self.title}: {self.reason}. "
+                             f"Choices: {', '.join(self.towers)}")
+
+    def apply(self, clip: Clip, tower: str) -> None:
+        """Freeze the model, then free, or add, what is to be tuned in the tower.
+
+        ValueError: a model that this tuner cannot tune, or that the options do not go with."""
+        raise NotImplementedError
+
+    def transformer_owners(self, clip: Clip, tower: str) -> list[nn.Module]:
+        """The modules whose `transformer` is the tower's, the image tower's first.
+
+        ValueError: the tower is of another kind."""
+        places = {"image": clip.model.visual, "text": getattr(clip.model, "text", clip.model)}
+        chosen = {name: owner for name, owner in places.items() if tower in (name, "both")}
+        for name, owner in chosen.items():
+            if not hasattr(getattr(owner, "transformer", None), "resblocks"):
+                raise ValueError(
+                    f"the tuner {self.title} needs open_clip's transformer in the {name} tower; that "
+                    f"of model={clip.name!r} is a {type(owner).__name__}")
+        return list(chosen.values())

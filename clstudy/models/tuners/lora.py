@@ -8,38 +8,44 @@ projection; MLPs untouched, no dropout. With rank 4 on ViT-B/16: 221,184 (image)
 Departure: by default B starts at zero everywhere, so an untrained LoRA changes nothing. The released code draws both
 factors of the q, k, v pair at random, which perturbs the model before any training: init="official".
 """
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
+from annotated_types import Ge, Gt
 from torch import nn
 
 from clstudy.models.clip import Clip
-from clstudy.utils.validation import at_least, choose
+from clstudy.models.tuners.base import Tuner
 
 _BLOCKS = {"image": r"visual\.transformer", "text": r"transformer", "both": r"(visual\.)?transformer"}
 
 
-def lora(clip: Clip, tower: str, rank: int = 4, alpha: float = 1.0, init: str = "zero") -> None:
-    """Low-rank updates of the attention projections.
+@dataclass
+class Lora(Tuner):
+    """Low-rank updates of the attention projections."""
 
-    rank: of each update; alpha: the update is scaled by alpha / rank. init: "zero", or "official", where both factors
-    of the q, k, v pair are Xavier-uniform as in SIT's released code. ValueError: rank, alpha, init."""
-    check_lora(tower, rank, alpha, init)
-    from peft import LoraConfig, inject_adapter_in_model  # costs seconds to import
+    title: ClassVar[str] = "LoRA"
+    source: ClassVar[str] = "Hu et al. 2021, arXiv 2106.09685"
 
-    from clstudy.models.tuners.lora_layer import Lean
+    rank: Annotated[int, Ge(1)] = 4  # of each update
+    alpha: Annotated[float, Gt(0)] = 1.0  # the update is scaled by alpha / rank
+    init: Literal["zero", "official"] = "zero"  # official: the q, k, v pair is drawn, as in SIT's code
 
-    pattern = rf"{_BLOCKS[tower]}\.resblocks\.\d+\.attn\.(qkv|out_proj)"
-    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern)
-    settings._register_custom_module({nn.Linear: Lean})
-    clip.requires_grad_(False)
-    inject_adapter_in_model(settings, clip.model)
-    for name, factor in clip.named_parameters():
-        if init == "official" and ".qkv.lora_" in name:
-            nn.init.xavier_uniform_(factor)
+    @property
+    def neutral(self) -> bool:
+        """Whether the untrained tuner changes nothing."""
+        return self.init == "zero"
 
+    def apply(self, clip: Clip, tower: str) -> None:
+        from peft import LoraConfig, inject_adapter_in_model  # costs seconds to import
 
-def check_lora(tower: str, rank: Any, alpha: Any, init: Any) -> None:
-    at_least("tuner_args rank", rank, 1)
-    if not (isinstance(alpha, int | float) and alpha > 0):
-        raise ValueError(f"tuner_args alpha={alpha!r}: must be above 0, otherwise nothing is trained")
-    choose("tuner_args init", init, ("zero", "official"))
+        from clstudy.models.tuners.lora_layer import Lean
+
+        pattern = rf"{_BLOCKS[tower]}\.resblocks\.\d+\.attn\.(qkv|out_proj)"
+        settings = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules=pattern)
+        settings._register_custom_module({nn.Linear: Lean})
+        clip.requires_grad_(False)
+        inject_adapter_in_model(settings, clip.model)
+        for name, factor in clip.named_parameters():
+            if self.init == "official" and ".qkv.lora_" in name:
+                nn.init.xavier_uniform_(factor)

@@ -19,19 +19,20 @@ last block unless told otherwise, starts prompts and keys as N(0, 1), and masks 
 """
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clstudy.models.attention import Attention
 from clstudy.models.clip import Clip
-from clstudy.models.tuners.base import transformer_owners
-from clstudy.utils.validation import at_least
+from clstudy.models.tuners.base import Tuner
 
-IMAGE_ONLY = "its prompts are chosen by the image and read by the image tower"
+Blocks = Sequence[Annotated[int, Ge(0)]] | None
 
 
 class Pool(nn.Module):
@@ -154,84 +155,101 @@ def pool_of(clip: Clip) -> Pool:
     return pool
 
 
-def l2p(clip: Clip, tower: str, pool: int = 10, length: int = 5, top: int = 5, batchwise: bool = True) -> None:
-    """A pool of prompts in front of the image tower, of which each image takes the nearest `top` (L2P).
+@dataclass
+class PoolTuner(Tuner):
+    """A tuner that puts a pool of prompts, which is free, in place of the image transformer of a frozen model."""
 
-    pool: prompts; length: tokens of each; batchwise: in training a batch votes for the `top` that all its images take
-    (L2P's released code; off in SIT's). ValueError: tower, pool, length, top, and other kinds of image towers."""
-    visual = image_tower(clip, tower, "l2p")
-    check_l2p(tower, pool, length, top, batchwise)
-    put(clip, Pool(visual, pool, top, length, (0,), batchwise=batchwise))
+    towers: ClassVar[tuple[str, ...]] = ("image",)
+    reason: ClassVar[str] = "its prompts are chosen by the image and read by the image tower"
 
+    def apply(self, clip: Clip, tower: str) -> None:
+        self.check_tower(tower)
+        pool = self.pool_for(self.transformer_owners(clip, tower)[0], clip.name)
+        clip.requires_grad_(False)
+        clip.model.visual.transformer = pool.to(clip.device)
 
-def dualprompt(clip: Clip, tower: str, general: int = 5, general_blocks: Sequence[int] | None = None, expert: int = 20,
-               expert_blocks: Sequence[int] | None = None, experts: int = 10) -> None:
-    """General prompts, and an expert per stage, as keys and values in the attention of some blocks (DualPrompt).
-
-    general, expert: their lengths, 0 for none; experts: how many there are. general_blocks, expert_blocks: where they
-    stand, by default blocks 0, 1 and 2, 3, 4; in a model of fewer than five blocks 0 and all others.
-    ValueError: tower, lengths, experts, blocks that the model does not have, and other kinds of image towers."""
-    visual = image_tower(clip, tower, "dualprompt")
-    if not all(isinstance(block.attn, Attention) for block in visual.transformer.resblocks):
-        raise ValueError(f"tuner='dualprompt' needs open_clip's attention; that of model={clip.name!r} is another")
-    check_dual(tower, general, general_blocks, expert, expert_blocks, experts)
-    options = _dual_options(visual, general, general_blocks, expert, expert_blocks)
-    put(clip, Pool(visual, experts, 1, **options, form="prefix"))
+    def pool_for(self, visual: nn.Module, model: str) -> Pool:
+        """The pool that replaces the transformer of this image tower; model: its name, for errors."""
+        raise NotImplementedError
 
 
-def mvp(clip: Clip, tower: str, general: int = 5, general_blocks: Sequence[int] | None = None, expert: int = 20,
-        expert_blocks: Sequence[int] | None = None, experts: int = 10) -> None:
+@dataclass
+class L2PPool(PoolTuner):
+    """A pool of prompts in front of the image tower, of which each image takes the nearest `top` (L2P)."""
+
+    title: ClassVar[str] = "L2P"
+    source: ClassVar[str] = "Wang et al. 2021, arXiv 2112.08654"
+
+    pool: Annotated[int, Ge(1)] = 10  # prompts
+    length: Annotated[int, Ge(0)] = 5  # tokens of each
+    top: Annotated[int, Ge(1)] = 5  # prompts that an image takes
+    batchwise: bool = True  # in training a batch votes for them (L2P's code; off in SIT's)
+
+    def check(self) -> None:
+        if self.top > self.pool:
+            raise ValueError(f"top={self.top!r}: must be from 1 to pool={self.pool}")
+
+    def pool_for(self, visual: nn.Module, model: str) -> Pool:
+        return Pool(visual, self.pool, self.top, self.length, (0,), batchwise=self.batchwise)
+
+
+@dataclass
+class ExpertTuner(PoolTuner):
+    """General prompts and experts in some blocks; by default blocks 0, 1 and 2, 3, 4, in a model of fewer than five
+    blocks 0 and all others."""
+
+    general: Annotated[int, Ge(0)] = 5  # length of the general prompts; 0: none
+    general_blocks: Blocks = None  # where they stand; None: the first two
+    expert: Annotated[int, Ge(0)] = 20  # length of the experts; 0: none
+    expert_blocks: Blocks = None  # where they stand; None: the next three
+    experts: Annotated[int, Ge(1)] = 10  # how many there are
+
+    def check(self) -> None:
+        for field in ("general_blocks", "expert_blocks"):
+            blocks = getattr(self, field) or ()
+            if len(set(blocks)) < len(blocks):
+                raise ValueError(f"{field}={blocks!r}: must be a list of different numbers, the first "
+                                 "block of the image tower is 0")
+
+    def places(self, visual: nn.Module) -> dict:
+        """Lengths and blocks as Pool takes them. ValueError: a block that the model does not have."""
+        depth = len(visual.transformer.resblocks)
+        first = 2 if depth >= 5 else min(1, depth - 1)  # where the experts begin
+        usual = {"general_blocks": range(max(first, 1)), "expert_blocks": range(first, min(5, depth))}
+        places = {}
+        for field, blocks in usual.items():
+            given = getattr(self, field)
+            places[field] = tuple(blocks) if given is None else given
+            if not set(places[field]) <= set(range(depth)):
+                raise ValueError(f"tuner_args: {field}={given!r}: must be different numbers from 0 to "
+                                 f"{depth - 1}, the blocks of the image tower")
+        return {"general": self.general, "expert": self.expert, **places}
+
+
+@dataclass
+class DualPromptPool(ExpertTuner):
+    """General prompts, and an expert per stage, as keys and values in the attention of some blocks (DualPrompt)."""
+
+    title: ClassVar[str] = "DualPrompt"
+    source: ClassVar[str] = "Wang et al. 2022, arXiv 2204.04799"
+
+    def pool_for(self, visual: nn.Module, model: str) -> Pool:
+        if not all(isinstance(block.attn, Attention) for block in visual.transformer.resblocks):
+            raise ValueError(f"the tuner {self.title} needs open_clip's attention; that of "
+                             f"model={model!r} is another")
+        return Pool(visual, self.experts, 1, **self.places(visual), form="prefix")
+
+
+@dataclass
+class MVPPool(ExpertTuner):
     """General prompts, and experts shared by usage, as tokens in some blocks; and a mask of the logits (MVP).
 
-    Options and errors as `dualprompt`. The mask is a vector μ_e per expert, from which the method makes a factor
-    2σ(μ_e·t_k) for class k: any set of classes has one. It starts at zero, so at factor 1."""
-    visual = image_tower(clip, tower, "mvp")
-    check_dual(tower, general, general_blocks, expert, expert_blocks, experts)
-    options = _dual_options(visual, general, general_blocks, expert, expert_blocks)
-    put(clip, Pool(visual, experts, 1, **options, form="block", balanced=True, mask=visual.output_dim))
+    The mask is a vector μ_e per expert, from which the method makes a factor 2σ(μ_e·t_k) for class k:
+    any set of classes has one. It starts at zero, so at factor 1."""
 
+    title: ClassVar[str] = "MVP"
+    source: ClassVar[str] = "Moon et al. 2023, arXiv 2308.09303"
 
-def _dual_options(visual: nn.Module, general: int, general_blocks: Sequence[int] | None, expert: int,
-                  expert_blocks: Sequence[int] | None) -> dict:
-    depth = len(visual.transformer.resblocks)
-    first = 2 if depth >= 5 else min(1, depth - 1)  # where the experts begin
-    places = {"general_blocks": tuple(range(max(first, 1))) if general_blocks is None else general_blocks,
-              "expert_blocks": tuple(range(first, min(5, depth))) if expert_blocks is None else expert_blocks}
-    for field, blocks in places.items():
-        if not set(blocks) <= set(range(depth)):
-            raise ValueError(f"tuner_args {field}={blocks!r}: must be different numbers from 0 to {depth - 1}, the "
-                             f"blocks of the image tower")
-    return {"general": general, "expert": expert, **places}
-
-
-def check_l2p(tower: str, pool: Any, length: Any, top: Any, batchwise: Any) -> None:
-    at_least("tuner_args pool", pool, 1)
-    at_least("tuner_args length", length, 0)
-    if not isinstance(top, int) or not 1 <= top <= pool:
-        raise ValueError(f"tuner_args top={top!r}: must be from 1 to pool={pool}")
-
-
-def check_dual(tower: str, general: Any, general_blocks: Any, expert: Any, expert_blocks: Any, experts: Any) -> None:
-    """What can be refused without the model, which has a number of blocks."""
-    at_least("tuner_args general", general, 0)
-    at_least("tuner_args expert", expert, 0)
-    at_least("tuner_args experts", experts, 1)
-    for field, blocks in (("general_blocks", general_blocks), ("expert_blocks", expert_blocks)):
-        if blocks is None:
-            continue
-        whole = isinstance(blocks, list | tuple) and all(isinstance(block, int) and block >= 0 for block in blocks)
-        if not whole or len(set(blocks)) < len(blocks):
-            raise ValueError(f"tuner_args {field}={blocks!r}: must be a list of different numbers, the first block of "
-                             "the image tower is 0")
-
-
-def image_tower(clip: Clip, tower: str, tuner: str) -> nn.Module:
-    if tower != "image":
-        raise ValueError(f"tower={tower!r} does not go with tuner={tuner!r}: {IMAGE_ONLY}. Choices: image")
-    return transformer_owners(clip, tower, tuner)[0]
-
-
-def put(clip: Clip, pool: Pool) -> None:
-    """Freeze the model and put the pool, which is free, in place of its image transformer."""
-    clip.requires_grad_(False)
-    clip.model.visual.transformer = pool.to(clip.device)
+    def pool_for(self, visual: nn.Module, model: str) -> Pool:
+        return Pool(visual, self.experts, 1, **self.places(visual), form="block", balanced=True,
+                    mask=visual.output_dim)

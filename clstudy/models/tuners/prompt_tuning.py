@@ -15,14 +15,15 @@ it is made from. They leave behind the last block, so the feature is read where 
 norm before the first block. Each W_i is drawn on its own, where MaPLe's for i > 1 start equal. In VPT's code the start
 is uniform with a range from the patch size; here it is N(0, 0.02).
 """
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from clstudy.models.clip import Clip
-from clstudy.models.tuners.base import transformer_owners
-from clstudy.utils.validation import at_least
+from clstudy.models.tuners.base import Tuner
 
 WORDS = "a drawing of a"
 DEPTH = 3  # as in SIT's released code
@@ -65,45 +66,55 @@ class Prompted(nn.Module):
         return self.resblocks[0].get_weight_dtype()
 
 
-def prompts(clip: Clip, tower: str, length: int = 3, depth: int | None = None, init: str | None = None) -> None:
-    """Learned tokens in the first blocks (MaPLe). An untrained prompt tuner does change the model: it adds tokens.
+@dataclass
+class Prompts(Tuner):
+    """Learned tokens in the first blocks (MaPLe). An untrained prompt tuner does change the model: it adds tokens."""
 
-    length: tokens per block; depth: blocks that get tokens, default 3, or all where there are fewer. init: words of
-    which the first `length` tokens start P_1, default "a drawing of a"; deeper tokens, and all of tower="image", start
-    as N(0, 0.02). ValueError: length, depth, init, and towers that are not open_clip's transformer or not causal."""
-    check_prompts(tower, length, depth, init)
-    owners = transformer_owners(clip, tower, "prompts")
-    blocks = min(len(owner.transformer.resblocks) for owner in owners)
-    depth = min(DEPTH, blocks) if depth is None else depth
-    if depth > blocks:
-        raise ValueError(f"tuner_args depth={depth!r}: must be from 1 to {blocks}, the number of blocks")
-    if tower != "image" and not clip.causal:
-        raise ValueError(f"tuner='prompts' needs a causal text tower whose feature is read at the end token; that of "
-                         f"model={clip.name!r} is not. Choices: tower='image'")
-    start = [] if tower == "image" else [_words(clip, WORDS if init is None else init, length)]
-    clip.requires_grad_(False)
-    width = owners[-1].transformer.resblocks[0].mlp.c_proj.out_features  # of the tower that learns its tokens
-    drawn = [0.02 * torch.randn(length, width) for _ in range(depth - len(start))]
-    learned = nn.ParameterList(nn.Parameter(p.to(clip.device)) for p in start + drawn)
-    if tower != "image":
-        clip.model.transformer = Prompted(clip.model.transformer, learned, at=1)
-    if tower != "text":
-        visual, project = clip.model.visual, None
-        if tower == "both":
-            to = visual.transformer.resblocks[0].mlp.c_proj.out_features
-            project = nn.ModuleList(nn.Linear(width, to) for _ in range(depth)).to(clip.device)
-        visual.transformer = Prompted(visual.transformer, learned, project=project)
+    title: ClassVar[str] = "Prompts"
+    source: ClassVar[str] = "Khattak et al. 2022, arXiv 2210.03117"
+
+    length: Annotated[int, Ge(1)] = 3  # tokens of each block
+    depth: Annotated[int, Ge(1)] | None = None  # blocks that get tokens; None: 3, or all if fewer
+    init: str | None = None  # words that P_1 starts as; None: "a drawing of a"; else N(0, 0.02)
+
+    def check_tower(self, tower: str) -> None:
+        super().check_tower(tower)
+        if tower == "image" and self.init is not None:
+            raise ValueError(f"tuner_args: init={self.init!r}: there are no words in tower='image'")
+
+    def apply(self, clip: Clip, tower: str) -> None:
+        self.check_tower(tower)
+        owners = self.transformer_owners(clip, tower)
+        depth = self.depth_in(min(len(owner.transformer.resblocks) for owner in owners))
+        if tower != "image" and not clip.causal:
+            raise ValueError(
+                f"the tuner {self.title} needs a causal text tower whose feature is read at the end "
+                f"token; that of model={clip.name!r} is not. Choices: tower='image'")
+        words = WORDS if self.init is None else self.init
+        start = [] if tower == "image" else [_words(clip, words, self.length)]
+        clip.requires_grad_(False)
+        width = _width(owners[-1].transformer)  # of the tower that learns its tokens
+        drawn = [0.02 * torch.randn(self.length, width) for _ in range(depth - len(start))]
+        learned = nn.ParameterList(nn.Parameter(p.to(clip.device)) for p in start + drawn)
+        if tower != "image":
+            clip.model.transformer = Prompted(clip.model.transformer, learned, at=1)
+        if tower != "text":
+            visual, project = clip.model.visual, None
+            if tower == "both":
+                made = (nn.Linear(width, _width(visual.transformer)) for _ in range(depth))
+                project = nn.ModuleList(made).to(clip.device)
+            visual.transformer = Prompted(visual.transformer, learned, project=project)
+
+    def depth_in(self, blocks: int) -> int:
+        """How many of a model's blocks get tokens. ValueError: it has fewer."""
+        depth = min(DEPTH, blocks) if self.depth is None else self.depth
+        if depth > blocks:
+            raise ValueError(f"tuner_args: depth={depth!r}: must be from 1 to {blocks}, the number of blocks")
+        return depth
 
 
-def check_prompts(tower: str, length: Any, depth: Any, init: Any) -> None:
-    """What can be refused without the model, which has a number of blocks and a tokenizer."""
-    at_least("tuner_args length", length, 1)
-    if depth is not None:
-        at_least("tuner_args depth", depth, 1)
-    if init is not None and not isinstance(init, str):
-        raise ValueError(f"tuner_args init={init!r}: must be words, or None")
-    if tower == "image" and init is not None:
-        raise ValueError(f"tuner_args init={init!r}: there are no words in tower='image'")
+def _width(transformer: nn.Module) -> int:
+    return transformer.resblocks[0].mlp.c_proj.out_features
 
 
 def _words(clip: Clip, init: str, length: int) -> Tensor:
@@ -111,6 +122,6 @@ def _words(clip: Clip, init: str, length: int) -> Tensor:
     row = clip.tokenizer([init])[0]
     count = int(row.argmax()) - 1  # between the start token and the end token
     if count < length:
-        raise ValueError(f"tuner_args init={init!r}: too short for length={length}, it has {count} tokens")
+        raise ValueError(f"tuner_args: init={init!r}: too short for length={length}, it has {count} tokens")
     words = clip.model.token_embedding.weight[row[1:1 + length].to(clip.device)]
     return (words + clip.model.positional_embedding[1:1 + length]).detach()

@@ -15,16 +15,17 @@ tower gets two scales. RKR itself, for task-incremental learning, has rectificat
 on.
 """
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clstudy.models.attention import Attention
 from clstudy.models.clip import Clip
-from clstudy.models.tuners.base import transformer_owners
-from clstudy.utils.validation import at_least
+from clstudy.models.tuners.base import Tuner
 
 
 class Rescaled(nn.Linear):
@@ -59,25 +60,28 @@ class Rescaled(nn.Linear):
         return layer
 
 
-def rescale(clip: Clip, tower: str, rank: int = 4, low_rank: bool = True, qkv: bool = True) -> None:
-    """A low-rank correction and a scale per output on every linear layer of the blocks (RKR).
+@dataclass
+class Rescale(Tuner):
+    """A low-rank correction and a scale per output on every linear layer of the blocks (RKR)."""
 
-    rank: of the correction; low_rank: False for the scales alone; qkv: False leaves the q, k, v projection as it is.
-    ValueError: rank, and towers that are not open_clip's transformer."""
-    check_rescale(tower, rank, low_rank, qkv)
-    blocks = [block for owner in transformer_owners(clip, tower, "rescale") for block in owner.transformer.resblocks]
-    if not all(isinstance(block.attn, Attention) for block in blocks):
-        raise ValueError(f"tuner='rescale' needs open_clip's attention; that of model={clip.name!r} is another")
-    clip.requires_grad_(False)
-    for block in blocks:
-        for name, layer in list(block.named_modules()):
-            if isinstance(layer, nn.Linear) and (qkv or name != "attn.qkv"):
-                parent, _, last = name.rpartition(".")
-                setattr(block.get_submodule(parent), last, Rescaled(layer, rank if low_rank else None))
+    title: ClassVar[str] = "Rescale"
+    source: ClassVar[str] = "Singh et al. 2021, arXiv 2103.16597"
+    neutral: ClassVar[bool] = True
 
+    rank: Annotated[int, Ge(1)] = 4  # of the correction
+    low_rank: bool = True  # False: the scales alone
+    qkv: bool = True  # False: the q, k, v projection stays as it is
 
-def check_rescale(tower: str, rank: Any, low_rank: Any, qkv: Any) -> None:
-    at_least("tuner_args rank", rank, 1)
-    for field, value in (("low_rank", low_rank), ("qkv", qkv)):
-        if not isinstance(value, bool):
-            raise ValueError(f"tuner_args {field}={value!r}: must be True or False")
+    def apply(self, clip: Clip, tower: str) -> None:
+        owners = self.transformer_owners(clip, tower)
+        blocks = [block for owner in owners for block in owner.transformer.resblocks]
+        if not all(isinstance(block.attn, Attention) for block in blocks):
+            raise ValueError(f"the tuner {self.title} needs open_clip's attention; that of "
+                             f"model={clip.name!r} is another")
+        clip.requires_grad_(False)
+        rank = self.rank if self.low_rank else None
+        for block in blocks:
+            for name, layer in list(block.named_modules()):
+                if isinstance(layer, nn.Linear) and (self.qkv or name != "attn.qkv"):
+                    parent, _, last = name.rpartition(".")
+                    setattr(block.get_submodule(parent), last, Rescaled(layer, rank))
