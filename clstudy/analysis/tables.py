@@ -117,14 +117,14 @@ def against(groups: Mapping[tuple[str, float], Sequence[Run]], names: Mapping[st
     return pd.DataFrame(rows)
 
 
-def readings(groups: Mapping[tuple[str, float], Sequence[Run]], stage: int) -> pd.DataFrame:
-    """Accuracy on the tasks up to `stage`, after it, under each choice of candidates (own, seen, all), for
-    `plots.series`. Keys: (method, x). A task without test images is left out."""
+def readings(runs: Groups, stage: int, by: Sequence[str]) -> pd.DataFrame:
+    """Accuracy on the tasks up to `stage`, after it, under each choice of candidates (own, seen, all): columns *by,
+    candidates, mean, half_width. A task without test images is left out."""
     rows = []
-    for (method, x), runs in groups.items():
+    for key, group in grouped(runs, by).items():
         for candidates in ("own", "seen", "all"):
-            values = [100 * float(np.nanmean(run.matrix(candidates)[stage, :stage])) for run in runs]
-            rows.append({"panel": candidates, "method": method, "x": x, **_point(values)})
+            values = [100 * float(np.nanmean(run.matrix(candidates)[stage, :stage])) for run in group]
+            rows.append({**dict(zip(by, key, strict=True)), "candidates": candidates, **_point(values)})
     return pd.DataFrame(rows)
 
 

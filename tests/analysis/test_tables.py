@@ -165,9 +165,9 @@ def test_metrics_over_a_setting(seeds):
 def test_one_stage_read_under_each_choice_of_candidates(tmp_path, without, expected):
     """After stage 2, over the tasks 1 and 2: own 90 and 80, seen 50 and 70, all 90 and 70."""
     rows = [row for row in evaluations() if said(row) not in without]
-    table = tables.readings({("sit", 10.0): [make(tmp_path / "a", rows)]}, stage=2)
-    assert table.panel.tolist() == ["own", "seen", "all"] and table["mean"].tolist() == pytest.approx(expected)
-    assert (table.half_width == 0).all() and (table.x == 10).all() and (table.method == "sit").all()
+    table = tables.readings({10.0: [make(tmp_path / "a", rows)]}, 2, ["label", "method"])
+    assert table.candidates.tolist() == ["own", "seen", "all"] and table["mean"].tolist() == pytest.approx(expected)
+    assert (table.half_width == 0).all() and (table.label == 10).all() and (table.method == "sit").all()
 
 
 def test_readings_have_the_interval_over_seeds(tmp_path):
@@ -176,7 +176,7 @@ def test_readings_have_the_interval_over_seeds(tmp_path):
         rows = [{**row, "value": value} if (said(row), row["candidates"]) == ("task 1", "own") else row
                 for row in evaluations()]
         runs.append(make(tmp_path / str(seed), rows, seed))
-    own = tables.readings({("sit", 0.0): runs}, stage=1).iloc[0]
+    own = tables.readings(runs, 1, ["method"]).iloc[0]
     assert own["mean"] == pytest.approx(50) and own.half_width == pytest.approx(T * 10 / math.sqrt(3), rel=1e-5)
 
 
