@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_rel
+from scipy.stats import t
 
 from clstudy.analysis.scores import Groups, grouped, means, metrics_of, scores, settings
 from clstudy.evaluation import metrics
@@ -71,6 +71,22 @@ def corrected(found: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
+def compare_values(table: pd.DataFrame, value: str, between: str = "method", base: Any = "finetune",
+                   by: Sequence[str] = (), pair: str = "seed") -> pd.DataFrame:
+    """`compare` for a column of any table with a row per run: columns `between`, `pair` and those of `by`."""
+    for name in (value, between, pair, *by):
+        choose("compare: column", name, table.columns)
+    choose(f"compare: base, a value of {between},", base, table[between].unique().tolist())
+    rows = []
+    for at, part in table.groupby(list(by), sort=False) if by else [((), table)]:
+        wide = part.pivot(index=pair, columns=between, values=value)
+        for one in [name for name in part[between].unique() if name != base]:
+            both = wide[[one, base]].dropna()
+            rows.append({**dict(zip(by, at, strict=True)), between: one, "base": base, "metric": value,
+                         **_paired(both[one], both[base])})
+    return corrected(pd.DataFrame(rows))
+
+
 def _pairs(ours: pd.DataFrame, theirs: pd.DataFrame, keys: list[str], between: str, by: list[str],
            metrics: list[str]) -> pd.DataFrame:
     """One row for each pair, with the metrics of both sides."""
@@ -94,7 +110,10 @@ def _pairs(ours: pd.DataFrame, theirs: pd.DataFrame, keys: list[str], between: s
 def _paired(ours: pd.Series, theirs: pd.Series) -> dict[str, Any]:
     found = paired_interval(ours.tolist(), theirs.tolist(), LEVEL)
     low, high = found.mean - found.half_width, found.mean + found.half_width
-    p = float(ttest_rel(ours, theirs).pvalue) if len(ours) > 1 else float("nan")
+    change = ours.to_numpy() - theirs.to_numpy()
+    error = change.std(ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.nan
+    size = abs(change.mean())
+    p = 2 * t.sf(size / error, len(change) - 1) if error else 0.0 if size else np.nan  # ttest_rel warns where it is 0
     return {"mean": ours.mean(), "base_mean": theirs.mean(), "difference": found.mean, "low": low, "high": high, "p": p,
             "n": len(ours), "verdict": verdict_of(low, high)}
 
@@ -121,8 +140,8 @@ def verdict_of(low: float, high: float) -> str:
 
 
 def tell(found: pd.DataFrame, labels: Mapping[Any, str] = MappingProxyType({}), unit: str = " points",
-         digits: int = 1) -> str:
-    """The rows of `compare` as sentences. labels: what a value of a setting is called."""
+         digits: int = 1, means: bool = False) -> str:
+    """The rows of `compare` as sentences. labels: what a value of a setting is called; means: say both, too."""
     fixed = ("base", "metric", "mean", "base_mean", "difference", "low", "high", "p", "p_corrected", "n", "verdict")
     *by, between = [name for name in found.columns if name not in fixed]
     lines = []
@@ -131,6 +150,8 @@ def tell(found: pd.DataFrame, labels: Mapping[Any, str] = MappingProxyType({}), 
         said = f"{row['difference']:+.{digits}f}{unit}"
         if not np.isnan(row["low"]):
             said += f" (95 % interval {row['low']:+.{digits}f} to {row['high']:+.{digits}f}, n = {row['n']})"
+        if means:
+            said = f"{row['mean']:.{digits}f} against {row['base_mean']:.{digits}f}, {said}"
         ours, theirs = (labels.get(value, value) for value in (row[between], row["base"]))
         lines.append(f"{where}{row['metric']}: {ours} is {row['verdict']} than {theirs}: {said}."
                      .replace("different than", "different from")

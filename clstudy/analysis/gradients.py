@@ -133,7 +133,7 @@ def agreement(table: pd.DataFrame, cause: str, effect: str = "change") -> metric
 def rank(found: metrics.Interval) -> str:
     """A rank correlation with its interval, in words."""
     low, high = (found.mean + sign * found.half_width for sign in (-1, 1))
-    said = "together" if low > 0 else "against each other" if high < 0 else "no relation can be told"
+    said = "together" if low > 0 else "against each other" if high < 0 else "no significant relation"
     return f"Spearman {found.mean:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}: {said}"
 
 

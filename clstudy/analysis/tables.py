@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from clstudy.analysis.scores import Groups, grouped, means, metrics_of
+from clstudy.analysis.scores import Groups, cost, grouped, means, metrics_of
 from clstudy.evaluation import metrics
 from clstudy.evaluation.metrics import interval
 from clstudy.runs.run import Run
@@ -33,18 +33,23 @@ def pairs(runs: Groups, x: str, y: str, by: Sequence[str]) -> pd.DataFrame:
     return pd.concat([wide[0], wide[1][["y", "y_half"]]], axis=1)
 
 
-def table(runs: Groups, metrics: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
+def table(runs: Groups, metrics: Sequence[str], by: Sequence[str], sort: str | None = None) -> pd.DataFrame:
     """A row per group, a column per metric: "mean ± half width" of the 95 % interval over its runs (Student t).
 
-    The values of `by` are text; "-" where a group has none."""
-    rows = {}
-    for values, group in grouped(runs, by).items():
-        key = tuple("-" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    metrics: also "parameters", "images/s" and the others of `scores.cost`. sort: the metric whose highest mean comes
+    first; None: groups in order of first appearance. The values of `by` become text, "-" where a group has none."""
+    rows, groups = {}, grouped(runs, by).items()
+    for key, group in sorted(groups, key=lambda row: -means(row[1], sort)[0]) if sort else groups:
         found = pd.DataFrame([metrics_of(run) for run in group])
-        rows[key] = {name: _text(interval(found[name].tolist())) for name in metrics}
+        rows[key] = {name: _text(interval(found[name].tolist())) if name in found else cost(group)[name]
+                     for name in metrics}
     made = pd.DataFrame.from_dict(rows, orient="index")
-    made.index = pd.MultiIndex.from_tuples(list(rows), names=list(by))
+    made.index = pd.MultiIndex.from_tuples([tuple(map(_setting, key)) for key in rows], names=list(by))
     return made
+
+
+def _setting(value: object) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def summary(groups: Mapping[tuple, Sequence[Run]], columns: Sequence[str], index: Sequence[str]) -> pd.DataFrame:

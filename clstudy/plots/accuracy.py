@@ -29,6 +29,16 @@ def roles(table: pd.DataFrame, **columns: Roles) -> pd.DataFrame:
     return table
 
 
+def _in_every(table: pd.DataFrame, panel: str, hue: str) -> pd.DataFrame:
+    """The table with frozen CLIP in every panel: it belongs to no tuner, so it has no panel of its own."""
+    frozen = table[hue] == "frozen"
+    alone = frozen & ~table[panel].isin(table[panel][~frozen])
+    panels = table[panel][~alone].drop_duplicates()
+    if panels.empty or not alone.any():
+        return table
+    return pd.concat([table[~alone], *(table[alone].assign(**{panel: one}) for one in panels)])
+
+
 def _matrix(axis, R: np.ndarray, title: str | None, row_names=None, column_names=None, top: float = 100, colorbar=True):
     rows = row_names or ["before", *(str(s) for s in range(1, len(R)))]
     sns.heatmap(100 * R, vmin=0, vmax=top, cmap="crest", ax=axis, cbar=colorbar, annot=R.shape[1] <= 10, fmt=".0f",
@@ -158,8 +168,9 @@ def trade(table: pd.DataFrame, xlabel: str, ylabel: str, *, panel: Roles = "pane
     """Two metrics against each other with their 95 % intervals: columns x, x_half, y, y_half, and those of the panel
     and the colour (`tables.pairs`).
 
-    Rows whose label is "frozen" become the dotted lines: above is gained, below is lost."""
-    table = roles(table, panel=panel, label=hue)
+    Rows whose label is "frozen" become the dotted lines: above is gained, below is lost. They stand in every panel
+    where they have none of their own with others."""
+    table = _in_every(roles(table, panel=panel, label=hue), "panel", "label")
     panels = list(dict.fromkeys(table.panel))
     figure, axes = _figure(TWO_COLUMNS, 2.9, 1, len(panels), sharex=True, sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -234,9 +245,9 @@ def series(table: pd.DataFrame, xlabel: str, ylabel: str, logx: bool = False, *,
 def stream_curves(table: pd.DataFrame, ylabel: str = "accuracy on seen classes, %", *, hue: str = "method",
                   row: str | None = None, column: str | None = None) -> Figure:
     """Accuracy over the stream (`curves.over_stream`): a panel for each row and column, a line with its 95 % interval
-    for each hue."""
+    for each hue. Frozen CLIP stands in every column where it has none of its own with others."""
     table = table.assign(**{name: "" for name in ("_row", "_column")})
-    table = roles(table, _row=row or "_row", _column=column or "_column", _hue=hue)
+    table = _in_every(roles(table, _row=row or "_row", _column=column or "_column", _hue=hue), "_column", "_hue")
     rows, columns = (list(dict.fromkeys(table[name])) for name in ("_row", "_column"))
     wide = TWO_COLUMNS if len(columns) > 1 or len(rows) > 1 else ONE_COLUMN + 0.9
     figure, axes = _figure(wide, 0.5 + 2.0 * len(rows), len(rows), len(columns), sharey="row", sharex="row")

@@ -1,10 +1,11 @@
 """`grid`, `Runs`, `scores` and `compare` on finished runs written by hand, with differences that can be computed."""
 import numpy as np
+import pandas as pd
 import pytest
 from small_runs import evaluations, make
 
 from clstudy import RunConfig, Runs, compare, grid, scores
-from clstudy.analysis.comparisons import changes, tell
+from clstudy.analysis.comparisons import changes, compare_values, tell
 from clstudy.runs.run import Run
 
 LAST = {("finetune", "lora"): [.40, .50, .60], ("sit", "lora"): [.55, .60, .75], ("finetune", "full"): [.50, .50, .50],
@@ -70,6 +71,16 @@ def test_sentences_name_both_sides_the_interval_and_the_number_of_pairs(runs):
     first, second = said.splitlines()
     assert first.startswith("lora, A_last: SIT is higher than fine-tuning: +13.3 points (95 % interval +6.2 to +20.5, n")
     assert "full, A_last: SIT is not significantly different from fine-tuning" in second
+
+
+def test_a_column_of_any_table_is_compared_in_the_same_way(runs):
+    table = scores(runs, "A_last")
+    found = compare_values(table, "A_last", by=["tuner"])
+    pd.testing.assert_frame_equal(found, compare(runs, "A_last", by=["tuner"]))
+    said = tell(compare_values(table[table.tuner == "full"], "A_last"), unit="", digits=2, means=True)
+    assert said.startswith("A_last: sit is not significantly different from finetune: 50.00 against 50.00, +0.00 (95 %")
+    with pytest.raises(ValueError, match="tunr.*tuner"):
+        compare_values(table, "A_last", by=["tunr"])
 
 
 def test_what_cannot_be_compared_is_refused_with_what_to_do(runs):

@@ -45,6 +45,8 @@ def test_points_and_pairs_of_metrics_have_intervals(runs):
     assert both.columns.tolist() == ["method", "x", "x_half", "y", "y_half"] and both.y.tolist() == pytest.approx([50, 70])
     said = tables.table({"a": runs, "b": runs[:1]}, ["concepts"], ["label"])
     assert said.concepts.tolist() == ["60.0 ± 18.4", "50.0"]
+    costly = tables.table(runs, ["concepts", "parameters"], ["method"], sort="concepts")
+    assert costly.index.to_list() == [("sit",), ("finetune",)] and costly.columns.to_list() == ["concepts", "parameters"]
     with pytest.raises(ValueError, match="methd.*Did you mean method"):
         tables.points(runs, "A_last", ["methd"])
 
@@ -52,6 +54,10 @@ def test_points_and_pairs_of_metrics_have_intervals(runs):
 def test_figures_take_these_tables_by_the_names_of_their_columns(runs):
     figure = plots.stream_curves(curves.over_stream(runs, ["stream", "tuner", "method"]), row="stream", column="tuner")
     assert figure.axes[0].get_title() == "disjoint, lora" and len(figure.axes[0].lines) == 2
+    table = curves.over_stream(runs, ["tuner", "method"]).replace({"finetune": "frozen"})
+    table.loc[table.method == "frozen", "tuner"] = "none"
+    alone = plots.stream_curves(table, column="tuner")  # frozen CLIP has no panel of its own
+    assert [(axis.get_title(), len(axis.lines)) for axis in alone.axes] == [("lora", 2)]
     points = tables.points(runs, ["A_last", "concepts"], ["tuner", "method"])
     bars = plots.changes(points, panel="tuner", x="metric").axes[0]
     assert [label.get_text() for label in bars.get_xticklabels()] == ["A_last", "concepts"]

@@ -10,7 +10,6 @@ import pytest
 from conftest import benchmark_of
 from matplotlib import pyplot
 
-import clstudy
 from clstudy.analysis import interpolation
 from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.notebooks import parameters as parameters_module
@@ -66,7 +65,7 @@ def world(toy, toy_model, monkeypatch, tmp_path):
         return Runs(load_or_train(config, tmp_path / "runs", keep_model, probes=probes) for config in configs)
 
     monkeypatch.setattr(workers, "train_all", train_all)
-    monkeypatch.setattr(clstudy, "train_all", train_all)
+    monkeypatch.setattr("clstudy.train_all", train_all)
     monkeypatch.setattr(
         interpolation, "local", lambda function, items, workers: ((item, function(item)) for item in items)
     )
