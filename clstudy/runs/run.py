@@ -2,13 +2,15 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import pandas as pd
+
 from clstudy.training.config import RunConfig
 from clstudy.utils import paths
 
@@ -77,23 +79,24 @@ class Run:
         R[rows.stage, rows["name"].astype(int) - 1] = rows.value
         return R
 
-    def curve(self, name: str = "seen classes", metric: str = "accuracy") -> pd.DataFrame:
+    def curve(self, name: str = "seen classes", metric: str = "accuracy", kind: str | None = None) -> pd.DataFrame:
         """`images_seen` and `value` of one set over the stream."""
-        rows = self._of_set(name, metric).drop_duplicates("images_seen", keep="last")
+        rows = self._of(name, metric, kind).drop_duplicates("images_seen", keep="last")
         return rows[["stage", "images_seen", "value"]].reset_index(drop=True)
 
     def final(self, name: str, candidates: str | None = None, metric: str = "accuracy",
-              stage: int | None = None) -> float:
-        """The value of one set after the last stage, or after `stage` (0 is before training)."""
+              stage: int | None = None, kind: str | None = None) -> float:
+        """The value of one set after the last stage, or after `stage` (0 is before training).
+
+        kind: "task", "class", "domain", …; None: what is none of these three."""
         stage = int(self.evals.stage.max()) if stage is None else stage
-        rows = self._of_set(name, metric)
+        rows = self._of(name, metric, kind)
         rows = rows[rows.stage_end & (rows.stage == stage)]
         rows = rows if candidates is None else rows[rows.candidates == candidates]
         return float(rows.value.iloc[0]) if len(rows) else float("nan")
 
-    def _of_set(self, name: str, metric: str) -> pd.DataFrame:
-        """Rows of a whole set; a class, task or domain may have the same name."""
-        here = self.evals.kind.isin(("all", "held-out set", "retrieval"))
+    def _of(self, name: str, metric: str, kind: str | None) -> pd.DataFrame:
+        here = self.evals.kind.isin([kind] if kind else ["all", "held-out set", "retrieval"])
         return self.evals[here & (self.evals["name"] == name) & (self.evals.metric == metric)]
 
     def held_out_sets(self) -> list[str]:
@@ -111,6 +114,60 @@ class Run:
     def _by_stage(self, kind: str, candidates: str) -> pd.DataFrame:
         rows = self.evals[(self.evals.kind == kind) & (self.evals.candidates == candidates) & self.evals.stage_end]
         return rows.pivot(index="stage", columns="name", values="value")
+
+
+class Runs(Sequence):
+    """Runs in their order, which are chosen by their settings and joined.
+
+        runs.where(method="sit", seed=[0, 2]) + other          each run once
+    """
+
+    def __init__(self, runs: Iterable[Run] = ()) -> None:
+        self._runs = list(runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __getitem__(self, index: int | slice) -> "Run | Runs":
+        found = self._runs[index]
+        return Runs(found) if isinstance(index, slice) else found
+
+    def __add__(self, other: Iterable[Run]) -> "Runs":
+        return Runs({run.folder: run for run in (*self, *other)}.values())
+
+    def __radd__(self, other: Iterable[Run]) -> "Runs":
+        return Runs(other or ()) + self  # sum() starts with 0
+
+    def __repr__(self) -> str:
+        return f"{len(self)} runs"
+
+    def where(self, **wanted: Any) -> "Runs":
+        """Choose the runs whose settings have these values; a list means any of them.
+
+        An option is named flat where no other setting ends so ("size"), else dotted
+        ("method_args.size", as **{…}). ValueError: no run has the setting."""
+        settings = [flat(run.config) for run in self]
+        kept = list(zip(self, settings, strict=True))
+        for name, values in wanted.items():
+            known = {full for one in settings for full in one}
+            names = {name} & known or {full for full in known if full.endswith(f".{name}")}
+            if len(names) != 1:
+                kind = "several settings" if names else "no setting"
+                listed = ", ".join(sorted(names or known))
+                raise ValueError(f"where: {name} is {kind} of these runs; choices: {listed}")
+            (full,) = names
+            any_of = values if isinstance(values, list | tuple | set | range) else [values]
+            kept = [(run, one) for run, one in kept if full in one and one[full] in any_of]
+        return Runs(run for run, _ in kept)
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of a run by name, each option of an axis as "method_args.size"."""
+    found = {}
+    for name, value in config.model_dump().items():
+        inner = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+        found |= inner
+    return found
 
 
 def _rows(folder: Path, name: str) -> pd.DataFrame:
