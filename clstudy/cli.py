@@ -23,7 +23,7 @@ def fail(error: Exception | str) -> None:
 @app.command()
 def run(notebooks: Annotated[list[str], typer.Argument(help="Names (03_candidates, 03, a part of the name) or paths.")],
         parameter: Annotated[list[str] | None, typer.Option(
-            "-p", "--parameter", help="NAME=VALUE; also -p NAME VALUE. Beats the profile.")] = None,
+            "-p", "--parameter", help="NAME=VALUE. Beats the profile.")] = None,
         profile: Profile = "quick", out: Annotated[Path | None, typer.Option(help="Default: runs/notebooks")] = None,
         timeout: Annotated[float | None, typer.Option(help="Seconds for one notebook.")] = None) -> None:
     """Execute notebooks headlessly; executed copies and HTML go to runs/notebooks."""
@@ -491,17 +491,5 @@ def _fast_bf16() -> bool:
     return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
 
 
-def main() -> None:
-    """Entry point; `-p NAME VALUE` is taken for `-p NAME=VALUE`, as papermill's users write it."""
-    arguments, joined = sys.argv[1:], []
-    while arguments:
-        word = arguments.pop(0)
-        if word == "-p" and len(arguments) > 1 and "=" not in arguments[0]:
-            joined += ["-p", f"{arguments.pop(0)}={arguments.pop(0)}"]
-        else:
-            joined.append(word)
-    app(joined)
-
-
 if __name__ == "__main__":
-    main()
+    app()

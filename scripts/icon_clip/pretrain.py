@@ -20,17 +20,18 @@ is a moving average of the weights, in fp16.
 import json
 import math
 import re
-import sys
 import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import open_clip
 import pandas as pd
 import torch
+import typer
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -407,16 +408,16 @@ def export(clip: Clip, recipe: Recipe, out: Path) -> Path:
     return out
 
 
-def main(words: list[str]) -> None:
+def main(words: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE …]")] = None) -> None:
     """NAME=VALUE … of the recipe, checked; the model goes to data/icon-clip, or to out=FOLDER."""
-    for word in words:
+    for word in words or []:
         if "=" not in word:
             raise ValueError(f"{word!r}: write NAME=VALUE")
-    given = dict(word.split("=", 1) for word in words)
+    given = dict(word.split("=", 1) for word in words or [])
     out = Path(given.pop("out", EMBEDDED["icon-clip"]))
     refuse_unknown("recipe", Recipe, given)
     print(pretrain(TypeAdapter(Recipe).validate_python(given), out))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    typer.run(main)
