@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from clstudy.analysis.scores import Groups, means, metrics_of, scores, settings
+from clstudy.analysis.scores import Groups, grouped, means, metrics_of, scores, settings
 from clstudy.evaluation import metrics
 from clstudy.evaluation.metrics import Interval, paired_interval
 from clstudy.runs.run import Run
@@ -49,7 +49,24 @@ def compare(runs: Groups, metrics: str | Sequence[str], between: str = "method",
         for metric in metrics:
             rows.append({**dict(zip(by, at, strict=True)), between: value, "base": base, "metric": metric,
                          **_paired(pairs[f"{metric} ours"], pairs[f"{metric} theirs"])})
-    found = pd.DataFrame(rows)
+    return corrected(pd.DataFrame(rows))
+
+
+def changes(runs: Groups, metrics: str | Sequence[str], by: Sequence[str] = ()) -> pd.DataFrame:
+    """Each metric after training against the same before: the columns of `compare`, a row for each
+    combination of `by` and each metric, paired by run."""
+    metrics, by, rows = [metrics] if isinstance(metrics, str) else list(metrics), list(by), []
+    for key, group in grouped(runs, by).items():
+        found = pd.DataFrame([metrics_of(run) for run in group])
+        for metric in metrics:
+            rows.append({**dict(zip(by, key, strict=True)), "when": "after training",
+                         "base": "before", "metric": metric,
+                         **_paired(found[metric], found[f"{metric} before"])})
+    return corrected(pd.DataFrame(rows))
+
+
+def corrected(found: pd.DataFrame) -> pd.DataFrame:
+    """Comparisons with p corrected for their number (Holm), in a column behind p."""
     found.insert(found.columns.get_loc("p") + 1, "p_corrected", _holm(found.p))
     return found
 
@@ -67,9 +84,7 @@ def compare_values(table: pd.DataFrame, value: str, between: str = "method", bas
             both = wide[[one, base]].dropna()
             rows.append({**dict(zip(by, at, strict=True)), between: one, "base": base, "metric": value,
                          **_paired(both[one], both[base])})
-    found = pd.DataFrame(rows)
-    found.insert(found.columns.get_loc("p") + 1, "p_corrected", _holm(found.p))
-    return found
+    return corrected(pd.DataFrame(rows))
 
 
 def _pairs(ours: pd.DataFrame, theirs: pd.DataFrame, keys: list[str], between: str, by: list[str],

@@ -7,7 +7,7 @@ import torch
 
 from clstudy.analysis import tables
 from clstudy.analysis.scores import metrics_of
-from clstudy.data.streams import STREAMS
+from clstudy.data.streams import Domains
 from clstudy.data.types import BenchmarkData
 from clstudy.evaluation import metrics
 from clstudy.evaluation.metrics import Interval
@@ -16,9 +16,8 @@ from clstudy.runs.run import Run
 
 def arrival(run: Run, benchmark: BenchmarkData) -> list[str]:
     """The domains of a stream `domains`, in their order of arrival."""
-    options = {"domains": benchmark.train.domains, **run.config.stream_args}
     seed = run.config.seed if run.config.stream_seed is None else run.config.stream_seed
-    stages = STREAMS["domains"](benchmark.train.labels, seed, **options)
+    stages = Domains(**run.config.stream_args).stages(benchmark.train.labels, seed, benchmark.train.domains)
     return [benchmark.train.domain_names[benchmark.train.domains[stage.index[0]]] for stage in stages]
 
 

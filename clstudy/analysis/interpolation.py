@@ -15,9 +15,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from clstudy.analysis.comparisons import verdict
+from clstudy.analysis.comparisons import _paired, corrected
 from clstudy.analysis.tables import _point
-from clstudy.evaluation import metrics
 from clstudy.evaluation.accuracy import evaluate
 from clstudy.models.clip import Clip
 from clstudy.models.loading import load_clip
@@ -27,24 +26,29 @@ from clstudy.runs.run import Run, load_tuned
 from clstudy.runs.workers import default, local
 from clstudy.training.setup import prepare
 from clstudy.utils.progress import bar
+from clstudy.utils.validation import choose
 
 Pair = tuple[Run | None, Run]
 
 
-def lines(pairs: Sequence[Pair], shares: Sequence[float], held_out: Sequence[str] = ("other classes",)
-          ) -> list[pd.DataFrame]:
-    """`along` for each pair of a start and an end, in worker processes with the cores divided among them.
+def lines(pairs: Mapping[str, Sequence[Pair]], shares: Sequence[float], held_out: Sequence[str] = ("other classes",)
+          ) -> pd.DataFrame:
+    """`along` for each pair of a start and an end, under its label: its rows with the columns label and seed (of the
+    end). Worker processes divide the cores.
 
     Errors as `along`: the first is raised, and the lines made before it are kept."""
-    todo = [pair for pair in pairs if not _file(*pair, shares, held_out).exists()]
-    workers = default([end.config for _, end in pairs])
-    with bar(total=len(pairs), initial=len(pairs) - len(todo), desc="lines", unit="line") as shown:
+    every = [pair for labelled in pairs.values() for pair in labelled]
+    todo = [pair for pair in every if not _file(*pair, shares, held_out).exists()]
+    workers = default([end.config for _, end in every])
+    with bar(total=len(every), initial=len(every) - len(todo), desc="lines", unit="line") as shown:
         with closing(local(partial(_make, shares=shares, held_out=held_out), todo, workers)) as outcomes:
             for _, outcome in outcomes:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 shown.update()
-    return [along(*pair, shares, held_out) for pair in pairs]
+    tables = [along(start, end, shares, held_out).assign(label=label, seed=end.config.seed)
+              for label, labelled in pairs.items() for start, end in labelled]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _make(pair: Pair, shares: Sequence[float], held_out: Sequence[str]) -> None:
@@ -101,53 +105,50 @@ def _values(clip: Clip) -> Values:
     return {name: p.detach().clone().to(clip.device) for name, p in clip.named_parameters()}
 
 
-def road(tables: Mapping[str, Sequence[pd.DataFrame]], x: str, y: str) -> pd.DataFrame:
-    """Tables of `paths.along`, one per seed, as a line for `plots.frontier`; x, y: a set and its candidates, as
-    "all classes/all". The weight is the share."""
-    rows = []
-    for label, seeds in tables.items():
-        wide = [{key: 100 * _at(table, key) for key in (x, y)} for table in seeds]
-        for share in wide[0][x].index:
-            at, over = (_point([one[key][share] for one in wide]) for key in (x, y))
-            rows.append({"label": label, "weight": share, "x": at["mean"], "x_half": at["half_width"],
-                         "y": over["mean"], "y_half": over["half_width"]})
-    return pd.DataFrame(rows)
+# ---- tables of `lines` → tables for figures and sentences
 
 
-def profile(lines: Mapping[str, Sequence[pd.DataFrame]], sets: Mapping[str, str]) -> pd.DataFrame:
-    """Tables of `paths.along`, one per seed, for `plots.series`: a panel per line, the metrics over the share.
+def accuracies(table: pd.DataFrame, sets: Mapping[str, str]) -> pd.DataFrame:
+    """A row for each point of each line: columns label, seed, share, and an accuracy (percent) for each of `sets`.
 
     sets: what a metric is called → its set and candidates, as "all classes/all"."""
+    key, columns = ["label", "seed", "share"], []
+    for name, of in sets.items():
+        where, candidates = of.split("/")
+        here = (table["name"] == where) & (table.candidates == candidates) & (table.metric == "accuracy")
+        columns.append(100 * table[here].set_index(key).value.rename(name))
+    return pd.concat(columns, axis=1).reset_index()
+
+
+def points(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of `accuracies` for `plots.series`: columns label, metric, share, mean, half_width (95 %, over seeds)."""
+    metrics = table.columns.drop(["label", "seed", "share"])
+    return pd.DataFrame([{"label": label, "metric": metric, "share": share, **_point(rows[metric].tolist())}
+                         for metric in metrics for (label, share), rows in table.groupby(["label", "share"], sort=False)])
+
+
+def road(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """A table of `accuracies` for `plots.frontier`: columns label, share, and two metrics as in `tables.pairs`."""
     rows = []
-    for panel, seeds in lines.items():
-        for name, key in sets.items():
-            values = pd.concat([100 * _at(table, key) for table in seeds], axis=1)
-            for share, one in values.iterrows():
-                rows.append({"panel": panel, "method": name, "x": share, **_point(one.tolist())})
+    for (label, share), found in table.groupby(["label", "share"], sort=False):
+        at, over = (_point(found[name].tolist()) for name in (x, y))
+        rows.append({"label": label, "share": share, "x": at["mean"], "x_half": at["half_width"],
+                     "y": over["mean"], "y_half": over["half_width"]})
     return pd.DataFrame(rows)
 
 
-def midway(seeds: Sequence[pd.DataFrame], sets: Mapping[str, str]) -> str:
-    """Whether the middle of a line is above or below the mean of its ends, for each metric, in words."""
-    said = []
-    for name, key in sets.items():
-        values = [100 * _at(table, key) for table in seeds]
-        found = metrics.interval([float(one[0.5] - (one[0.0] + one[1.0]) / 2) for one in values])
-        said.append(f"    {name} half-way against the mean of the ends: {verdict(found, 'a hill', 'a valley')}")
-    return "\n".join(said)
+ENDS = {"the mean of the ends": (0.0, 1.0), "the start": (0.0,), "the end": (1.0,)}
 
 
-def hill(seeds: Sequence[pd.DataFrame], sets: Mapping[str, str]) -> str:
-    """Whether the middle of a line has a higher mean of the metrics than each end, paired by seed, in words."""
-    values = [sum(100 * _at(table, key) for key in sets.values()) / len(sets) for table in seeds]
-    said = []
-    for share, end in ((0.0, "the start"), (1.0, "the end")):
-        found = metrics.interval([float(one[0.5] - one[share]) for one in values])
-        said.append(f"    mean of {' and '.join(sets)} half-way against {end}: {verdict(found, 'better', 'worse')}")
-    return "\n".join(said)
+def middle(table: pd.DataFrame, metrics: Sequence[str], base: str = "the mean of the ends") -> pd.DataFrame:
+    """The middle of each line of `accuracies` against its ends: the columns of `compare`, paired by seed.
 
-
-def _at(table: pd.DataFrame, key: str) -> pd.Series:
-    name, candidates = key.split("/")
-    rows = table[(table["name"] == name) & (table.candidates == candidates) & (table.metric == "accuracy")]
-    return rows.set_index("share").value
+    base: "the mean of the ends", "the start" or "the end"."""
+    rows = []
+    for label, line in table.groupby("label", sort=False):
+        wide = line.pivot(index="seed", columns="share", values=list(metrics))
+        for metric in metrics:
+            ends = wide[metric][list(ENDS[choose("base", base, ENDS)])].mean(axis=1)
+            rows.append({"label": label, "at": "half-way", "base": base, "metric": metric,
+                         **_paired(wide[metric][0.5], ends)})
+    return corrected(pd.DataFrame(rows))

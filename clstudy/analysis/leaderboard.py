@@ -21,7 +21,7 @@ from clstudy.training.config import RunConfig
 from clstudy.utils.files import fingerprint
 from clstudy.utils.validation import choose
 
-PROBLEM = ("benchmark", "benchmark_args", "stream", "stream_args", "model", "pretrained", "eval_every")
+PROBLEM = ("benchmark", "benchmark_args", "stream", "stream_args", "model", "pretrained", "eval_every", "files")
 ENTRY = ["board", "method", "tuner", "settings"]
 LOWER = ("forgetting", "F_last")  # the lower, the better
 COST = {"parameters": ("parameters", 1), "images_per_second": ("images/s", 1),
@@ -102,7 +102,7 @@ def gather(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
     Of runs that differ in nothing, the last one made counts. ValueError: no runs."""
     if not runs:
         raise ValueError(HELP)
-    about = [flat(run.config) for run in runs]
+    about = [{**flat(run.config), "files": brief(run.fingerprints)} for run in runs]
     problem, rest = ([{name: value for name, value in one.items() if (name.split(".")[0] in PROBLEM) == inside}
                       for one in about] for inside in (True, False))
     names = [(run.config.benchmark, run.config.stream) for run in runs]

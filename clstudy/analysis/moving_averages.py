@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from clstudy.data.replay_buffer import Memory
+from clstudy.data.replay_buffer import ReplayBuffer
 from clstudy.data.streams import Stage
 from clstudy.data.types import BenchmarkData
 from clstudy.evaluation.features import class_features, features
@@ -27,12 +27,12 @@ from clstudy.training.setup import prepare
 Features = tuple[Float[Tensor, "images dim"], Float[Tensor, "classes dim"]]  # of images, and of class texts
 
 
-def remembered(config) -> Iterator[tuple[Stage, Memory, BenchmarkData]]:
+def remembered(config) -> Iterator[tuple[Stage, ReplayBuffer, BenchmarkData]]:
     """The memory of a run after each stage, filled as the methods with policy "quota" fill it; nothing is trained.
 
     Which images are drawn differs from the run itself, in which other random choices are made between."""
     clip, benchmark, stages = prepare(config)
-    memory, seen = Memory(config.method_args["size"], "quota", "random"), []
+    memory, seen = ReplayBuffer(config.method_args["size"], "quota", "random"), []
     prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(clip.device)
     for stage in stages:
         memory.refill(batches(stage, benchmark, seen, prompts, config.batch_size, stage.index), clip)

@@ -37,15 +37,19 @@ def table(runs: Groups, metrics: Sequence[str], by: Sequence[str], sort: str | N
     """A row per group, a column per metric: "mean ± half width" of the 95 % interval over its runs (Student t).
 
     metrics: also "parameters", "images/s" and the others of `scores.cost`. sort: the metric whose highest mean comes
-    first; None: groups in order of first appearance."""
+    first; None: groups in order of first appearance. The values of `by` become text, "-" where a group has none."""
     rows, groups = {}, grouped(runs, by).items()
     for key, group in sorted(groups, key=lambda row: -means(row[1], sort)[0]) if sort else groups:
         found = pd.DataFrame([metrics_of(run) for run in group])
         rows[key] = {name: _text(interval(found[name].tolist())) if name in found else cost(group)[name]
                      for name in metrics}
     made = pd.DataFrame.from_dict(rows, orient="index")
-    made.index = pd.MultiIndex.from_tuples(list(rows), names=list(by))
+    made.index = pd.MultiIndex.from_tuples([tuple(map(_setting, key)) for key in rows], names=list(by))
     return made
+
+
+def _setting(value: object) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def summary(groups: Mapping[tuple, Sequence[Run]], columns: Sequence[str], index: Sequence[str]) -> pd.DataFrame:
@@ -118,14 +122,14 @@ def against(groups: Mapping[tuple[str, float], Sequence[Run]], names: Mapping[st
     return pd.DataFrame(rows)
 
 
-def readings(groups: Mapping[tuple[str, float], Sequence[Run]], stage: int) -> pd.DataFrame:
-    """Accuracy on the tasks up to `stage`, after it, under each choice of candidates (own, seen, all), for
-    `plots.series`. Keys: (method, x). A task without test images is left out."""
+def readings(runs: Groups, stage: int, by: Sequence[str]) -> pd.DataFrame:
+    """Accuracy on the tasks up to `stage`, after it, under each choice of candidates (own, seen, all): columns *by,
+    candidates, mean, half_width. A task without test images is left out."""
     rows = []
-    for (method, x), runs in groups.items():
+    for key, group in grouped(runs, by).items():
         for candidates in ("own", "seen", "all"):
-            values = [100 * float(np.nanmean(run.matrix(candidates)[stage, :stage])) for run in runs]
-            rows.append({"panel": candidates, "method": method, "x": x, **_point(values)})
+            values = [100 * float(np.nanmean(run.matrix(candidates)[stage, :stage])) for run in group]
+            rows.append({**dict(zip(by, key, strict=True)), "candidates": candidates, **_point(values)})
     return pd.DataFrame(rows)
 
 

@@ -20,7 +20,7 @@ Selection = Literal["random", "herding"]
 Draw = Literal["uniform", "balanced"]
 
 
-class Memory:
+class ReplayBuffer:
     """At most `size` images of the stream; 0 is no memory, and draws no random number.
 
     policy: which image makes room once the memory is full.

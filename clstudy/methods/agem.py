@@ -28,7 +28,7 @@ from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
-from clstudy.data.replay_buffer import Memory
+from clstudy.data.replay_buffer import ReplayBuffer
 from clstudy.data.types import Batch, Candidates
 from clstudy.losses.functional import contrastive, match_batch
 from clstudy.methods.base import Beside, Method
@@ -50,7 +50,7 @@ class AGEM(Method):
     replay: Annotated[int, Ge(0)] = 64  # pairs in each step; 0: none
     size: Annotated[int, Ge(0)] = 250  # images kept of each finished stage
     candidates: Candidates = "seen"  # which texts compete
-    kept: list[Memory] = field(default_factory=list, init=False, repr=False)  # one per finished stage
+    kept: list[ReplayBuffer] = field(default_factory=list, init=False, repr=False)  # one per finished stage
     drawn: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # for this step
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ class AGEM(Method):
                 p.grad = gradient
 
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
-        memory = Memory(self.size, "reservoir")
+        memory = ReplayBuffer(self.size, "reservoir")
         for batch in batches:
             memory.add(batch)
         self.kept += [memory] * (len(memory) > 0)

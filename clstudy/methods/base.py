@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clstudy.data.replay_buffer import Memory
+from clstudy.data.replay_buffer import ReplayBuffer
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch
 from clstudy.models.clip import Clip
@@ -44,7 +44,7 @@ class Method(Options):
     checked: ClassVar[str] = ""  # how it was compared with its paper
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by whom → with which options
     place_on_map: ClassVar[Mapping[str, Any] | Beside] = Beside(None, "has no place on the map yet")
-    memory: ClassVar[Memory | None] = None  # a field of methods that keep images
+    memory: ClassVar[ReplayBuffer | None] = None  # a field of methods that keep images
 
     def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         """Before the first step of a stage: teachers, averages. `batches`: the stage once."""

@@ -29,7 +29,7 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from clstudy.data.replay_buffer import Memory
+from clstudy.data.replay_buffer import ReplayBuffer
 from clstudy.data.types import Batch
 from clstudy.losses.functional import match_batch
 from clstudy.methods.base import Beside, Method
@@ -53,7 +53,7 @@ class CLIB(Method):
     every: Annotated[int, Ge(1)] = 3  # steps between two looks at the memory's loss
     look: Annotated[int, Ge(1)] = 64  # images of the memory in a look
     decay: Annotated[float, Ge(0), Lt(1)] = 0.9  # of the moving average of an image's importance
-    memory: Memory = field(init=False, repr=False)
+    memory: ReplayBuffer = field(init=False, repr=False)
     importance: dict[int, float] = field(default_factory=dict, init=False, repr=False)  # H, by id
     steps: int = field(default=0, init=False, repr=False)
     looked: tuple[Batch, Tensor] | None = field(default=None, init=False, repr=False)  # at what, and ℓ
@@ -62,7 +62,7 @@ class CLIB(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory = Memory(self.size, "balanced")
+        self.memory = ReplayBuffer(self.size, "balanced")
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         return {"task": match_batch(clip, batch)}

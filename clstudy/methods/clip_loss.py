@@ -25,7 +25,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from clstudy.data.replay_buffer import Draw, Memory, Selection
+from clstudy.data.replay_buffer import Draw, ReplayBuffer, Selection
 from clstudy.data.types import Batch
 from clstudy.losses.functional import contrastive
 from clstudy.methods.base import Method
@@ -48,11 +48,11 @@ class ClipLoss(Method):
     replay: Annotated[int, Ge(0)] = 32  # images of the memory that join each step
     selection: Selection = "random"  # which images of a class stay
     draw: Draw = "uniform"  # "balanced": each class of the memory equally often
-    memory: Memory = field(init=False, repr=False)
+    memory: ReplayBuffer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory = Memory(self.size, "quota", self.selection, self.draw)
+        self.memory = ReplayBuffer(self.size, "quota", self.selection, self.draw)
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         batch = batch.present()

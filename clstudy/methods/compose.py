@@ -44,7 +44,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from clstudy.data.replay_buffer import Draw, Memory, Policy, Selection
+from clstudy.data.replay_buffer import Draw, Policy, ReplayBuffer, Selection
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch, Candidates
 from clstudy.losses import vocabularies
@@ -93,13 +93,13 @@ class Compose(Method):
     cap: Annotated[float, Gt(0)] = 10.0  # largest weight of an image
     teacher: Clip | None = field(default=None, init=False, repr=False)
     draws: torch.Generator | None = field(default=None, init=False, repr=False)
-    memory: Memory = field(init=False, repr=False)
+    memory: ReplayBuffer = field(init=False, repr=False)
     contrast: GlobalContrast = field(init=False, repr=False)
     robust: ClassWeights | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory = Memory(self.size, self.policy, self.selection, self.draw)
+        self.memory = ReplayBuffer(self.size, self.policy, self.selection, self.draw)
         self.contrast = GlobalContrast(self.gamma, self.decay, self.exact, self.tau)
         if self.class_weights != "uniform":
             weights = (self.strength, self.share, self.rate, self.beta, self.correct, self.cap)

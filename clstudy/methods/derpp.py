@@ -26,7 +26,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from clstudy.data.replay_buffer import Memory
+from clstudy.data.replay_buffer import ReplayBuffer
 from clstudy.data.types import Batch
 from clstudy.losses.functional import match
 from clstudy.methods.base import Beside, Method
@@ -50,12 +50,12 @@ class DERpp(Method):
     temperature: Annotated[float, Gt(0)] = 0.1  # of the similarities that are compared
     size: Annotated[int, Ge(0)] = 500  # of the memory, in images; 0: none
     replay: Annotated[int, Ge(0)] = 32  # images of each of the two draws
-    memory: Memory = field(init=False, repr=False)
+    memory: ReplayBuffer = field(init=False, repr=False)
     latest: Tensor | None = field(default=None, init=False, repr=False)  # of the stream, last step
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory = Memory(self.size, "reservoir")
+        self.memory = ReplayBuffer(self.size, "reservoir")
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         encoded, target = clip.encode(batch), batch.target

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from torch import Tensor
 
-from clstudy.data.replay_buffer import Draw, Memory, Policy
+from clstudy.data.replay_buffer import Draw, Policy, ReplayBuffer
 from clstudy.data.types import Batch
 from clstudy.losses.functional import match_batch
 from clstudy.methods.base import Method
@@ -50,11 +50,11 @@ class ER(Method):
     replay: Annotated[int, Ge(0)] = 32  # images of the memory that join each step
     policy: Policy = "reservoir"  # which images stay
     draw: Draw = "uniform"  # "balanced": each class of the memory equally often
-    memory: Memory = field(init=False, repr=False)
+    memory: ReplayBuffer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory = Memory(self.size, self.policy, drawing=self.draw)
+        self.memory = ReplayBuffer(self.size, self.policy, drawing=self.draw)
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         return {"task": match_batch(clip, batch)}

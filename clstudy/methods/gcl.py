@@ -27,7 +27,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from clstudy.data.replay_buffer import Memory, Selection
+from clstudy.data.replay_buffer import ReplayBuffer, Selection
 from clstudy.data.types import Batch, Candidates
 from clstudy.losses.global_contrastive import GlobalContrast, Temperature
 from clstudy.methods.base import Method
@@ -54,12 +54,12 @@ class GCL(Method):
     exact: Annotated[int, Ge(0)] = 2000  # classes up to which the text negatives are summed exactly
     temperature: Temperature = "fixed"  # or learned: "individual", "global"
     candidates: Candidates = "seen"  # classes whose texts are negatives
-    memory: Memory = field(init=False, repr=False)
+    memory: ReplayBuffer = field(init=False, repr=False)
     contrast: GlobalContrast = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory = Memory(self.size, "quota", self.selection)
+        self.memory = ReplayBuffer(self.size, "quota", self.selection)
         self.contrast = GlobalContrast(self.gamma, self.decay, self.exact, self.temperature)
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from clstudy.data.replay_buffer import Memory, Selection
+from clstudy.data.replay_buffer import ReplayBuffer, Selection
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch, Candidates
 from clstudy.losses.class_weights import ClassWeights, Weighting
@@ -67,13 +67,13 @@ class GDRO(Method):
     beta: Annotated[float, Gt(0), Le(1)] = 0.1  # weight of a new class loss in its average
     correct: bool = True  # for how often a class is drawn
     cap: Annotated[float, Gt(0)] = 10.0  # largest weight of an image
-    memory: Memory = field(init=False, repr=False)
+    memory: ReplayBuffer = field(init=False, repr=False)
     contrast: GlobalContrast = field(init=False, repr=False)
     weights: ClassWeights = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory = Memory(self.size, "quota", self.selection)
+        self.memory = ReplayBuffer(self.size, "quota", self.selection)
         self.contrast = GlobalContrast(self.gamma, self.decay, self.exact, self.temperature)
         weights = (self.strength, self.share, self.rate, self.beta, self.correct, self.cap)
         self.weights = ClassWeights(self.robust, *weights)

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from torch import Tensor
 
-from clstudy.data.replay_buffer import Memory
+from clstudy.data.replay_buffer import ReplayBuffer
 from clstudy.data.types import Batch
 from clstudy.losses.functional import match_batch
 from clstudy.methods.base import Beside, Method
@@ -41,11 +41,11 @@ class SIT(Method):
     size: Annotated[int, Ge(0)] = 0  # of the memory, in images; 0: none
     replay: Annotated[int, Ge(0)] = 32  # images of the memory that join each step
     double_softmax: bool = False  # cross-entropy of softmax(p), as in the released code
-    memory: Memory = field(init=False, repr=False)
+    memory: ReplayBuffer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory = Memory(self.size, "reservoir")
+        self.memory = ReplayBuffer(self.size, "reservoir")
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         return {"task": match_batch(clip, batch.present(), self.double_softmax)}

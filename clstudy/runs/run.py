@@ -63,6 +63,11 @@ class Run:
                                     f"probes=[{name!r}])")
         return pd.read_parquet(_whole(self.folder, path.name))
 
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the data and weights that the run was made from; with its settings they are what it is."""
+        return self.result.get("fingerprints", [])
+
     @cached_property
     def result(self) -> dict:
         return _object(self.folder / "result.json")
@@ -217,7 +222,11 @@ def _said(path: Path, why: Any) -> str:
 
 def find(config: RunConfig, runs: Path | None = None) -> Run | None:
     """The finished run of a configuration, if there is one."""
-    folder = (runs or paths.RUNS) / config.run_id
+    return find_in((runs or paths.RUNS) / config.run_id, config)
+
+
+def find_in(folder: Path, config: RunConfig) -> Run | None:
+    """The finished run in a folder, if there is one."""
     return Run(config, folder) if (folder / "result.json").exists() else None
 
 

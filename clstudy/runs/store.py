@@ -29,7 +29,7 @@ from clstudy.runs.lock import Busy as Busy
 from clstudy.runs.lock import RunLock
 from clstudy.training.config import RunConfig
 from clstudy.utils.validation import choose
-from clstudy.runs.run import Damaged, Run, _object, _whole, find, finished
+from clstudy.runs.run import Damaged, Run, _object, _whole, find_in, finished
 from clstudy.utils.files import clear_dead, write_text
 from clstudy.utils import paths
 
@@ -78,20 +78,21 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
     ValueError: an unknown probe, save_every. Busy: another process makes it, and wait is False."""
     runs, every = runs or paths.RUNS, _save_every(save_every)
     _check_probes(probes)
+    fingerprints = config.fingerprints()  # once: files may change while the run is made
+    folder = runs / config.id_of(fingerprints)
 
     def usable() -> bool:
-        return _usable(find(config, runs), keep_model, probes)
+        return _usable(find_in(folder, config), keep_model, probes)
 
     if not usable():
         clear_dead(runs)
-        draft = runs / f"{config.run_id}.draft"
-        with RunLock(draft, usable, wait) as mine:
+        with RunLock(folder.with_name(f"{folder.name}.draft"), usable, wait) as mine:
             if mine:
-                _make(config, runs, draft, keep_model, probes, progress, every)
-    return Run(config, runs / config.run_id)
+                _make(config, folder, fingerprints, keep_model, probes, progress, every)
+    return Run(config, folder)
 
 
-def _make(config: RunConfig, runs: Path, draft: Path, keep_model: bool, probes: Sequence[str], progress,
+def _make(config: RunConfig, folder: Path, fingerprints: list[str], keep_model: bool, probes: Sequence[str], progress,
           every: float) -> None:
     """Make a run in a draft that is ours, or resume it. What is saved stays there, unless the run ends well.
 
@@ -101,7 +102,8 @@ def _make(config: RunConfig, runs: Path, draft: Path, keep_model: bool, probes: 
     from clstudy.training.monitor import NotFinite
     from clstudy.utils import distributed  # torch only when something is computed
 
-    folder, done, started = runs / draft.stem, draft / "run", time.perf_counter()
+    draft, started = folder.with_name(f"{folder.name}.draft"), time.perf_counter()
+    done = draft / "run"
     keep_model, probes = _asked(draft, folder, keep_model, probes)
     again = _say_if_damaged(folder, probes)
     surroundings = _surroundings(config, probes)
@@ -114,7 +116,10 @@ def _make(config: RunConfig, runs: Path, draft: Path, keep_model: bool, probes: 
         write_text(draft / "asked.json", json.dumps({"keep_model": keep_model, "probes": probes}))
         made = train(config, progress, probes, saver)
         _write(done, config, made, keep_model)
-        result = {"run_id": folder.name, "seconds": round(saver.seconds + time.perf_counter() - started, 1),
+        if config.fingerprints() != fingerprints:
+            warnings.warn(f"run {folder.name}: its files changed while it was made. Its numbers are of both versions; "
+                          "remove its folder and call again", stacklevel=4)
+        result = {"run_id": folder.name, "fingerprints": fingerprints, "seconds": round(saver.seconds + time.perf_counter() - started, 1),
                   "finished": time.time(), "resumed": saver.taken_up, "sha256": _seal(done), **made.cost}
         write_text(done / "result.json", json.dumps(result))
         _publish(done, folder, again)

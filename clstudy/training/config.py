@@ -130,12 +130,17 @@ class RunConfig(BaseModel):
 
     @property
     def run_id(self) -> str:
-        """Twelve hexadecimal digits: the settings, the embedded files behind them, and the version of the results."""
-        settings = self.model_dump(mode="json", exclude={"device"})
-        return hashlib.sha256(json.dumps([RESULTS, settings, self.files()], sort_keys=True).encode()).hexdigest()[:12]
+        """The identity of the run with the files as they are now; a run that is being made keeps the one it began
+        with."""
+        return self.id_of(self.fingerprints())
 
-    def files(self) -> list[str]:
-        """Fingerprints of the files that the numbers depend on: embedded data and weights, folders."""
+    def id_of(self, fingerprints: list[str]) -> str:
+        """Twelve hexadecimal digits of a hash: the settings, the files behind them, and the version of the results."""
+        settings = self.model_dump(mode="json", exclude={"device"})
+        return hashlib.sha256(json.dumps([RESULTS, settings, fingerprints], sort_keys=True).encode()).hexdigest()[:12]
+
+    def fingerprints(self) -> list[str]:
+        """Of the files that the numbers depend on: embedded data and weights, folders."""
         named = []
         if self.model == "icon-clip":
             named.append(DATA / "icon-clip" / "open_clip_model.safetensors")

@@ -48,7 +48,7 @@ _START: dict[tuple, Cache] = {}  # and its features under models that nothing ha
 
 
 def _benchmark(config: RunConfig, device: torch.device) -> BenchmarkData:
-    key = (registry("benchmark")[config.benchmark], repr(config.benchmark_args), str(device), *config.files())
+    key = (registry("benchmark")[config.benchmark], repr(config.benchmark_args), str(device), *config.fingerprints())
     if key not in _LATEST:
         _LATEST.clear()
         _START.clear()

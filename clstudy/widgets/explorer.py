@@ -48,7 +48,7 @@ class _Explorer:
     """The controls, and what they choose."""
 
     def __init__(self, name: str, choices: Mapping[str, Mapping], seed: int, tasks: int, stream: str, n: int, m: int):
-        self.made = lru_cache(None)(lambda words: BENCHMARKS[name](**choices[words]))
+        self.made = lru_cache(None)(lambda words: BENCHMARKS[name](**choices[words]).load())
         options = {"continuous_update": False, "style": WHOLE}
         self.data = ipw.Dropdown(options=list(choices), description=name, style=WHOLE)
         names = [one for one in STREAMS if one != "domains" or self.benchmark.train.domains is not None]
@@ -69,8 +69,9 @@ class _Explorer:
         if self.stream.value == "si_blurry":
             options |= {"disjoint_share": self.n.value, "blurry_share": self.m.value, "random_sizes": self.sizes.value}
         if self.stream.value == "domains":
-            options = {"domains": self.benchmark.train.domains}
-        return STREAMS[self.stream.value](self.benchmark.train.labels, self.seed.value, **options)
+            options = {}
+        train = self.benchmark.train
+        return STREAMS[self.stream.value](**options).stages(train.labels, self.seed.value, train.domains)
 
     def title(self) -> str:
         blurred = f", N = {self.n.value}, M = {self.m.value}" if self.stream.value == "si_blurry" else ""

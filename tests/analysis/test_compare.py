@@ -5,7 +5,7 @@ import pytest
 from small_runs import evaluations, make
 
 from clstudy import RunConfig, Runs, compare, grid, scores
-from clstudy.analysis.comparisons import compare_values, tell
+from clstudy.analysis.comparisons import changes, compare_values, tell
 from clstudy.runs.run import Run
 
 LAST = {("finetune", "lora"): [.40, .50, .60], ("sit", "lora"): [.55, .60, .75], ("finetune", "full"): [.50, .50, .50],
@@ -109,3 +109,11 @@ def test_a_grid_has_every_combination_once_and_an_option_goes_where_it_belongs()
     assert grid([], seed=[0, 1]) == []
     with pytest.raises(ValueError, match="wieght"):
         grid(method=["finetune", "vr_lwf"], wieght=1)
+
+
+def test_a_metric_after_training_is_compared_with_the_same_before(runs):
+    found = changes(runs.where(tuner="lora"), "concepts", by=["method"])
+    after, before = (scores(runs.where(tuner="lora"), name) for name in ("concepts", "concepts before"))
+    expected = (after.concepts - before["concepts before"]).groupby(after.method, sort=False).mean()
+    assert found.difference.tolist() == pytest.approx(expected.tolist()) and found.n.tolist() == [3, 3]
+    assert tell(found).startswith("finetune, concepts: after training is ")

@@ -122,10 +122,13 @@ def test_lines_are_handed_to_workers_once_each(runs, monkeypatch):
     one, other = runs(), runs(seed=1, stream_seed=0)
     first = interpolation.along(None, one, [0, 0.5], ["shades"])
     pairs = [(None, one), (None, other), (one, other)]
-    found = interpolation.lines(pairs, [0, 0.5], ["shades"])
+    found = interpolation.lines({"from the start": pairs[:2], "between": pairs[2:]}, [0, 0.5], ["shades"])
     assert handed == pairs[1:]  # the first line was there
-    assert found[0].equals(first)
-    for pair, table in zip(pairs, found, strict=True):
+    labels, seeds, size = ["from the start"] * 2 + ["between"], [0, 1, 1], len(first)
+    for i, pair in enumerate(pairs):
+        part = found[i * size:(i + 1) * size]
+        assert set(part.label) == {labels[i]} and set(part.seed) == {seeds[i]}
+        table = part.drop(columns=["label", "seed"]).reset_index(drop=True)
         assert table.equals(interpolation.along(*pair, [0, 0.5], ["shades"]))
     with pytest.raises(ValueError, match="held_out='shade' is unknown"):
-        interpolation.lines(pairs, [0], ["shade"])
+        interpolation.lines({"path": pairs}, [0], ["shade"])

@@ -321,3 +321,12 @@ def test_the_notebook_runs_without_runs_and_with_some(some, tmp_path, monkeypatc
         assert "share the first place in A_auc" in said
     else:
         assert "No finished runs" in said and not figures(tmp_path / "figures")
+
+
+def test_runs_on_other_files_stand_on_another_board(tmp_path):
+    """Seed 0 was made again after the data had changed: it is not averaged with seed 1 of before."""
+    runs = [Run(RunConfig.model_construct(seed=seed), make(tmp_path / f"{seed}-{data}", fingerprints=[data]).folder)
+            for seed, data in ((0, "old"), (1, "old"), (0, "new"))]
+    table = leaderboard.gather(runs)
+    assert len(table) == 3 and table.board.nunique() == 2
+    assert table.board["0-old"] == table.board["1-old"] != table.board["0-new"]

@@ -165,9 +165,9 @@ def test_metrics_over_a_setting(seeds):
 def test_one_stage_read_under_each_choice_of_candidates(tmp_path, without, expected):
     """After stage 2, over the tasks 1 and 2: own 90 and 80, seen 50 and 70, all 90 and 70."""
     rows = [row for row in evaluations() if said(row) not in without]
-    table = tables.readings({("sit", 10.0): [make(tmp_path / "a", rows)]}, stage=2)
-    assert table.panel.tolist() == ["own", "seen", "all"] and table["mean"].tolist() == pytest.approx(expected)
-    assert (table.half_width == 0).all() and (table.x == 10).all() and (table.method == "sit").all()
+    table = tables.readings({10.0: [make(tmp_path / "a", rows)]}, 2, ["label", "method"])
+    assert table.candidates.tolist() == ["own", "seen", "all"] and table["mean"].tolist() == pytest.approx(expected)
+    assert (table.half_width == 0).all() and (table.label == 10).all() and (table.method == "sit").all()
 
 
 def test_readings_have_the_interval_over_seeds(tmp_path):
@@ -176,7 +176,7 @@ def test_readings_have_the_interval_over_seeds(tmp_path):
         rows = [{**row, "value": value} if (said(row), row["candidates"]) == ("task 1", "own") else row
                 for row in evaluations()]
         runs.append(make(tmp_path / str(seed), rows, seed))
-    own = tables.readings({("sit", 0.0): runs}, stage=1).iloc[0]
+    own = tables.readings(runs, 1, ["method"]).iloc[0]
     assert own["mean"] == pytest.approx(50) and own.half_width == pytest.approx(T * 10 / math.sqrt(3), rel=1e-5)
 
 
@@ -304,33 +304,42 @@ def test_settings_are_a_line_per_metric(tmp_path):
 SETS = {"UT-Acc": "all classes/all", "ZS-Acc": "other classes/own"}
 
 
-def line(ut, zs) -> pd.DataFrame:
-    """A table of `paths.along` at the shares 0, 0.5 and 1."""
-    return pd.DataFrame([{"share": share, "name": name, "candidates": candidates, "metric": "accuracy", "value": value}
+def line(ut, zs, seed) -> pd.DataFrame:
+    """Rows of `interpolation.lines` at the shares 0, 0.5 and 1."""
+    return pd.DataFrame([{"label": "path", "seed": seed, "share": share, "name": name, "candidates": candidates,
+                          "metric": "accuracy", "value": value}
                          for name, candidates, values in (("all classes", "all", ut), ("other classes", "own", zs))
                          for share, value in zip((0., .5, 1.), values, strict=True)])
 
 
-def test_a_road_and_a_profile_hold_the_means_over_seeds():
-    seeds = [line((.4, .7, .8), (.5, .5, .2)), line((.4, .6, .8), (.5, .5, .4))]
-    road = interpolation.road({"path": seeds}, *SETS.values())
-    assert road.weight.tolist() == [0, .5, 1] and set(road.label) == {"path"}
+def walked(*seeds) -> pd.DataFrame:
+    rows = pd.concat([line(*both, seed) for seed, both in enumerate(seeds)])
+    return interpolation.accuracies(rows, SETS)
+
+
+def test_a_road_and_the_points_of_a_line_hold_the_means_over_seeds():
+    table = walked(((.4, .7, .8), (.5, .5, .2)), ((.4, .6, .8), (.5, .5, .4)))
+    assert table.columns.tolist() == ["label", "seed", "share", "UT-Acc", "ZS-Acc"] and len(table) == 6
+    road = interpolation.road(table, "UT-Acc", "ZS-Acc")
+    assert road.share.tolist() == [0, .5, 1] and set(road.label) == {"path"}
     assert road.x.tolist() == pytest.approx([40, 65, 80]) and road.y.tolist() == pytest.approx([50, 50, 30])
     assert road.x_half.tolist() == pytest.approx([0, metrics.interval([70., 60.]).half_width, 0])
-    profile = interpolation.profile({"all weights": seeds}, SETS)
-    assert profile.method.tolist() == ["UT-Acc"] * 3 + ["ZS-Acc"] * 3
-    assert profile["mean"].tolist() == pytest.approx([40, 65, 80, 50, 50, 30])
-    assert profile.half_width[1] == pytest.approx(road.x_half[1])
+    points = interpolation.points(table)
+    assert points.metric.tolist() == ["UT-Acc"] * 3 + ["ZS-Acc"] * 3
+    assert points["mean"].tolist() == pytest.approx([40, 65, 80, 50, 50, 30])
+    assert points.half_width[1] == pytest.approx(road.x_half[1])
 
 
 def test_the_middle_of_a_line_is_compared_with_its_ends():
-    seeds = [line((.4, .7, .8), (.5, .5, .2)), line((.4, .71, .8), (.5, .51, .2))]
-    first, second = interpolation.midway(seeds, SETS).splitlines()
-    assert "UT-Acc half-way against the mean of the ends: +10.5 points" in first and first.endswith("a hill")
-    assert "ZS-Acc half-way against the mean of the ends: +15.5 points" in second
-    start, end = interpolation.hill(seeds, SETS).splitlines()
-    assert "half-way against the start: +15.5 points" in start and start.endswith("better")
-    assert "half-way against the end: +10.5 points" in end
-    down = [line((.8, .3, .8), (.5, .1, .5)), line((.8, .31, .8), (.5, .1, .5))]
-    assert interpolation.midway(down, SETS).splitlines()[0].endswith("a valley")
-    assert interpolation.hill(down, SETS).splitlines()[1].endswith("worse")
+    table = walked(((.4, .7, .8), (.5, .5, .2)), ((.4, .71, .8), (.5, .51, .2)))
+    found = interpolation.middle(table, ["UT-Acc", "ZS-Acc"])
+    assert found.difference.tolist() == pytest.approx([10.5, 15.5]) and set(found.verdict) == {"higher"}
+    assert comparisons.tell(found).startswith("path, UT-Acc: half-way is higher than the mean of the ends: +10.5 points")
+    both = table.assign(mean=table[["UT-Acc", "ZS-Acc"]].mean(axis=1))
+    for base, difference in (("the start", 15.5), ("the end", 10.5)):
+        found = interpolation.middle(both, ["mean"], base)
+        assert found.difference.tolist() == pytest.approx([difference]) and found.verdict.item() == "higher"
+    down = walked(((.8, .3, .8), (.5, .1, .5)), ((.8, .31, .8), (.5, .1, .5)))
+    assert interpolation.middle(down, ["UT-Acc"]).verdict.item() == "lower"
+    with pytest.raises(ValueError, match="base='the top'.*the start"):
+        interpolation.middle(down, ["UT-Acc"], "the top")

@@ -16,7 +16,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 
 from clstudy import RunConfig
 from clstudy.data import image_store
-from clstudy.data.benchmarks import BENCHMARKS, datasets
+from clstudy.data.benchmarks import BENCHMARKS, datasets, photographs
 from clstudy.data.benchmarks.photographs import SIT_HELD_OUT
 from clstudy.data.image_store import DamagedError
 from clstudy.data.types import Labelled
@@ -439,7 +439,7 @@ def test_a_path_behind_the_name_is_the_same_run(own, monkeypatch):
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
     monkeypatch.chdir(own.parent)
     assert RunConfig(benchmark=f"folder:{own.name}", benchmark_args={"size": 32}).run_id == config.run_id
-    with pytest.raises(ValueError, match="benchmark_args: 'path' is needed by folder"):
+    with pytest.raises(ValueError, match="benchmark_args: 'path' is needed by Folder"):
         RunConfig(benchmark="folder")
 
 
@@ -464,7 +464,7 @@ def test_run_id_of_a_published_set_does_not_need_the_set_but_depends_on_names(mo
     def renamed(name: str) -> dict:
         return {**whole(name), "classes": {"x": "y"}} if name == "food101" else whole(name)
 
-    monkeypatch.setattr(datasets, "about_classes", renamed)
+    monkeypatch.setattr(photographs, "about_classes", renamed)
     after = {side: RunConfig(benchmark="cifar100", benchmark_args={"held_out": side}).run_id for side in before}
     assert before[()] == after[()] and before[("food101",)] != after[("food101",)]
 

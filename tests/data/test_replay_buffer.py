@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from clstudy.data.replay_buffer import Memory, Policy
+from clstudy.data.replay_buffer import Policy, ReplayBuffer
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch
 
@@ -24,9 +24,9 @@ def arriving(ids, labels=None, replayed: int = 0) -> Batch:
     return Batch(image, labels, ids, tuple(dict.fromkeys(labels)), PROMPTS, STAGE, replayed)
 
 
-def filled(size: int, policy: str, labels, batch: int = 4) -> Memory:
+def filled(size: int, policy: str, labels, batch: int = 4) -> ReplayBuffer:
     """A memory after a stream of images 0, 1, … with these labels, in batches."""
-    memory = Memory(size, policy)
+    memory = ReplayBuffer(size, policy)
     for start in range(0, len(labels), batch):
         end = min(start + batch, len(labels))
         memory.add(arriving(range(start, end), labels[start:end]))
@@ -94,7 +94,7 @@ def test_a_balanced_memory_keeps_the_images_of_a_class_with_the_same_probability
 
 
 def test_the_least_important_image_of_the_largest_class_makes_room():
-    memory = Memory(4, "balanced")
+    memory = ReplayBuffer(4, "balanced")
     memory.add(arriving([10, 11, 12, 20], [1, 1, 1, 2]))
     values = {10: 0.3, 11: -0.5, 12: 0.1, 20: -9.0, 21: 0.0, 22: 5.0, 13: 7.0}
     memory.add(arriving([21], [2]), importance=values)  # class 1 holds most
@@ -113,7 +113,7 @@ def test_the_least_important_image_of_the_largest_class_makes_room():
 def test_the_budget_is_never_exceeded_and_ids_are_unique(policy, size):
     torch.manual_seed(1)
     rng = np.random.default_rng(0)
-    memory, labels = Memory(size, policy), rng.integers(0, 4, 200)
+    memory, labels = ReplayBuffer(size, policy), rng.integers(0, 4, 200)
     for _ in range(20):
         ids = rng.choice(200, 9, replace=False)  # many come more than once
         memory.add(arriving(ids.tolist(), labels[ids].tolist()))
@@ -134,13 +134,13 @@ def test_an_image_has_one_chance(policy):
 
 
 def test_images_that_come_from_a_memory_are_not_added():
-    memory = Memory(10)
+    memory = ReplayBuffer(10)
     memory.add(arriving([1, 2, 3, 7, 8], replayed=2))
     assert memory.index == [1, 2, 3] and len(memory.image) == 3
 
 
 def test_size_zero_is_no_memory():
-    memory, batch, generator = Memory(0), arriving([1, 2]), torch.get_rng_state()
+    memory, batch, generator = ReplayBuffer(0), arriving([1, 2]), torch.get_rng_state()
     memory.add(batch)
     assert memory.join(batch, 32) is batch
     image, labels, index = memory.draw(4)
@@ -154,7 +154,7 @@ def test_size_zero_is_no_memory():
 ])
 def test_impossible_settings_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        Memory(**given)
+        ReplayBuffer(**given)
 
 
 # ---- what comes out
@@ -164,7 +164,7 @@ def test_impossible_settings_are_refused(given, message):
 def test_what_is_drawn_is_what_arrived(policy):
     """Image, label and extra of every id, bit for bit, whatever was replaced before."""
     torch.manual_seed(0)
-    memory = Memory(7, policy)
+    memory = ReplayBuffer(7, policy)
     for start in range(0, 60, 6):
         ids = torch.arange(start, start + 6)
         memory.add(arriving(ids.tolist(), (ids % 3).tolist()), logits=ids[:, None] * torch.ones(6, 2), squares=ids**2)
@@ -177,11 +177,11 @@ def test_what_is_drawn_is_what_arrived(policy):
 
 
 def test_every_grey_value_survives():
-    memory = Memory(256)
+    memory = ReplayBuffer(256)
     memory.add(arriving(range(256)))
     image, _, index = memory.draw(256)
     assert torch.equal(image, arriving(index).image)
-    near = Memory(256)
+    near = ReplayBuffer(256)
     near.add(replace(arriving(range(256)), image=(arriving(range(256)).image - 0.3 / 255).clamp(0)))
     assert torch.equal(near.image, memory.image)  # rounded, not cut
 
@@ -207,7 +207,7 @@ def test_a_balanced_draw_holds_each_class_equally_often():
     """40 images of class 0, 6 of class 1, 4 of class 2; nobody has fewer than the four that a draw of 11 takes."""
     torch.manual_seed(0)
     labels = [0] * 40 + [1] * 6 + [2] * 4
-    memory, classes, images = Memory(50, drawing="balanced"), Counter(), Counter()
+    memory, classes, images = ReplayBuffer(50, drawing="balanced"), Counter(), Counter()
     memory.add(arriving(range(50), labels))
     for _ in range(2000):
         _, drawn, index = memory.draw(11)
@@ -221,7 +221,7 @@ def test_a_balanced_draw_holds_each_class_equally_often():
 
 def test_a_balanced_draw_takes_others_where_a_class_has_no_more():
     torch.manual_seed(0)
-    memory = Memory(12, drawing="balanced")
+    memory = ReplayBuffer(12, drawing="balanced")
     memory.add(arriving(range(12), [0] * 10 + [1, 2]))
     assert Counter(memory.draw(8)[1]) == {0: 6, 1: 1, 2: 1}
     assert Counter(memory.draw(2)[1]).most_common(1)[0][1] == 1
@@ -230,7 +230,7 @@ def test_a_balanced_draw_takes_others_where_a_class_has_no_more():
 
 def test_a_uniform_draw_follows_the_numbers_in_the_memory():
     torch.manual_seed(0)
-    memory = Memory(12)
+    memory = ReplayBuffer(12)
     memory.add(arriving(range(12), [0] * 10 + [1, 2]))
     share = np.mean([memory.draw(3)[1].count(0) for _ in range(500)])
     assert share == pytest.approx(2.5, abs=0.1)
@@ -249,7 +249,7 @@ def test_the_draw_is_an_option_of_methods(name):
 def test_what_is_drawn_joins_at_the_end_of_the_batch():
     memory = filled(5, "reservoir", [0, 1, 1, 0, 1])
     batch = arriving([100, 101], [0, 1])
-    assert Memory(5).join(batch, 3) is batch  # empty still
+    assert ReplayBuffer(5).join(batch, 3) is batch  # empty still
     joined = memory.join(memory.join(batch, 3), 2)
     assert joined.replayed == 5 and joined.index[:2] == (100, 101) and set(joined.index[2:]) <= set(range(5))
     assert len(set(joined.index[2:5])) == 3 and len(set(joined.index[5:])) == 2
@@ -272,14 +272,14 @@ def test_random_choices_are_torchs_and_repeat():
 @pytest.mark.parametrize("policy", ONLINE)
 def test_a_memory_continues_from_its_state(policy):
     torch.manual_seed(0)
-    memory = Memory(6, policy)
+    memory = ReplayBuffer(6, policy)
     stream = [arriving(range(start, start + 5), [start % 2, 1, 2, 0, 1]) for start in range(0, 100, 5)]
     for batch in stream[:10]:
         memory.add(batch, twice=2.0 * torch.tensor(batch.index))
     state = memory.state()
     copied = deepcopy(state)
     assert all(isinstance(value, torch.Tensor | list | dict) for value in state.values())
-    other = Memory(6, policy)
+    other = ReplayBuffer(6, policy)
     other.restore(state)
     generator = torch.get_rng_state()
     for one in (memory, other):
@@ -294,8 +294,8 @@ def test_a_memory_continues_from_its_state(policy):
 
 
 def test_an_empty_memory_has_a_state_too():
-    other = Memory(3)
-    other.restore(Memory(3).state())
+    other = ReplayBuffer(3)
+    other.restore(ReplayBuffer(3).state())
     other.add(arriving([4]))
     assert other.index == [4]
 
@@ -320,7 +320,7 @@ def held(memory) -> dict[int, int]:
 
 @pytest.mark.parametrize("size", [0, 2, 7, 12, 100])
 def test_a_quota_is_exact_after_every_stage_and_shrinks_as_classes_come(size):
-    memory = Memory(size, "quota")
+    memory = ReplayBuffer(size, "quota")
     memory.refill(stage_of([3] * 10 + [5] * 9))
     assert held(memory) == {label: n for label, n in ((3, min(size // 2, 10)), (5, min(size // 2, 9))) if n}
     memory.refill(stage_of([1] * 8 + [2] * 8 + [3] * 2, first=50))  # two images of an old class, too
@@ -336,7 +336,7 @@ def test_a_quota_is_exact_after_every_stage_and_shrinks_as_classes_come(size):
 
 
 def test_a_quota_takes_nothing_between_stages(batch):
-    memory = Memory(10, "quota")
+    memory = ReplayBuffer(10, "quota")
     memory.add(batch)
     assert len(memory) == 0 and memory.join(batch, 4) is batch
 
@@ -345,7 +345,7 @@ def test_every_image_of_a_class_is_kept_with_the_same_probability_whenever_it_ca
     counts, trials = Counter(), 600
     for seed in range(trials):
         torch.manual_seed(seed)
-        memory = Memory(6, "quota")
+        memory = ReplayBuffer(6, "quota")
         memory.refill(stage_of([0] * 6 + [1] * 4))
         memory.refill(stage_of([0] * 6 + [2] * 4, first=20))
         counts.update(i for label, i in zip(memory.labels, memory.index, strict=True) if label == 0)
@@ -359,7 +359,7 @@ def test_herding_takes_what_brings_the_mean_nearest(clip):
     images = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     one = Batch(images, (4,) * 9, tuple(range(9)), (4,), torch.zeros(9, 3, dtype=torch.long),
                 Stage(1, (4,), np.arange(9)))
-    memory = Memory(4, "quota", "herding")
+    memory = ReplayBuffer(4, "quota", "herding")
     memory.refill([one], clip.train())
     assert clip.training
     with torch.no_grad():
@@ -378,10 +378,10 @@ def test_a_quota_goes_on_from_its_state():
     ends = []
     for stop in (False, True):
         torch.manual_seed(0)
-        memory = Memory(6, "quota")
+        memory = ReplayBuffer(6, "quota")
         memory.refill(stage_of([0] * 6 + [1] * 6))
         if stop:
-            again = Memory(6, "quota")
+            again = ReplayBuffer(6, "quota")
             again.restore(memory.state())
             memory = again
         memory.refill(stage_of([2] * 6, first=20))
@@ -391,4 +391,4 @@ def test_a_quota_goes_on_from_its_state():
 
 def test_an_unknown_selection_is_refused():
     with pytest.raises(ValueError, match="selection='best' is unknown. Choices: herding, random"):
-        Memory(3, "quota", "best")
+        ReplayBuffer(3, "quota", "best")

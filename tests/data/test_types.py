@@ -1,7 +1,7 @@
 """What a batch does with images of a memory."""
 import torch
 
-from clstudy.data.replay_buffer import Memory
+from clstudy.data.replay_buffer import ReplayBuffer
 
 
 def test_joining_puts_images_of_a_memory_at_the_end(batch):
@@ -12,8 +12,8 @@ def test_joining_puts_images_of_a_memory_at_the_end(batch):
 
 
 def test_joining_a_draw_of_no_image_gives_the_batch_itself(batch):
-    assert batch.join(*Memory(5).draw(3)) is batch  # empty still
-    memory = Memory(5)
+    assert batch.join(*ReplayBuffer(5).draw(3)) is batch  # empty still
+    memory = ReplayBuffer(5)
     memory.add(batch)
     assert batch.join(*memory.draw(0)) is batch
     assert batch.join(*memory.draw(3)).replayed == 3

@@ -1,5 +1,6 @@
 """A-GEM: the projection by hand, the replayed pairs, and what both do to a run."""
 import math
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -170,21 +171,19 @@ def test_what_the_loss_does_not_reach_takes_no_part(clip, batch):
 # ---- runs
 
 
-class Counting:
+@dataclass
+class Counting(METHODS["agem"]):
     """A-GEM of which the products with the reference gradient are written down, before and after the edit."""
 
-    def __init__(self, **options):
-        self.method, self.before, self.after = METHODS["agem"](**options), [], []
-
-    def __getattr__(self, name):
-        return getattr(self.method, name)
+    before: list = field(default_factory=list, init=False)
+    after: list = field(default_factory=list, init=False)
 
     def edit_gradients(self, clip):
-        parameters = [p for p in self.method.trainable(clip) if p.grad is not None]
-        r = torch.autograd.grad(self.method.replayed(clip), parameters, allow_unused=True, materialize_grads=True)
+        parameters = [p for p in self.trainable(clip) if p.grad is not None]
+        r = torch.autograd.grad(self.replayed(clip), parameters, allow_unused=True, materialize_grads=True)
         g = row([p.grad for p in parameters])
         self.before.append(float(g @ row(r)))
-        self.method.edit_gradients(clip)
+        super().edit_gradients(clip)
         after = row([p.grad for p in parameters])
         self.after.append(float(after @ row(r)) / float(after.norm() * row(r).norm()))
         assert torch.equal(g, after) == (self.before[-1] >= 0)

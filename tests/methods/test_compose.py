@@ -114,7 +114,7 @@ def test_the_weights_of_a_run_are_kept_if_classes_have_any(clip, batch):
     ({"vocabulary": "word"}, "vocabulary='word' is unknown. Did you mean words"),
     ({"denominator": "pairs", "candidates": "seen"}, "candidates='seen' means nothing with denominator='pairs'"),
     ({"tau": "global"}, "tau='global' means nothing with denominator='batch'"),
-    ({"denominator": "moving", "tau": "own"}, "temperature='own' is unknown"),
+    ({"denominator": "moving", "tau": "own"}, "tau='own' is unknown"),
     ({"selection": "herding"}, "selection='herding' means nothing with policy='reservoir'"),
     ({"draw": "balanced"}, "draw='balanced' means nothing with size=0"),
     ({"draw": "balanced", "size": 9, "replay": 0}, "draw='balanced' means nothing with size=9 and replay=0"),

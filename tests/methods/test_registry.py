@@ -1,5 +1,5 @@
-"""The methods as one axis: what importing them costs, what each declares, what a new one takes; the two verbs that reach
-beyond the step."""
+"""The methods as one axis: what importing them costs, what each declares, what a new one takes; and the two verbs that
+reach beyond the step."""
 import subprocess
 import sys
 from dataclasses import dataclass, field

@@ -483,7 +483,7 @@ def test_on_a_device_without_waiting(clip, batch, name):
 
 @pytest.mark.parametrize(("name", "options", "said"), [
     ("l2p", {"pool": 0, "top": 1}, "pool=0.*at least 1"), ("l2p", {"length": -1}, "length=-1.*at least 0"),
-    ("l2p", {"top": 5}, "top=5.*from 1 to pool=4"), ("l2p", {"top": 0}, "top=0.*from 1 to pool=4"),
+    ("l2p", {"top": 5}, "top=5.*from 1 to pool=4"), ("l2p", {"top": 0}, "top=0.*at least 1"),
     ("dualprompt", {"general": -1}, "general=-1.*at least 0"), ("mvp", {"expert": -2}, "expert=-2.*at least 0"),
     ("mvp", {"experts": 0}, "experts=0.*at least 1"),
     ("dualprompt", {"general_blocks": [0, 2]}, r"general_blocks=\[0, 2\].*from 0 to 1"),

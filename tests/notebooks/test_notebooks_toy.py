@@ -22,15 +22,15 @@ from tests.notebooks.test_notebooks import cells, names
 
 FEW = {"benchmark": "toy", "benchmark_args": {}, "seeds": [0, 1], "precision": "fp32"}
 STREAM = FEW | {"tasks": 2, "lr": 0.01, "eval_every": 20}
-ONE = FEW | {"epochs": 1, "batch_size": 32, "lr": 0.01, "sessions": 2}
+ONE = FEW | {"epochs": 1, "batch_size": 32, "lr": 0.01, "sessions": {"tasks": 2}}
 TOY = {  # parameters that make it small; the model is the toy's
     "03_candidates": FEW | {"tasks": 2, "eval_every": 20, "both_softmaxes": True, "memory": 12,
                             "more_benchmarks": {"other": {}}, "more_tuners": ["adapter"]},
     "04_gradients": STREAM | {"look_at": 2},
     "05_which_encoder": STREAM,
     "06_streams": STREAM,
-    "07_vocabulary": ONE | {"weights": [1], "weight": 1, "sizes": [5], "lengths": [1],
-                            "others": {"zscl": [1], "geodl": [1]}, "more_vocabularies": ["words"]},
+    "07_vocabulary": ONE | {"weights": {"class names": [1], "random": [1], "words": [1], "pairs": [1], "subspace": [1]},
+                            "weight": 1, "sizes": [5], "lengths": [1]},
     "08_weights": ONE | {"shares": [0, 0.5, 1], "average_every": 1},
     "09_small_memory": STREAM | {"classes": 6, "sizes": [1, 2], "size": 2, "herding_at": 1, "visits": 2,
                                  "held_out": ["concepts"]},

@@ -350,3 +350,13 @@ def test_an_unknown_probe_is_refused_before_any_work(tiny, runs, no_training):
     with pytest.raises(ValueError, match="probes='gradient' is unknown. Did you mean gradients.*classes, drift"):
         load_or_train(tiny, runs, probes=["drift", "gradient"])
     assert not runs.exists()
+
+
+def test_a_run_keeps_the_identity_that_it_began_with_and_says_that_its_files_changed(monkeypatch, tiny, runs):
+    told = iter([["before"], ["after"]])
+    monkeypatch.setattr(RunConfig, "fingerprints", lambda self: next(told, ["after"]))
+    monkeypatch.setattr("clstudy.training.setup._benchmark", lambda config, device: config.make("benchmark").load())
+    with pytest.warns(UserWarning, match="its files changed while it was made"):
+        run = load_or_train(tiny, runs)
+    assert run.id == tiny.id_of(["before"]) == run.result["run_id"] and run.fingerprints == ["before"]
+    assert len(run.evals) and [path.name for path in runs.iterdir()] == [run.id]

@@ -39,9 +39,8 @@ COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
     "04_gradients": lambda p: 2,
     "05_which_encoder": lambda p: 3 * len(p["methods"]) + 1,
     "06_streams": lambda p: len(p["methods"]) * len(p["disjoint_shares"]),
-    "07_vocabulary": lambda p: (len(p["towers"]) + len(p["weights"]) * (1 + len(p["vocabularies"])) + len(p["sizes"])
-                                + sum(map(len, p["others"].values())) + len(p["more_vocabularies"]) + len(p["lengths"])
-                                + 3),
+    "07_vocabulary": lambda p: (len(p["towers"]) + sum(map(len, p["weights"].values())) + len(p["sizes"])
+                                + len(p["lengths"]) + 3),
     "08_weights": lambda p: 2 + len(p["averages"]) + 6,
     "09_small_memory": lambda p: 3 + len(p["without"]) + len(p["rehearsing"]) * len(p["sizes"]) + len(p["beside"]),
     "10_domains": lambda p: 1 + p["joint"] + len(p["without"]) + len(p["methods"]) + len(p["scratch"]),

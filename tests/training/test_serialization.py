@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from clstudy.data.replay_buffer import Memory
+from clstudy.data.replay_buffer import ReplayBuffer
 from clstudy.losses.global_contrastive import Average
 from clstudy.training.serialization import (
     Baseline,
@@ -102,10 +102,10 @@ def test_tensors_are_aligned_as_fresh_ones(again):
 
 
 def test_lists_dicts_and_objects_that_are_met_twice_are_one(again):
-    row, memory = [1], Memory(3)
+    row, memory = [1], ReplayBuffer(3)
     found = again({"a": row, "b": [row, {"c": memory}], "d": memory, "e": [1]})
     assert found["b"][0] is found["a"] and found["e"] is not found["a"]
-    assert found["b"][1]["c"] is found["d"] and type(found["d"]) is Memory
+    assert found["b"][1]["c"] is found["d"] and type(found["d"]) is ReplayBuffer
     memory.self = memory
     assert (found := again(memory)).self is found
     ring = [1]
@@ -115,7 +115,7 @@ def test_lists_dicts_and_objects_that_are_met_twice_are_one(again):
 
 
 def test_objects_are_all_their_attributes(again, batch):
-    memory = Memory(5, "balanced")
+    memory = ReplayBuffer(5, "balanced")
     memory.add(batch, logits=torch.randn(8, 2))
     found = again({"memories": [memory], "average": Average(torch.randn(3)), "pair": Pair(1, torch.ones(2))})
     kept = found["memories"][0]
