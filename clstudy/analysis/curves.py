@@ -44,7 +44,7 @@ def band(runs: Sequence[Run], name: str = "seen classes", metric: str = "accurac
 
 def matrices(runs: Groups, by: str = "label", candidates: str = "all") -> dict[str, np.ndarray]:
     """The mean accuracy matrix of each group (a share, 0 to 1): a row per stage, the first before training."""
-    return {key: np.nanmean([run.matrix(candidates) for run in group], axis=0)
+    return {key: np.ma.masked_invalid([run.matrix(candidates) for run in group]).mean(0).filled(np.nan)
             for (key,), group in grouped(runs, [by]).items()}
 
 

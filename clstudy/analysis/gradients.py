@@ -137,26 +137,15 @@ def rank(found: metrics.Interval) -> str:
     return f"Spearman {found.mean:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}: {said}"
 
 
-def at_end(table: pd.DataFrame, panel: str, part: str | None = None) -> dict[str, list[float]]:
-    """The last value of each run in a panel, in order of the seeds: method → values."""
-    rows = table[table.panel == panel]
-    rows = rows if part is None else rows[rows.part == part]
-    last = rows.sort_values("images_seen").groupby(["method", "seed"]).value.last()
-    return {method: last[method].sort_index().tolist() for method in dict.fromkeys(rows.method)}
+def at_end(table: pd.DataFrame, name: str = "at the end") -> pd.DataFrame:
+    """The last value of each run in each panel: columns panel, method, seed, part if there are any, and `name`."""
+    return _by_run(table.sort_values("images_seen", kind="stable")).last().reset_index(name=name)
 
 
-def mean_over(table: pd.DataFrame, panel: str) -> dict[str, list[float]]:
-    """The mean over the stream of each run in a panel, in order of the seeds: method → values."""
-    rows = table[table.panel == panel]
-    means = rows.groupby(["method", "seed"]).value.mean()
-    return {method: means[method].sort_index().tolist() for method in dict.fromkeys(rows.method)}
+def mean_over(table: pd.DataFrame, name: str = "mean over the stream") -> pd.DataFrame:
+    """The mean over the stream of each run in each panel, with the columns of `at_end`."""
+    return _by_run(table).mean().reset_index(name=name)
 
 
-def compare(values: Mapping[str, Sequence[float]], what: str, digits: int = 3) -> str:
-    """One sentence: the mean of each method, and the paired difference of the first two with its interval."""
-    (a, ours), (b, theirs) = list(values.items())[:2]
-    found = metrics.paired_interval(list(ours), list(theirs))
-    said = ", ".join(f"{name} {metrics.interval(list(v)).mean:.{digits}f}" for name, v in values.items())
-    low, high = (found.mean + sign * found.half_width for sign in (-1, 1))
-    said += f"; {a} − {b} = {found.mean:+.{digits}f}, 95 % interval {low:+.{digits}f} to {high:+.{digits}f}"
-    return f"{what}: {said}"
+def _by_run(table: pd.DataFrame):
+    return table.groupby([name for name in ("panel", "method", "seed", "part") if name in table], sort=False).value

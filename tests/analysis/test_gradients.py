@@ -176,14 +176,10 @@ LONG = pd.DataFrame([("p", "sit", 1, 20, 4., "sum"), ("p", "sit", 1, 10, 2., "su
                     columns=["panel", "method", "seed", "images_seen", "value", "part"])
 
 
-def test_the_end_and_the_mean_of_each_run_in_a_panel_by_seed():
-    assert anatomy.at_end(LONG, "p", "sum") == {"sit": [5, 4], "er": [8]}
-    assert anatomy.at_end(LONG, "p", "other") == {"er": [9]} and anatomy.at_end(LONG, "q") == {"sit": [99]}
-    assert list(anatomy.at_end(LONG, "p", "sum")) == ["sit", "er"]  # as they were given
-    assert anatomy.mean_over(LONG, "p") == {"sit": [3, 3], "er": [8.5]}
-
-
-def test_a_comparison_is_paired_and_of_the_first_two():
-    said = anatomy.compare({"sit": [.3, .5, .9], "finetune": [.1, .35, .7], "er": [.5, .5, .5]}, "Norm", digits=2)
-    # differences 0.2, 0.15, 0.2: mean 0.1833, half width 4.3027 · 0.02887 / √3 = 0.0717
-    assert said == "Norm: sit 0.57, finetune 0.38, er 0.50; sit − finetune = +0.18, 95 % interval +0.11 to +0.26"
+def test_the_end_and_the_mean_of_each_run_in_a_panel():
+    ends = anatomy.at_end(LONG, "push").set_index(["panel", "method", "seed", "part"]).push
+    assert ends.to_dict() == {("p", "sit", 1, "sum"): 4, ("p", "sit", 0, "sum"): 5, ("p", "er", 0, "sum"): 8,
+                              ("p", "er", 0, "other"): 9, ("q", "sit", 0, "sum"): 99}
+    means = anatomy.mean_over(LONG[LONG.panel == "p"].drop(columns="part"))
+    assert means.columns.to_list() == ["panel", "method", "seed", "mean over the stream"]
+    assert means["mean over the stream"].to_list() == [3, 3, 8.5]
