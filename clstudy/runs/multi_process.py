@@ -1,7 +1,7 @@
 """One run on several processes: the first reads and writes, all compute."""
 from collections.abc import Sequence
 from pathlib import Path
-from clstudy.utils.distributed import first, tell
+from clstudy.utils.distributed import broadcast, first
 
 
 def load_or_train(config, runs: Path | None = None, keep_model: bool = False, probes: Sequence[str] = (),
@@ -14,9 +14,9 @@ def load_or_train(config, runs: Path | None = None, keep_model: bool = False, pr
 
     if first():
         run = store.load_or_train(config, runs, keep_model, probes=probes, save_every=save_every, wait=False)
-        tell(None)
+        broadcast(None)
         return run
-    while (told := tell()) is not None:
+    while (told := broadcast()) is not None:
         train(config, probes=told["probes"], saver=_follower(**told))
     return run_module.find(config, runs)
 
