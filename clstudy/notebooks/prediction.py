@@ -8,6 +8,8 @@ A notebook never waits for an answer: it also runs to its end without one.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from clstudy.evaluation.metrics import Interval
 from clstudy.utils.validation import choose
 
@@ -20,12 +22,18 @@ class Guess:
     choices: tuple[str, ...]
     mine: str | None
 
-    def turned_out(self, found: str | Interval) -> bool | None:
+    def turned_out(self, found: str | Interval | pd.DataFrame) -> bool | None:
         """Print whether the guess was right and return it; without a guess None.
 
-        found: one of the choices, or the interval of a difference. The interval means the first
-        choice if it lies above zero, the second if it lies below, the third if it contains zero."""
-        answer = self._told(found) if isinstance(found, Interval) else choose("found", found, self.choices)
+        found: one of the choices, or the interval of a difference, also as the one row that `compare`
+        gives. The interval means the first choice if it lies above zero, the second if it lies below,
+        the third if it contains zero."""
+        if isinstance(found, pd.DataFrame):
+            answer = self._told(*found[["low", "high"]].to_numpy()[0])
+        elif isinstance(found, Interval):
+            answer = self._told(found.mean - found.half_width, found.mean + found.half_width)
+        else:
+            answer = choose("found", found, self.choices)
         if self.mine is None:
             told = "You wrote no guess. Write one into the cell above and run both cells again."
             print(f"{self.question} {told}")
@@ -35,11 +43,10 @@ class Guess:
               + ("" if right else " What did you expect that did not happen?"))
         return right
 
-    def _told(self, found: Interval) -> str:
+    def _told(self, low: float, high: float) -> str:
         if len(self.choices) != 3:
             told = "an interval needs three choices, the last for no difference"
             raise ValueError(f"choices={list(self.choices)!r}: {told}")
-        low, high = found.mean - found.half_width, found.mean + found.half_width
         return self.choices[0 if low > 0 else 1 if high < 0 else 2]  # NaN, of one seed, tells nothing
 
 

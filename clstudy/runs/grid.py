@@ -94,7 +94,7 @@ def grid(shared: Mapping[str, Any] | Sequence[Mapping[str, Any]] = MappingProxyT
     a value and no choice; or several such dicts, each with all the choices. ValueError: impossible settings, an option
     that nothing has."""
     bases = [shared] if isinstance(shared, Mapping) else shared
-    return [task.config for task in run_tasks([_as_choices(base) | choices for base in bases])]
+    return _configs([_as_choices(base) | choices for base in bases])
 
 
 def _as_choices(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +129,11 @@ def routed(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def run_tasks(grids: Sequence[Mapping[str, Any]]) -> list[Task]:
     """The runs of some grids, each once. ValueError: all settings that are impossible, up to five in words; data that
     are missing."""
+    return from_configs(_configs(grids))
+
+
+def _configs(grids: Sequence[Mapping[str, Any]]) -> list[RunConfig]:
+    """The configurations of some grids, each once."""
     configs, errors, given = {}, {}, 0
     for point in routed([point for choices in grids for point in points(choices)]):
         given += 1
@@ -145,7 +150,7 @@ def run_tasks(grids: Sequence[Mapping[str, Any]]) -> list[Task]:
         listed = "\n".join(f"  {said}" for said in list(errors)[:SHOWN])
         more = f"\n  and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
         raise ValueError(f"impossible settings in a grid of {given}:\n{listed}{more}")
-    return from_configs(list(configs.values()))
+    return list(configs.values())
 
 
 def _meant(point: Mapping[str, Any]) -> dict[str, Any]:

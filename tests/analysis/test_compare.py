@@ -1,10 +1,11 @@
 """`grid`, `Runs`, `scores` and `compare` on finished runs written by hand, with differences that can be computed."""
 import numpy as np
+import pandas as pd
 import pytest
 from small_runs import evaluations, make
 
 from clstudy import RunConfig, Runs, compare, grid, scores
-from clstudy.analysis.comparisons import tell
+from clstudy.analysis.comparisons import above_zero, tell
 from clstudy.runs.run import Run
 
 LAST = {("finetune", "lora"): [.40, .50, .60], ("sit", "lora"): [.55, .60, .75], ("finetune", "full"): [.50, .50, .50],
@@ -98,3 +99,17 @@ def test_a_grid_has_every_combination_once_and_an_option_goes_where_it_belongs()
     assert grid([], seed=[0, 1]) == []
     with pytest.raises(ValueError, match="wieght"):
         grid(method=["finetune", "vr_lwf"], wieght=1)
+
+
+def test_numbers_of_runs_are_told_against_zero():
+    said = above_zero(pd.DataFrame({"gain": [1.0, 2.0, 3.0], "loss": [-1.0, 1.0, 0.5]}), "", 2).splitlines()
+    assert said[0] == "gain is not significantly different from zero: +2.00 (95 % interval -0.48 to +4.48, n = 3)."
+    assert above_zero({"gain": [2.0, 2.1]}) == (
+        "gain is above zero: +2.0 points (95 % interval +1.4 to +2.7, n = 2).")
+    assert above_zero({"loss": [-2.0, -2.1]}).startswith("loss is below zero: -2.0")
+    assert above_zero({"one": [1.0]}) == "one is not decided by one run: +1.0 points."
+
+
+def test_nothing_to_compare_is_refused(runs):
+    with pytest.raises(ValueError, match="all runs have method=finetune"):
+        compare(runs.where(method="finetune"), "A_last")

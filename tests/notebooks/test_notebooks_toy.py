@@ -13,6 +13,7 @@ from clstudy.analysis import interpolation
 from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.notebooks import parameters as parameters_module
 from clstudy.runs import workers
+from clstudy.runs.run import Runs
 from clstudy.runs.store import load_or_train
 from clstudy.utils import paths
 from clstudy.utils.paths import NOTEBOOKS
@@ -30,12 +31,12 @@ TOY = {  # parameters that make it small; the model is the toy's
     "07_vocabulary": ONE | {"weights": [1], "weight": 1, "sizes": [5], "lengths": [1],
                             "others": {"zscl": [1], "geodl": [1]}, "more_vocabularies": ["words"]},
     "08_weights": ONE | {"shares": [0, 0.5, 1], "average_every": 1},
-    "09_small_memory": STREAM | {"classes": 6, "sizes": [1, 2], "size": 2, "herding_at": 1, "visits": 2,
-                                 "side": ["concepts"]},
+    "09_small_memory": FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20}, "classes": 6,
+                              "sizes": [1, 2], "size": 2, "herding_at": 1, "visits": 2, "side": ["concepts"]},
     "10_domains": FEW | {"benchmark": "hands", "shown_args": {}, "things": ["red brick", "blue door"], "classes": 6,
                          "size": 1, "lr": 0.01, "side": ["concepts"], "scratch": ["finetune"],
                          "scratch_settings": {"pretrained": None}},
-    "11_the_map": STREAM | {"size": 12},
+    "11_the_map": FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20}, "size": 12},
 }
 
 
@@ -63,6 +64,7 @@ def world(toy, toy_model, monkeypatch, tmp_path):
         return [load_or_train(config, tmp_path / "runs", keep_model, probes=probes) for config in configs]
 
     monkeypatch.setattr(workers, "many", many)
+    monkeypatch.setattr("clstudy.train_all", lambda *args, **options: Runs(many(*args, **options)))
     monkeypatch.setattr(
         interpolation, "local", lambda function, items, workers: ((item, function(item)) for item in items)
     )

@@ -25,6 +25,7 @@ from clstudy.data.benchmarks.sit_benchmarks import TEMPLATE
 from clstudy.data.streams import STREAMS
 from clstudy.notebooks import parameters
 from clstudy.runs import store, workers
+from clstudy.runs.run import Runs
 from clstudy.training import setup
 from clstudy.utils.paths import NOTEBOOKS
 from tests import small_sets
@@ -65,7 +66,7 @@ def needed(path) -> list[ast.stmt]:
 
     What only looks at runs is left out; and the exercises, whose functions are not written yet."""
     source = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    chosen, wanted, making = [], set(), {"many", "load_or_train"}
+    chosen, wanted, making = [], set(), {"many", "train_all", "load_or_train"}
     statements = [(statement, names(symtable.symtable(ast.unparse(statement), path.stem, "exec")))
                   for text in source for statement in ast.parse(text).body]
     for statement, (defined, used) in statements:
@@ -83,10 +84,10 @@ def collect(path, values: dict) -> list:
 
     def many(configs, *_, **__):
         found.extend(configs)
-        return [SimpleNamespace(id=config.run_id, config=config) for config in configs]
+        return Runs(SimpleNamespace(id=config.run_id, folder=config.run_id, config=config) for config in configs)
 
     body = [statement for statement in needed(path) if not isinstance(statement, ast.AnnAssign)]  # not the parameters
-    with mock.patch.object(workers, "many", many), \
+    with mock.patch.object(workers, "many", many), mock.patch("clstudy.train_all", many, create=True), \
             mock.patch.object(store, "load_or_train", lambda config, *_, **__: many([config])[0]):
         exec(compile(ast.Module(body, []), path.stem, "exec"), space)
     return found
