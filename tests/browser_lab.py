@@ -51,11 +51,11 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
     "07_vocabulary": UPDATE | {"weights": [1], "weight": 1, "sizes": [5, 9], "lengths": [1], "towers": ["both"],
                                "more_vocabularies": []},
     "08_weights": UPDATE | {"shares": [0, 0.5, 1], "average_every": 1},
-    "09_small_memory": STREAM | {"sizes": [1, 2], "size": 2, "herding_at": 0, "visits": 2, "held_out": ["concepts"],
-                                 "beside": {}, "without": {"finetune": {}}, "gammas": [1.0, 0.5]},
+    "09_small_memory": HAND | {"tasks": 2, "sizes": [1, 2], "size": 2, "herding_at": 0, "visits": 2, "held_out": ["concepts"],
+                                 "beside": [], "without": [{"method": "finetune"}], "gammas": [1.0, 0.5]},
     "10_domains": {"benchmark_args": {"families": ["noto", "twemoji"]}, "shown_args": {}, "seeds": [0, 1], "size": 1,
                    "precision": "fp32"},
-    "11_the_map": STREAM | {"size": 20, "new": {"SIT × kl": ["batch", "batch", "kl", "none", "reservoir"]}},
+    "11_the_map": HAND | {"tasks": 2, "size": 20, "new": {"SIT × kl": ["batch", "batch", "kl", "none", "reservoir"]}},
     "12_leaderboard": {},
 }
 FINGERPRINT = """node => [node.innerText, ...[...node.querySelectorAll('path, rect, text, image, img, [style*=width]')]

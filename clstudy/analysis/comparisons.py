@@ -4,7 +4,7 @@
     print(tell(found))
 
 Differences are paired: by seed, and by every other setting that both sides share."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,17 +14,17 @@ from scipy.stats import t
 
 from clstudy.analysis.scores import Groups, grouped, means, metrics_of, scores, settings
 from clstudy.evaluation import metrics
-from clstudy.evaluation.metrics import Interval, paired_interval
+from clstudy.evaluation.metrics import Interval, interval, paired_interval
 from clstudy.runs.run import Run
 from clstudy.utils.validation import choose
 
 LEVEL = 0.95  # of the intervals
 
 
-def compare(runs: Groups, metrics: str | Sequence[str], between: str = "method", base: Any = "finetune",
+def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: str = "method", base: Any = "finetune",
             by: Sequence[str] = ()) -> pd.DataFrame:
     """Each value of the setting `between` against `base`: a row for each of them, each combination of `by`, and each
-    metric.
+    metric. runs: or a table with a row per run as `scores` gives it, with metrics of any origin.
 
     Columns: those of `by`; `between`; base; metric; mean and base_mean (percent); difference, low, high (points, 95 %,
     Student t over the pairs); p (two-sided t test), p_corrected (Holm, over all rows); n (pairs); verdict ("higher",
@@ -32,10 +32,11 @@ def compare(runs: Groups, metrics: str | Sequence[str], between: str = "method",
     everything that varies among the runs of `base`. ValueError: no run of `base`; several of it for one pair; runs
     that differ in a setting that is neither paired nor in `by`."""
     metrics, by = [metrics] if isinstance(metrics, str) else list(metrics), list(by)
-    table = scores(runs, metrics)
+    table = runs if isinstance(runs, pd.DataFrame) else scores(runs, metrics)
+    constant = table if isinstance(runs, pd.DataFrame) else settings(runs, constant=True)
     for name in (between, *by):
-        choose("compare: setting", name, [*table.columns.drop(metrics), *settings(runs, constant=True).columns])
-    table = table.assign(**{name: settings(runs, constant=True)[name] for name in (between, *by) if name not in table})
+        choose("compare: setting", name, dict.fromkeys([*table.columns.drop(metrics), *constant.columns]))
+    table = table.assign(**{name: constant[name] for name in (between, *by) if name not in table})
     theirs = table[table[between] == base]
     if theirs.empty:
         choose(f"compare: base, a value of {between},", base, [str(value) for value in table[between].unique()])
@@ -49,6 +50,8 @@ def compare(runs: Groups, metrics: str | Sequence[str], between: str = "method",
         for metric in metrics:
             rows.append({**dict(zip(by, at, strict=True)), between: value, "base": base, "metric": metric,
                          **_paired(pairs[f"{metric} ours"], pairs[f"{metric} theirs"])})
+    if not rows:
+        raise ValueError(f"compare: all runs have {between}={base}; give it others to compare with")
     return corrected(pd.DataFrame(rows))
 
 
@@ -141,15 +144,14 @@ def verdict_of(low: float, high: float) -> str:
 
 def tell(found: pd.DataFrame, labels: Mapping[Any, str] = MappingProxyType({}), unit: str = " points",
          digits: int = 1, means: bool = False) -> str:
-    """The rows of `compare` as sentences. labels: what a value of a setting is called; means: say both, too."""
+    """The rows of `compare` as sentences. labels: what a value of a setting is called; a
+    setting that a run does not have is left out. means: say the means of both sides, too."""
     fixed = ("base", "metric", "mean", "base_mean", "difference", "low", "high", "p", "p_corrected", "n", "verdict")
     *by, between = [name for name in found.columns if name not in fixed]
     lines = []
     for row in found.to_dict("records"):
-        where = "".join(f"{labels.get(row[name], row[name])}, " for name in by)
-        said = f"{row['difference']:+.{digits}f}{unit}"
-        if not np.isnan(row["low"]):
-            said += f" (95 % interval {row['low']:+.{digits}f} to {row['high']:+.{digits}f}, n = {row['n']})"
+        where = "".join(f"{labels.get(row[name], row[name])}, " for name in by if not pd.isna(row[name]))
+        said = _number(row["difference"], row["low"], row["high"], row["n"], unit, digits)
         if means:
             said = f"{row['mean']:.{digits}f} against {row['base_mean']:.{digits}f}, {said}"
         ours, theirs = (labels.get(value, value) for value in (row[between], row["base"]))
@@ -157,6 +159,29 @@ def tell(found: pd.DataFrame, labels: Mapping[Any, str] = MappingProxyType({}), 
                      .replace("different than", "different from")
                      .replace("is not decided by one run than", "is not decided by one run against"))
     return "\n".join(lines)
+
+
+def above_zero(values: Mapping[str, Iterable[float]] | pd.DataFrame, unit: str = " points",
+               digits: int = 1) -> str:
+    """Whether numbers are above or below zero, such as changes, as a sentence for each name.
+
+    values: under each name one number per run; a table with a row per run is one, too."""
+    lines = []
+    for name, found in values.items():
+        numbers = list(found)
+        mean, half = interval(numbers)
+        low, high = mean - half, mean + half
+        verdict = verdict_of(low, high).replace("higher", "above zero").replace("lower", "below zero")
+        said = _number(mean, low, high, len(numbers), unit, digits)
+        lines.append(f"{name} is {verdict.replace('different', 'different from zero')}: {said}.")
+    return "\n".join(lines)
+
+
+def _number(mean: float, low: float, high: float, n: int, unit: str, digits: int) -> str:
+    said = f"{mean:+.{digits}f}{unit}"
+    if np.isnan(low):
+        return said
+    return f"{said} (95 % interval {low:+.{digits}f} to {high:+.{digits}f}, n = {n})"
 
 
 # ---- groups of runs by key

@@ -8,7 +8,7 @@ from itertools import product
 
 import pandas as pd
 
-from clstudy.analysis import comparisons, tables
+from clstudy.analysis import tables
 from clstudy.analysis.scores import metrics_of
 from clstudy.evaluation import metrics
 from clstudy.methods import METHODS
@@ -158,16 +158,4 @@ def grid(new: Mapping[str, Mapping] = {}) -> pd.DataFrame:
         except ValueError:
             continue
         rows.append(chosen | {"methods": ", ".join(dict.fromkeys(there.get(key, []))), "new": ours.get(key, "")})
-    return pd.DataFrame(rows)
-
-
-def differences(pairs: Mapping[str, tuple[Sequence[Run], Sequence[Run]]], names: Sequence[str]) -> pd.DataFrame:
-    """Points against their neighbours, for `map_plots.differences`: columns panel (a metric), label, mean, half_width
-    of ours − theirs, paired by seed, in points; with one seed there is no bar."""
-    rows = []
-    for name in names:
-        for label, (ours, theirs) in pairs.items():
-            found = comparisons.difference(ours, theirs, name)
-            half = 0.0 if found.half_width != found.half_width else found.half_width
-            rows.append({"panel": name, "label": label, "mean": found.mean, "half_width": half})
     return pd.DataFrame(rows)

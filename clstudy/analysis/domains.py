@@ -6,11 +6,10 @@ import pandas as pd
 import torch
 
 from clstudy.analysis import tables
-from clstudy.analysis.scores import metrics_of
+from clstudy.analysis.scores import Groups, flattened, metrics_of, settings
 from clstudy.data.streams import Domains
 from clstudy.data.types import BenchmarkData
 from clstudy.evaluation import metrics
-from clstudy.evaluation.metrics import Interval
 from clstudy.runs.run import Run
 
 
@@ -32,10 +31,16 @@ def domain_means(groups: Mapping[str, Sequence[Run]], benchmark: BenchmarkData) 
     return {label: np.mean([domain_matrix(run, benchmark) for run in runs], axis=0) for label, runs in groups.items()}
 
 
-def domain_scores(run: Run, benchmark: BenchmarkData) -> dict[str, float]:
-    """In points, of the matrix of domains: "average" of its last row, "worst domain" of it, "forgetting" (Chaudhry et
-    al. 2018), and "transfer": by how much a domain is better just before it comes than before training (FWT, Lopez-Paz
-    and Ranzato 2017). Of a stream that is not of domains, the first two; the others are NaN."""
+def domain_scores(runs: Groups, benchmark: BenchmarkData, held_out: Sequence[str] = ()) -> pd.DataFrame:
+    """A row per run as `scores` gives it, with metrics of the matrix of domains and of held-out sets, in points: "average"
+    of its last row, "worst domain" of it, "forgetting" (Chaudhry et al. 2018), and "transfer": by how much a domain is
+    better just before it comes than before training (FWT, Lopez-Paz and Ranzato 2017). Of a stream that is not of
+    domains, the first two; the others are NaN."""
+    rows = [_metrics(run, benchmark) | {name: metrics_of(run)[name] for name in held_out} for run in flattened(runs)]
+    return pd.concat([settings(runs), pd.DataFrame(rows)], axis=1)
+
+
+def _metrics(run: Run, benchmark: BenchmarkData) -> dict[str, float]:
     last = 100 * run.domains("all").iloc[-1].to_numpy()
     found = {"average": float(last.mean()), "worst domain": metrics.worst_domain(last), "forgetting": float("nan"),
              "transfer": float("nan")}
@@ -43,19 +48,6 @@ def domain_scores(run: Run, benchmark: BenchmarkData) -> dict[str, float]:
         R = 100 * domain_matrix(run, benchmark)
         found |= {"forgetting": metrics.forgetting(R), "transfer": metrics.forward_transfer(R)}
     return found
-
-
-def domain_summary(groups: Mapping[str, Sequence[Run]], benchmark: BenchmarkData, held_out: Sequence[str] = ()
-                   ) -> pd.DataFrame:
-    """`domain_scores` of each group, and the accuracy on held-out sets: mean ± half width of the 95 % interval over
-    seeds."""
-    rows = {}
-    for label, runs in groups.items():
-        found = pd.DataFrame([domain_scores(run, benchmark) | {name: metrics_of(run)[name] for name in held_out}
-                              for run in runs])
-        texts = {name: tables._text(metrics.interval(found[name].tolist())) for name in found}
-        rows[label] = {name: "-" if text.startswith("nan") else text for name, text in texts.items()}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
 def domain_gains(groups: Mapping[str, Sequence[Run]], benchmark: BenchmarkData) -> pd.DataFrame:
@@ -70,14 +62,6 @@ def domain_gains(groups: Mapping[str, Sequence[Run]], benchmark: BenchmarkData) 
                       **tables._point([float(gain[stage, part].mean()) for gain in gains])}
                      for panel, part in parts.items() if gains[0][stage, part].size]
     return pd.DataFrame(rows)
-
-
-def domain_interval(runs: Sequence[Run], benchmark: BenchmarkData, name: str, against: Sequence[Run] = ()) -> Interval:
-    """One of `domain_scores` over seeds; against: the difference to other runs, paired by seed."""
-    values = [domain_scores(run, benchmark)[name] for run in runs]
-    if not against:
-        return metrics.interval(values)
-    return metrics.paired_interval(values, [domain_scores(run, benchmark)[name] for run in against])
 
 
 def in_every_domain(benchmark: BenchmarkData, things: Sequence[str]) -> tuple[np.ndarray, list[str]]:

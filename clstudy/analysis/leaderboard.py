@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from clstudy.analysis import scores, tables
+from clstudy.analysis.scores import look
 from clstudy.evaluation import metrics
 from clstudy.runs import run as run_module
 from clstudy.runs import store
@@ -180,11 +181,6 @@ def _short(name: str, names: Sequence[str]) -> str:
     """An option without what it belongs to, where no other has the same last word."""
     last = name.split(".")[-1]
     return last if sum(other.split(".")[-1] == last for other in names) == 1 else name
-
-
-def look(config: RunConfig) -> str:
-    """The key of a run's method in `plots.LOOKS`."""
-    return "er_balanced" if config.method == "er" and config.method_args.get("draw") == "balanced" else config.method
 
 
 # ---- ranking

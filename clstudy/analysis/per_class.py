@@ -1,22 +1,13 @@
-"""Tables and sentences about streams with a small memory: over its size, over classes and their weights, over domains.
-
-Everything is computed from finished runs. `estimates.py` looks at the memory and at moving averages themselves."""
+"""Class by class: the weights that classes get, and which classes gain or lose. `moving_averages.py` looks at the
+memory and at the averages themselves."""
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from clstudy.evaluation import metrics
-from clstudy.evaluation.metrics import Interval
 from clstudy.runs.run import Run
 
 Weights = pd.DataFrame  # columns seed, stage, step, class, weight, age
-
-
-# ---- over the size of the memory
-
-
-# ---- what was claimed
 
 
 # ---- the weights of classes
@@ -38,22 +29,22 @@ def by_age(weights: Weights) -> pd.DataFrame:
     return weights.groupby(keys, as_index=False).weight.mean()
 
 
-def old_against_new(weights: Weights) -> Interval:
-    """Mean weight of old classes minus that of new ones, over the steps in which there are both; over seeds."""
+def old_against_new(weights: Weights) -> pd.Series:
+    """Mean weight of old classes minus that of new ones, over the steps in which there are both: a number per seed."""
     wide = by_age(weights).pivot(index=["seed", "step"], columns="age", values="weight").dropna()
-    return metrics.interval((wide.old - wide.new).groupby("seed").mean().tolist())
+    return (wide.old - wide.new).groupby("seed").mean()
 
 
-def hard_classes(runs: Sequence[Run], class_names: Sequence[str]) -> Interval:
+def hard_classes(runs: Sequence[Run], class_names: Sequence[str]) -> list[float]:
     """Rank correlation, over classes, of the weight at the end of the stream with the error 1 − a_c of the model before
-    training; over seeds. Above 0: hard classes weigh more."""
+    training: a number per run. Above 0: hard classes weigh more."""
     found = []
     for run in runs:
         table = run.probe("method")
         last = table[table.step == table.step.max()].set_index("class").weight
         weight = last.rename(index=dict(enumerate(class_names)))
         found.append(_rank_correlation(weight, -run.classes("all").loc[0]))
-    return metrics.interval(found)
+    return found
 
 
 def effective(weights: Weights) -> float:
@@ -87,18 +78,12 @@ def class_changes(ours: Sequence[Run], theirs: Sequence[Run]) -> pd.DataFrame:
     return table.dropna().rename_axis("class").reset_index()
 
 
-def payers(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[str, Interval]:
-    """What ours − theirs is for the half of the classes that was hardest before training, and for the other half, in
-    points; each the mean over classes, paired by seed."""
-    halves: dict[str, list[float]] = {"hard half": [], "easy half": []}
+def payers(ours: Sequence[Run], theirs: Sequence[Run]) -> pd.DataFrame:
+    """What ours − theirs is, in points, for the half of the classes that was hardest before training and for the other
+    half: a row per pair of runs, the mean over classes in the columns "hard half" and "easy half"."""
+    rows = []
     for a, b in zip(ours, theirs, strict=True):
         table = class_changes([a], [b]).sort_values(["before", "class"])
         hard = np.arange(len(table)) < len(table) // 2
-        halves["hard half"].append(float(table.difference[hard].mean()))
-        halves["easy half"].append(float(table.difference[~hard].mean()))
-    return {name: metrics.interval(values) for name, values in halves.items()}
-
-
-# ---- domains
-
-
+        rows.append({"hard half": table.difference[hard].mean(), "easy half": table.difference[~hard].mean()})
+    return pd.DataFrame(rows)

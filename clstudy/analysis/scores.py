@@ -7,6 +7,7 @@ import pandas as pd
 
 from clstudy.evaluation import metrics
 from clstudy.runs.run import Run, flat
+from clstudy.training.config import RunConfig
 from clstudy.utils.validation import choose
 
 NEVER_UPDATED = ("other classes", "tiered_imagenet_test")  # held-out sets that ZS-Acc is of
@@ -16,7 +17,7 @@ Groups = Sequence[Run] | Mapping[str, Sequence[Run]]  # runs, or runs under labe
 
 
 def scores(runs: Groups, metrics: str | Sequence[str]) -> pd.DataFrame:
-    """A row for each run, a column for each setting that varies between them and for each metric (percent).
+    """A row for each run, a column for its seed, each other setting that varies and each metric (percent).
 
     Options of an axis have their own name where no other setting has it ("size"), otherwise the dotted one
     ("method_args.size"); a run without the option has None. ValueError: a metric that a run does not have."""
@@ -27,12 +28,13 @@ def scores(runs: Groups, metrics: str | Sequence[str]) -> pd.DataFrame:
 
 
 def settings(runs: Groups, constant: bool = False) -> pd.DataFrame:
-    """A row for each run, a column for each setting that varies between them (with `constant`: for all settings)."""
+    """A row for each run, a column for its seed and for each setting that varies between them (with `constant`: for
+    all settings)."""
     table = pd.DataFrame([flat(run.config) for run in flattened(runs)], dtype=object)
     table = table.drop(columns="device", errors="ignore").astype(object)
     table = table.where(table.notna(), None)
     if not constant:
-        table = table.loc[:, [len({repr(value) for value in table[name]}) > 1 for name in table]]
+        table = table.loc[:, [table[name].map(repr).nunique() > 1 or name == "seed" for name in table]]
     last = [name.rpartition(".")[2] for name in table]
     table = table.rename(columns={name: end for name, end in zip(table, last, strict=True) if last.count(end) == 1})
     if isinstance(runs, Mapping):
@@ -54,6 +56,22 @@ def grouped(runs: Groups, by: Sequence[str]) -> dict[tuple, list[Run]]:
         choose("by", name, table.columns)
     for run, key in zip(flattened(runs), table[list(by)].itertuples(index=False, name=None), strict=True):
         found.setdefault(tuple(key), []).append(run)
+    return found
+
+
+def look(config: RunConfig) -> str:
+    """The key of a run's method in `plots.LOOKS`."""
+    balanced = config.method == "er" and config.method_args.get("draw") == "balanced"
+    return "er_balanced" if balanced else config.method
+
+
+def labelled(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs under the names that figures have for them, in order of first appearance: that of the method, "joint" for
+    one that has the whole stream at once."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        joint = run.config.stream == "joint" and run.config.method != "frozen"
+        found.setdefault("joint" if joint else look(run.config), []).append(run)
     return found
 
 

@@ -1,6 +1,7 @@
 """From runs to the numbers of a paper: the metrics of a run, their mean and interval over seeds, and paired
 differences."""
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,23 +34,36 @@ def pairs(runs: Groups, x: str, y: str, by: Sequence[str]) -> pd.DataFrame:
     return pd.concat([wide[0], wide[1][["y", "y_half"]]], axis=1)
 
 
-def table(runs: Groups, metrics: Sequence[str], by: Sequence[str], sort: str | None = None) -> pd.DataFrame:
-    """A row per group, a column per metric: "mean ± half width" of the 95 % interval over its runs (Student t).
+def table(runs: Groups | pd.DataFrame, metrics: Sequence[str], by: Sequence[str], sort: str | None = None
+          ) -> pd.DataFrame:
+    """A row per group, a column per metric: "mean ± half width" of the 95 % interval over its runs (Student t). The
+    values of `by` are text; "-" where a group has none, or has not the metric.
 
-    metrics: also "parameters", "images/s" and the others of `scores.cost`. sort: the metric whose highest mean comes
-    first; None: groups in order of first appearance. The values of `by` become text, "-" where a group has none."""
-    rows, groups = {}, grouped(runs, by).items()
-    for key, group in sorted(groups, key=lambda row: -means(row[1], sort)[0]) if sort else groups:
-        found = pd.DataFrame([metrics_of(run) for run in group])
-        rows[key] = {name: _text(interval(found[name].tolist())) if name in found else cost(group)[name]
-                     for name in metrics}
+    runs: or a table with a row per run and the metrics in columns, as `scores` gives it. metrics: of runs also
+    "parameters", "images/s" and the others of `scores.cost`. sort: the metric whose highest mean comes first; None:
+    groups in order of first appearance."""
+    groups = _metrics_by_group(runs, by)
+    if sort:
+        groups = dict(sorted(groups.items(), key=lambda group: -group[1][sort].mean()))
+    costs = {} if isinstance(runs, pd.DataFrame) else {key: cost(group) for key, group in grouped(runs, by).items()}
+    rows = {tuple(map(_name, key)): {name: _text(interval(found[name].tolist())) if name in found else costs[key][name]
+                                     for name in metrics} for key, found in groups.items()}
     made = pd.DataFrame.from_dict(rows, orient="index")
-    made.index = pd.MultiIndex.from_tuples([tuple(map(_setting, key)) for key in rows], names=list(by))
-    return made
+    made.index = pd.MultiIndex.from_tuples(list(rows), names=list(by))
+    return made.replace("nan", "-")
 
 
-def _setting(value: object) -> str:
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def _name(value: Any) -> str:
+    if value is None or value != value:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _metrics_by_group(runs: Groups | pd.DataFrame, by: Sequence[str]) -> dict[tuple, pd.DataFrame]:
+    if isinstance(runs, pd.DataFrame):
+        return dict(list(runs.groupby(list(by), sort=False, dropna=False)))
+    return {key: pd.DataFrame([metrics_of(run) for run in group])
+            for key, group in grouped(runs, by).items()}
 
 
 def summary(groups: Mapping[tuple, Sequence[Run]], columns: Sequence[str], index: Sequence[str]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from clstudy.plots import style
+from clstudy.plots.accuracy import Roles, roles
 
 FILLED, NEW = "#DCE6EE", "#FBE3C9"  # light enough for words
 
@@ -37,15 +38,17 @@ def design_space_map(grid: pd.DataFrame) -> Figure:
     return figure
 
 
-def differences(table: pd.DataFrame, xlabel: str = "points") -> Figure:
-    """A row per comparison, a panel per metric: mean of the difference and its 95 % interval over seeds. Columns panel,
-    label, mean, half_width."""
+def differences(table: pd.DataFrame, xlabel: str = "points", *, panel: Roles = "metric", y: Roles = "label") -> Figure:
+    """A row per comparison, a panel per metric: the difference and its 95 % interval. Columns difference, low and high
+    (`compare`), and those of the panel and the row."""
+    table = roles(table, panel=panel, label=y)
     panels, labels = list(dict.fromkeys(table.panel)), list(dict.fromkeys(table.label))
     figure, axes = style._figure(style.TWO_COLUMNS, 0.8 + 0.3 * len(labels), 1, len(panels), sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         rows = table[table.panel == panel].set_index("label").loc[labels]
+        half = (rows.high - rows.difference).fillna(0)  # one run: no bar
         axis.axvline(0, color="0.5", lw=0.7, zorder=0)
-        axis.errorbar(rows["mean"], range(len(labels)), xerr=rows.half_width, fmt="o", ms=4, elinewidth=0.9,
+        axis.errorbar(rows.difference, range(len(labels)), xerr=half, fmt="o", ms=4, elinewidth=0.9,
                       color=style.PALETTE[0])
         axis.set(title=panel, xlabel=xlabel)
     axes[0, 0].set_yticks(range(len(labels)), labels)

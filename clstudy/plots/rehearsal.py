@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from clstudy.evaluation.metrics import interval
 from clstudy.methods import METHODS
 from clstudy.plots import style
+from clstudy.plots.accuracy import Roles, roles
 
 # What is drawn here alone: the other looks are those of `plots.LOOKS`.
 LOOKS = {"joint": ("joint training (ceiling)", "#595959", (4, 1.5))}
@@ -23,11 +24,14 @@ def look(label: str) -> tuple[str, str, tuple | str]:
     return (f"{name} (reconstruction)" if rebuilt else name), colour, dash
 
 
-def sizes(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
-    """A metric a panel over the size of the memory: columns panel, method, x, mean, half_width.
+def sizes(table: pd.DataFrame, xlabel: str, ylabel: str, *, panel: Roles = "panel", x: str = "x",
+          hue: str = "method") -> Figure:
+    """A metric a panel over the size of the memory: columns mean and half_width (`tables.points`), and those of the
+    panel, the size (x) and the colour.
 
     Sizes stand at equal distances. What needs no memory (x is NaN) is a line across with its interval as a bar at the
     right end; a method at one size alone is a point. The means fill a panel: long bars run out of it."""
+    table = roles(table, panel=panel, x=x, method=hue)
     panels, steps = list(dict.fromkeys(table.panel)), sorted(table.x.dropna().unique())
     down = -(-len(panels) // 2)
     figure, axes = style._figure(style.TWO_COLUMNS, 0.9 + 2.1 * down, down, min(len(panels), 2))

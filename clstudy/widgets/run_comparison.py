@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from clstudy.analysis.curves import band
-from clstudy.analysis.leaderboard import ENTRY, gather, look
+from clstudy.analysis.leaderboard import ENTRY, gather
+from clstudy.analysis.scores import look
 from clstudy.evaluation import metrics
 from clstudy.plots import accuracy, style
 from clstudy.plots.style import PALETTE

@@ -5,7 +5,7 @@ import pytest
 from small_runs import evaluations, make
 
 from clstudy import RunConfig, Runs, compare, grid, scores
-from clstudy.analysis.comparisons import changes, compare_values, tell
+from clstudy.analysis.comparisons import above_zero, changes, compare_values, tell
 from clstudy.runs.run import Run
 
 LAST = {("finetune", "lora"): [.40, .50, .60], ("sit", "lora"): [.55, .60, .75], ("finetune", "full"): [.50, .50, .50],
@@ -117,3 +117,17 @@ def test_a_metric_after_training_is_compared_with_the_same_before(runs):
     expected = (after.concepts - before["concepts before"]).groupby(after.method, sort=False).mean()
     assert found.difference.tolist() == pytest.approx(expected.tolist()) and found.n.tolist() == [3, 3]
     assert tell(found).startswith("finetune, concepts: after training is ")
+
+
+def test_numbers_of_runs_are_told_against_zero():
+    said = above_zero(pd.DataFrame({"gain": [1.0, 2.0, 3.0], "loss": [-1.0, 1.0, 0.5]}), "", 2).splitlines()
+    assert said[0] == "gain is not significantly different from zero: +2.00 (95 % interval -0.48 to +4.48, n = 3)."
+    assert above_zero({"gain": [2.0, 2.1]}) == (
+        "gain is above zero: +2.0 points (95 % interval +1.4 to +2.7, n = 2).")
+    assert above_zero({"loss": [-2.0, -2.1]}).startswith("loss is below zero: -2.0")
+    assert above_zero({"one": [1.0]}) == "one is not decided by one run: +1.0 points."
+
+
+def test_nothing_to_compare_is_refused(runs):
+    with pytest.raises(ValueError, match="all runs have method=finetune"):
+        compare(runs.where(method="finetune"), "A_last")

@@ -1,5 +1,6 @@
 """Curves, matrices, points and pairs of metrics over groups of runs, and the figures that take them as they are."""
 import numpy as np
+import pandas as pd
 import pytest
 from small_runs import evaluations, make
 
@@ -47,6 +48,8 @@ def test_points_and_pairs_of_metrics_have_intervals(runs):
     assert said.concepts.tolist() == ["60.0 ± 18.4", "50.0"]
     costly = tables.table(runs, ["concepts", "parameters"], ["method"], sort="concepts")
     assert costly.index.to_list() == [("sit",), ("finetune",)] and costly.columns.to_list() == ["concepts", "parameters"]
+    by_size = tables.table(pd.DataFrame({"size": [2, None], "last": [1.0, np.nan]}), ["last"], ["size"])
+    assert by_size.index.tolist() == [("2",), ("-",)] and by_size["last"].tolist() == ["1.0", "-"]
     with pytest.raises(ValueError, match="methd.*Did you mean method"):
         tables.points(runs, "A_last", ["methd"])
 

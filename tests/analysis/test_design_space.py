@@ -155,13 +155,3 @@ def test_the_nearest_published_methods_are_named_with_what_differs():
     assert design_space.nearest(**SIT | {"candidates": "seen", "denominator": "moving", "vocabulary": "random"}) == [
         "`vr_lwf` (other denominator)", "`gcl` (other vocabulary)"]
     assert "Nearest: `sit` (other class_weights)" in design_space.describe(SIT | {"class_weights": "kl"})
-
-
-def test_differences_are_paired_by_seed(tmp_path):
-    ours, theirs = ([make(tmp_path / f"{side}{seed}", evaluations(last=last + 0.01 * seed), seed=seed)
-                     for seed in (0, 1)] for side, last in (("a", 0.5), ("b", 0.3)))
-    (row,) = design_space.differences({"one": (ours, theirs)}, ["A_last"]).to_dict("records")
-    assert (row["panel"], row["label"]) == ("A_last", "one")
-    assert row["mean"] == pytest.approx(20) and row["half_width"] == pytest.approx(0, abs=1e-6)
-    alone = design_space.differences({"one": (ours[:1], theirs[:1])}, ["A_last"])
-    assert alone.half_width.tolist() == [0]

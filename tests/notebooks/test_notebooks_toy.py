@@ -32,12 +32,12 @@ TOY = {  # parameters that make it small; the model is the toy's
     "07_vocabulary": ONE | {"weights": {"class names": [1], "random": [1], "words": [1], "pairs": [1], "subspace": [1]},
                             "weight": 1, "sizes": [5], "lengths": [1]},
     "08_weights": ONE | {"shares": [0, 0.5, 1], "average_every": 1},
-    "09_small_memory": STREAM | {"classes": 6, "sizes": [1, 2], "size": 2, "herding_at": 1, "visits": 2,
-                                 "held_out": ["concepts"]},
+    "09_small_memory": FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20}, "classes": 6,
+                              "sizes": [1, 2], "size": 2, "herding_at": 1, "visits": 2, "held_out": ["concepts"]},
     "10_domains": FEW | {"benchmark": "hands", "shown_args": {}, "things": ["red brick", "blue door"], "classes": 6,
                          "size": 1, "lr": 0.01, "held_out": ["concepts"], "scratch": ["finetune"],
                          "scratch_settings": {"pretrained": None}},
-    "11_the_map": STREAM | {"size": 12},
+    "11_the_map": FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20}, "size": 12},
 }
 
 

@@ -31,7 +31,7 @@ def test_the_grid_leaves_out_what_means_nothing():
 
 
 def test_differences_are_dots_with_bars_in_the_order_given():
-    table = pd.DataFrame([{"panel": panel, "label": label, "mean": mean, "half_width": 1.0}
+    table = pd.DataFrame([{"metric": panel, "label": label, "difference": mean, "low": mean - 1, "high": mean + 1}
                           for panel in ("A_last", "concepts") for label, mean in (("b", 2.0), ("a", -1.0))])
     axes = plots.differences(table).axes
     assert [axis.get_title() for axis in axes] == ["A_last", "concepts"]
