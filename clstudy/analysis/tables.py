@@ -1,15 +1,14 @@
 """From runs to the numbers of a paper: the metrics of a run, their mean and interval over seeds, and paired
 differences."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from clstudy.analysis.scores import Groups, cost, grouped, means, metrics_of
+from clstudy.analysis.scores import Groups, cost, grouped, metrics_of
 from clstudy.evaluation import metrics
 from clstudy.evaluation.metrics import interval
-from clstudy.runs.run import Run
 
 
 def points(runs: Groups, metrics: str | Sequence[str], by: Sequence[str], change: bool = False) -> pd.DataFrame:
@@ -66,74 +65,14 @@ def _metrics_by_group(runs: Groups | pd.DataFrame, by: Sequence[str]) -> dict[tu
             for key, group in grouped(runs, by).items()}
 
 
-def summary(groups: Mapping[tuple, Sequence[Run]], columns: Sequence[str], index: Sequence[str]) -> pd.DataFrame:
-    """A row per group, a column per metric: "mean ± half width" of the 95 % interval over seeds (Student t)."""
-    rows = {}
-    for key, runs in groups.items():
-        found = pd.DataFrame([metrics_of(run) for run in runs])
-        rows[key] = {name: _text(metrics.interval(found[name].tolist())) for name in columns}
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index = pd.MultiIndex.from_tuples(list(rows), names=list(index))
-    return table
-
-
 def _text(found: metrics.Interval) -> str:
     return f"{found.mean:.1f}" if np.isnan(found.half_width) else f"{found.mean:.1f} ± {found.half_width:.1f}"
-
-
-def changes(groups: Mapping[tuple, Sequence[Run]], sets: Sequence[str]) -> pd.DataFrame:
-    """Change of each set from before training to the end, in points: columns panel, set, method, mean, half_width.
-
-    Keys of `groups` end in the method; what stands before it names the panel."""
-    rows = []
-    for (*panel, method), runs in groups.items():
-        found = pd.DataFrame([metrics_of(run) for run in runs])
-        for name in sets:
-            change = _point((found[name] - found[f"{name} before"]).tolist())
-            rows.append({"panel": ", ".join(panel), "set": name, "method": method, **change})
-    return pd.DataFrame(rows)
 
 
 def _point(values: Sequence[float]) -> dict[str, float]:
     """Mean and half width of the 95 % interval, as plots take them: with one value there is no bar."""
     found = metrics.interval(values)
     return {"mean": found.mean, "half_width": 0.0 if np.isnan(found.half_width) else found.half_width}
-
-
-def settings(groups: Mapping[tuple[str, float], Sequence[Run]], names: Sequence[str]) -> pd.DataFrame:
-    """Metrics over several settings, for `plots.series`. Keys: (panel, x); a line per metric."""
-    rows = []
-    for (panel, x), runs in groups.items():
-        for name in names:
-            rows.append({"panel": panel, "method": name, "x": x, **_point([metrics_of(run)[name] for run in runs])})
-    return pd.DataFrame(rows)
-
-
-def crosses(groups: Mapping[tuple[str, str | float], Sequence[Run]], x: str, y: str) -> pd.DataFrame:
-    """Two metrics per group with the half widths of their 95 % intervals, for `plots.trade`. Keys: (panel, label)."""
-    rows = []
-    for (panel, label), runs in groups.items():
-        at, over = (_point([metrics_of(run)[name] for run in runs]) for name in (x, y))
-        rows.append({"panel": panel, "label": label, "x": at["mean"], "x_half": at["half_width"], "y": over["mean"],
-                     "y_half": over["half_width"]})
-    return pd.DataFrame(rows)
-
-
-def frontier(groups: Mapping[tuple[str, float | None], Sequence[Run]], x: str, y: str) -> pd.DataFrame:
-    """`crosses` with a weight, for `plots.frontier`, and where they started, as "frozen". Keys: (label, weight)."""
-    table = crosses(groups, x, y).rename(columns={"label": "weight", "panel": "label"})
-    start = means(next(iter(groups.values())), f"{x} before", f"{y} before")
-    frozen = {"label": "frozen", "weight": 0.0, "x": start[0], "x_half": 0.0, "y": start[1], "y_half": 0.0}
-    return pd.concat([table, pd.DataFrame([frozen])], ignore_index=True)
-
-
-def against(groups: Mapping[tuple[str, float], Sequence[Run]], names: Mapping[str, str]) -> pd.DataFrame:
-    """Metrics over a setting, for `plots.series`. Keys: (method, x); names: metric → title of its panel."""
-    rows = []
-    for (method, x), runs in groups.items():
-        for name, panel in names.items():
-            rows.append({"panel": panel, "method": method, "x": x, **_point([metrics_of(run)[name] for run in runs])})
-    return pd.DataFrame(rows)
 
 
 def readings(runs: Groups, stage: int, by: Sequence[str]) -> pd.DataFrame:
@@ -147,23 +86,3 @@ def readings(runs: Groups, stage: int, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def panels(crosses: pd.DataFrame, pools: Sequence[str]) -> pd.DataFrame:
-    """A table of `crosses` whose panel is the tuner, with all pools in one panel and frozen CLIP in each."""
-    table = crosses.assign(panel=crosses.panel.map(lambda tuner: "prompt pools" if tuner in pools else tuner))
-    frozen, rest = table[table.label == "frozen"], table[table.label != "frozen"]
-    order = sorted(dict.fromkeys(rest.panel), key=lambda name: name != "lora")
-    return pd.concat([part for name in order for part in (frozen.assign(panel=name), rest[rest.panel == name])])
-
-
-def over_sizes(groups: Mapping[tuple[str, float | None], Sequence[Run]], names: Mapping[str, str]) -> pd.DataFrame:
-    """Metrics over the size of the memory, for `memory_plots.sizes`: columns panel, method, x, mean, half_width.
-
-    Keys: (method, size); None where there is no memory, which becomes NaN. names: metric → title of its panel."""
-    rows = []
-    for (method, size), runs in groups.items():
-        for name, panel in names.items():
-            if name in ("A_auc", "A_avg") and runs[0].evals.stage.max() == 1:
-                continue  # joint training: a mean over one stage is no mean over stages
-            point = _point([metrics_of(run)[name] for run in runs])
-            rows.append({"panel": panel, "method": method, "x": np.nan if size is None else size, **point})
-    return pd.DataFrame(rows)

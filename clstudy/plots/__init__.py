@@ -2,13 +2,9 @@
 from clstudy.plots.accuracy import (
     accuracy_matrices,
     changes,
-    curve_grid,
-    curves,
     frontier,
     live,
     loss_curves,
-    losses,
-    matrices,
     matrix,
     roles,
     series,
@@ -25,8 +21,8 @@ from clstudy.plots.streams import arrivals
 from clstudy.plots.style import LOOKS, METHODS, VOCABULARIES, save
 
 __all__ = ["LOOKS", "METHODS", "VOCABULARIES", "accuracy_matrices", "anatomy", "arrivals",
-           "bands", "bars", "by_block", "changes", "class_weights", "clouds", "curve_grid",
-           "curves", "design_space_map", "differences", "domain_gains", "domain_matrices",
-           "estimates", "frontier", "live", "look", "loss_curves", "losses", "matrices", "matrix",
+           "bands", "bars", "by_block", "changes", "class_weights", "clouds",
+           "design_space_map", "differences", "domain_gains", "domain_matrices",
+           "estimates", "frontier", "live", "look", "loss_curves", "matrix",
            "payers", "pictures", "ranking", "roles", "save", "scatter", "series", "similarity",
            "sizes", "stream_curves", "style_grid", "trade"]

@@ -8,9 +8,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from clstudy.evaluation.metrics import interval
 from clstudy.plots.style import LOOKS, MARKERS, ONE_COLUMN, PALETTE, TWO_COLUMNS, _figure, _legend, _order
-from clstudy.runs.run import Run
 from clstudy.utils.validation import choose
 
 Roles = str | Sequence[str]
@@ -57,46 +55,6 @@ def matrix(R: np.ndarray, title: str | None = None, row_names: Sequence[str] | N
     return figure
 
 
-def _band(axis, runs: Sequence[Run], set_name: str, metric: str, **line) -> None:
-    """Mean over seeds with its 95 % interval, cut to 0 … 100. Stages end at other images for other seeds, so each run's
-    curve is read, by linear interpolation, at 25 points from the latest first checkpoint to the end."""
-    curves = [run.curve(set_name, metric) for run in runs]
-    first, last = (max(curve.images_seen.iloc[i] for curve in curves) for i in (0, -1))
-    points = np.linspace(first, last, 25)
-    values = np.array([np.interp(points, curve.images_seen, 100 * curve.value) for curve in curves])
-    axis.plot(points, values.mean(0), **line)
-    if len(runs) > 1:
-        low, high = zip(*((m - h, m + h) for m, h in map(interval, values.T)), strict=True)
-        low, high = np.clip(low, 0, 100), np.clip(high, 0, 100)
-        axis.fill_between(points, low, high, color=line.get("color"), alpha=0.12, lw=0)
-
-
-def curves(runs: Mapping[str, Sequence[Run]], set: str = "seen classes", metric: str = "accuracy",
-           ylabel: str | None = None, title: str | None = None) -> Figure:
-    """Accuracy over the stream, a line per label: mean over seeds and 95 % interval."""
-    figure, axes = _figure(ONE_COLUMN + 0.9, 2.5)
-    for i, (label, group) in enumerate(runs.items()):
-        name, colour, dash = LOOKS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
-        _band(axes[0, 0], group, set, metric, color=colour, label=name, dashes=dash or (None, None))
-    axes[0, 0].set(xlabel="images of the stream seen", ylabel=ylabel or f"{metric} on {set}, %", title=title)
-    axes[0, 0].legend(frameon=False)
-    return figure
-
-
-def losses(runs: Mapping[str, Run]) -> Figure:
-    """Each loss term over the optimiser's steps; the vertical lines are stage ends."""
-    figure, axes = _figure(ONE_COLUMN + 0.9, 2.3)
-    for i, (label, run) in enumerate(runs.items()):
-        for term, rows in run.steps.groupby("term"):
-            name, colour, _ = LOOKS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
-            axes[0, 0].plot(rows.step, rows.value, lw=0.9, color=colour, label=f"{name}: {term}")
-        for end in run.steps.groupby("stage").step.max()[:-1]:
-            axes[0, 0].axvline(end, color="0.85", lw=0.6, zorder=0)
-    axes[0, 0].set(xlabel="optimiser step", ylabel="loss")
-    axes[0, 0].legend(frameon=False)
-    return figure
-
-
 def live(lines: Mapping[tuple[int, str], Sequence[tuple[float, float]]]) -> Figure:
     """One run as `widgets.live_training` shows it: (panel, name) → points, with panels 1 for loss terms over steps, 2
     for accuracy over the stream, 3 for the drift of features."""
@@ -112,33 +70,6 @@ def live(lines: Mapping[tuple[int, str], Sequence[tuple[float, float]]]) -> Figu
         axis.set(xlabel=x, ylabel=y)
         if mine:
             axis.legend(frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(.5, -.28))
-    return figure
-
-
-def curve_grid(groups: Mapping[tuple[str, str, str], Sequence[Run]], set: str = "seen classes") -> Figure:
-    """Panels stream × tuner (or method), a line per method (or tower): keys of `groups` are (row, column, line)."""
-    streams, tuners = (list(dict.fromkeys(key[i] for key in groups)) for i in (0, 1))
-    figure, axes = _figure(TWO_COLUMNS, 0.5 + 2.0 * len(streams), len(streams), len(tuners), sharey="row", sharex="row")
-    for (stream, tuner, method), runs in groups.items():
-        axis = axes[streams.index(stream), tuners.index(tuner)]
-        name, colour, dash = LOOKS[method]
-        _band(axis, runs, set, "accuracy", color=colour, label=name, dashes=dash or (None, None))
-        axis.set(title=f"{stream} stream, {tuner}", xlabel="images of the stream seen")
-    for row in axes:
-        row[0].set_ylabel(f"accuracy on {set}, %")
-    _legend(figure, axes)
-    return figure
-
-
-def matrices(groups: Mapping[str, Sequence[Run]], candidates: str = "all") -> Figure:
-    """Accuracy matrices side by side, each the mean over its runs."""
-    means = {label: np.nanmean([run.matrix(candidates) for run in runs], axis=0) for label, runs in groups.items()}
-    top = 100 * max(np.nanmax(R) for R in means.values())
-    figure, axes = _figure(TWO_COLUMNS, 0.7 + 0.21 * len(next(iter(means.values()))), 1, len(means))
-    for i, (label, R) in enumerate(means.items()):
-        _matrix(axes[0, i], R, LOOKS.get(label, (label,))[0], top=top, colorbar=i == len(means) - 1)
-        if i:
-            axes[0, i].set_ylabel("")
     return figure
 
 

@@ -7,7 +7,7 @@ import ipywidgets as ipw
 import numpy as np
 import pandas as pd
 
-from clstudy.analysis.curves import band
+from clstudy.analysis.curves import band, over_stream
 from clstudy.analysis.leaderboard import ENTRY, gather
 from clstudy.analysis.scores import look
 from clstudy.evaluation import metrics
@@ -48,8 +48,9 @@ def run_comparer(runs: Sequence[Run], name: str = "seen classes", most: int = 4,
     table = gather(runs, kept)
     groups = grouped(table, runs)
     if headless():
-        some = {label: group for label, group in groups.items() if band(group, name) is not None}
-        return accuracy.curves({label: some[label] for label in list(some)[:most]}, name)
+        found = over_stream(groups, name=name)
+        found = found[found.label.isin(list(dict.fromkeys(found.label))[:most])]
+        return accuracy.stream_curves(found, f"accuracy on {name}, %", hue="label")
     return _Comparer(table, groups, name, most).box
 
 

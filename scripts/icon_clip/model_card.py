@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from pretrain import zero_shot
+from pretraining_curve import pretraining
 
-from clstudy import RunConfig, load_clip, load_or_train, plots
+from clstudy import RunConfig, load_clip, load_or_train
 from clstudy.data.benchmarks.emoji import COLOUR, OBJECTS, UNSEEN, Emoji, _retrieval, table
 from clstudy.evaluation.accuracy import evaluate
 from clstudy.evaluation.retrieval import retrieval
@@ -71,7 +72,7 @@ def main() -> None:
     clip.precision = "bf16"
     clip.eval()
     curve = pd.read_json(FOLDER / "curve.jsonl", lines=True)
-    figure = plots.pretraining(curve, UNSEEN, title="zero-shot over 861 object concepts, families never seen")
+    figure = pretraining(curve, UNSEEN, title="zero-shot over 861 object concepts, families never seen")
     figure.savefig(FOLDER / "curve.png")
     known, blank = from_nothing()
     text = (Path(__file__).parent / "card.md").read_text()

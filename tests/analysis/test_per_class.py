@@ -11,7 +11,6 @@ from clstudy.analysis import comparisons, domains, per_class, scores
 from clstudy.analysis import tables as tables_module
 from clstudy.data.types import BenchmarkData, Labelled
 from clstudy.evaluation import metrics
-from clstudy.evaluation.metrics import Interval
 from clstudy.runs.run import Run
 from clstudy.training.config import RunConfig
 
@@ -26,44 +25,7 @@ def several(folder, lasts, **more):
 # ---- over the size
 
 
-def test_a_point_per_method_size_and_metric(tmp_path):
-    groups = {("er", 2): several(tmp_path / "a", (.4, .6)), ("frozen", None): several(tmp_path / "b", (.3, .3))}
-    table = tables_module.over_sizes(groups, {"A_last": "at the end", "A_avg": "on average"})
-    assert list(table.panel) == ["at the end", "on average"] * 2 and list(table.method) == ["er"] * 2 + ["frozen"] * 2
-    assert table.x.tolist()[:2] == [2, 2] and table.x.isna().tolist() == [False, False, True, True]
-    assert table["mean"].tolist() == pytest.approx([50, 190 / 3, 30, 170 / 3])  # (80 + 60 + 40 or 60) / 3; …
-    assert table.half_width.iloc[0] == pytest.approx(T1 * 10, rel=1e-4) and table.half_width.iloc[2] == 0
-
-
-def test_a_lead_grows_as_the_memory_shrinks(tmp_path):
-    ours = {2: several(tmp_path / "a", (.5, .6)), 10: several(tmp_path / "b", (.7, .7))}
-    theirs = {2: several(tmp_path / "c", (.3, .5)), 10: several(tmp_path / "d", (.6, .7))}
-    found = comparisons.growth(ours, theirs, "A_last")  # (20, 10) − (10, 0)
-    assert found == pytest.approx((10, 0))
-    assert comparisons.growth(theirs, ours, "A_last").mean == pytest.approx(-10)
-
-
 # ---- what was claimed
-
-
-@pytest.mark.parametrize(("mean", "half", "said"), [
-    (2., 1., "holds here"), (1., 1., "no difference told"), (-1., 1., "no difference told"),
-    (-2., 1., "not reproduced here: the opposite"), (2., math.nan, "cannot be told from one seed")])
-def test_what_an_interval_says_of_a_claim(mean, half, said):
-    assert comparisons.outcome(Interval(mean, half)) == said
-
-
-def test_a_claim_is_judged_by_all_its_intervals():
-    held, open_, against = Interval(2., 1.), Interval(.25, 1.), Interval(-2., 1.)
-    assert comparisons.judged("it grows", {"x": held}) == (
-        "“it grows”: holds here.\n    x: +2.0 points, 95 % interval +1.0 to +3.0: holds here")
-    said = comparisons.judged("it grows", {"x": held, "y": open_, "z": against}, "", 2).splitlines()
-    assert said[0] == "“it grows”: holds in 1 of 3 cases, the opposite in 1."
-    assert said[2] == "    y: +0.25, 95 % interval -0.75 to +1.25: no difference told"
-    assert said[3].endswith("not reproduced here: the opposite")
-    assert comparisons.judged("it", {"x": held, "y": open_}).startswith("“it”: holds in 1 of 2 cases.")
-    assert comparisons.judged("it", {"x": open_, "y": open_}).startswith("“it”: no difference told.")
-    assert "+2.0 points: cannot" in comparisons.judged("it", {"x": Interval(2., math.nan)})
 
 
 # ---- class weights
@@ -218,9 +180,3 @@ def test_one_picture_of_each_thing_in_each_domain():
         domains.in_every_domain(world(), ["fish"])
 
 
-def test_a_run_of_one_stage_has_no_mean_over_stages(tmp_path):
-    rows = [row(1, "seen classes", "seen", .6), *(row(1, f"class {name}", "seen", .5) for name in NAMES)]
-    rows += [row(stage, "task 1", who, .5) for stage in (0, 1) for who in ("own", "seen", "all")]
-    joint = [make(tmp_path / str(seed), rows, seed=seed) for seed in (0, 1)]
-    table = tables_module.over_sizes({("joint", None): joint}, {"A_last": "at the end", "A_avg": "on average"})
-    assert list(table.panel) == ["at the end"]

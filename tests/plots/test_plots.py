@@ -18,6 +18,7 @@ from PIL import Image
 from small_runs import make, row
 
 from clstudy import plots
+from clstudy.analysis.curves import losses, matrices, over_stream
 from clstudy.data.streams import Stage
 from clstudy.evaluation.metrics import EXAMPLE
 from clstudy.plots import style
@@ -84,18 +85,6 @@ def test_the_settings_of_a_figure_are_in_order(tmp_path):
     runs = [replace(run, config=run.config.model_copy(update={"method": method}))
             for run, method in zip(runs, methods, strict=True)]
     assert style.settings(runs)["seed"] == [0, 2] and style.settings(runs)["method"] == ["frozen", "sit", "mine"]
-
-
-def test_a_figure_drawn_and_saved_twice_is_the_same_file(figures, monkeypatch, tmp_path):
-    runs = [curve(tmp_path / str(seed), {20: .5, 40: .6 + .1 * seed}, seed) for seed in range(2)]
-    saved = []
-    for day in ("0", "86400"):
-        monkeypatch.setenv("SOURCE_DATE_EPOCH", day)  # a date in a file would be this one
-        plots.save(plots.curves({"sit": runs}), "07_curves", runs, "A curve.")
-        saved.append({path.name: path.read_bytes() for path in figures.iterdir()})
-    assert saved[0] == saved[1] and len(saved[0]) == 3
-    plots.save(plots.curves({"finetune": runs}), "07_curves", runs, "A curve.")
-    assert (figures / "07_curves.png").read_bytes() != saved[0]["07_curves.png"]
 
 
 def test_a_figure_is_the_same_file_in_another_process(figures):
@@ -192,21 +181,6 @@ def test_a_matrix_has_the_row_before_training_and_percent():
     assert not plots.matrix(np.full((12, 11), .5)).axes[0].texts  # numbers that would not fit
 
 
-def test_matrices_are_means_over_runs_on_one_scale(tmp_path):
-    def run(name, share, without=()):
-        return make(tmp_path / name, [row(stage, f"task {task}", "all", share * stage / task) for stage in range(3)
-                                      for task in (1, 2) if (stage, task) not in without])
-
-    groups = {"sit": [run("a", .1), run("b", .3, without=[(2, 2)])], "mine": [run("c", .4)]}
-    figure = plots.matrices(groups)
-    sit, mine, bar = figure.axes
-    assert titles(figure)[:2] == [SIT[0], "mine"]
-    assert np.allclose(sit.collections[0].get_array(), [[0, 0], [20, 10], [40, 10]])  # NaN is left out
-    assert np.allclose(mine.collections[0].get_array(), [[0, 0], [40, 20], [80, 40]])
-    assert sit.collections[0].get_clim() == mine.collections[0].get_clim() == (0, 80)
-    assert bar.get_ylabel() == "accuracy, %" and (sit.get_ylabel(), mine.get_ylabel()) == ("after stage", "")
-
-
 # ---- bars
 
 
@@ -251,70 +225,6 @@ def test_one_step_class_by_class_attraction_left_repulsion_right():
 
 
 # ---- curves over the stream
-
-
-def test_a_curve_is_the_mean_over_seeds_read_at_common_points(tmp_path):
-    runs = [curve(tmp_path / "a", {0: .2, 40: .6}), curve(tmp_path / "b", {20: .2, 60: .4}, 1)]
-    figure = plots.curves({"sit": runs, "mine": runs[:1]}, title="two")
-    axis = figure.axes[0]
-    sit, mine = axis.lines
-    x, y = sit.get_data()
-    assert len(x) == 25 and (x[0], x[-1]) == (20, 60)  # from the latest first checkpoint to the end
-    assert y[0] == pytest.approx((40 + 20) / 2) and y[-1] == pytest.approx((60 + 40) / 2)
-    assert y[12] == pytest.approx((60 + 30) / 2)  # at 40 images
-    assert points(mine)[0] == [0, 20] and points(mine)[-1] == [40, 60]
-    assert look(sit) == (SIT[1], False) and mine.get_color() == style.PALETTE[1]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == [SIT[0], "mine"]
-    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("images of the stream seen",
-                                                                       "accuracy on seen classes, %", "two")
-    (band,) = axis.collections  # only where there are several seeds
-    heights = band.get_paths()[0].vertices
-    at_end = heights[heights[:, 0] == 60][:, 1]
-    half = 12.7062 * np.std([60, 40], ddof=1) / math.sqrt(2)  # 127 points: cut to what an accuracy can be
-    assert half > 50 and (at_end.min(), at_end.max()) == (0, 100)
-
-
-def test_the_band_of_a_curve_is_its_interval(tmp_path):
-    runs = [curve(tmp_path / str(seed), {0: .5, 40: .5 + seed / 100}, seed) for seed in range(3)]
-    axis = plots.curves({"sit": runs}).axes[0]
-    heights = axis.collections[0].get_paths()[0].vertices
-    half = T / math.sqrt(3)  # of 50, 51, 52
-    at_end = heights[heights[:, 0] == 40][:, 1]
-    assert (at_end.min(), at_end.max()) == pytest.approx((51 - half, 51 + half), rel=1e-5)
-    assert np.allclose(heights[heights[:, 0] == 0][:, 1], 50)
-
-
-def test_a_curve_of_another_set_and_metric(tmp_path):
-    rows = [row(1, "drawings", "all", .25, "recall@1", images=20), row(1, "drawings", "all", .9, "recall@5", images=20)]
-    figure = plots.curves({"sit": [make(tmp_path / "a", rows)]}, "drawings", "recall@1")
-    assert set(figure.axes[0].lines[0].get_ydata()) == {25} and figure.axes[0].get_ylabel() == "recall@1 on drawings, %"
-    figure = plots.curves({"sit": [make(tmp_path / "b", rows)]}, "drawings", "recall@5", ylabel="found, %")
-    assert set(figure.axes[0].lines[0].get_ydata()) == {90} and figure.axes[0].get_ylabel() == "found, %"
-
-
-def test_a_grid_of_curves_has_a_panel_per_stream_and_tuner(tmp_path):
-    def run(name, value):
-        return [curve(tmp_path / name, {0: value, 40: value})]
-
-    figure = plots.curve_grid({("disjoint", "lora", "sit"): run("a", .1), ("disjoint", "full", "sit"): run("b", .2),
-                               ("joint", "lora", "finetune"): run("c", .3), ("joint", "full", "text"): run("d", .4)})
-    assert titles(figure) == ["disjoint stream, lora", "disjoint stream, full", "joint stream, lora",
-                              "joint stream, full"]
-    assert [axis.lines[0].get_ydata()[0] for axis in figure.axes] == pytest.approx([10, 20, 30, 40])
-    assert legend(figure) == [FINETUNE[0], SIT[0], style.TOWERS["text"][0]]
-    assert [axis.get_ylabel() for axis in figure.axes] == ["accuracy on seen classes, %", ""] * 2
-
-
-def test_losses_have_a_line_per_term_and_the_ends_of_stages(tmp_path):
-    steps = [{"stage": stage, "images_seen": 8, "step": step, "term": term, "value": value}
-             for stage, step, term, value in ((1, 0, "task", 2.), (1, 0, "distil", .5), (1, 1, "task", 1.),
-                                              (1, 1, "distil", .75), (2, 2, "task", 3.), (2, 2, "distil", .25))]
-    axis = plots.losses({"finetune": make(tmp_path / "a", steps=steps)}).axes[0]
-    drawn = {line.get_label(): points(line) for line in axis.lines if not line.get_label().startswith("_")}
-    assert drawn == {"asymmetric: task": [[0, 2], [1, 1], [2, 3]],
-                     "asymmetric: distil": [[0, .5], [1, .75], [2, .25]]}
-    assert [line.get_xdata()[0] for line in axis.lines if line.get_label().startswith("_")] == [1]
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("optimiser step", "loss")
 
 
 def test_bands_are_means_over_seeds_with_each_seed_thin():
@@ -454,26 +364,6 @@ def test_a_scatter_has_a_panel_per_method():
 # ---- what is refused, and what is not needed
 
 
-@pytest.mark.parametrize("draw", [
-    lambda: plots.changes(pd.DataFrame({"panel": ["p"], "set": ["s"], "method": ["sitt"], "mean": [1.],
-                                        "half_width": [0.]})),
-    lambda: plots.trade(pd.DataFrame({"panel": ["p"], "label": ["sitt"], "x": [1.], "x_half": [0.], "y": [1.],
-                                      "y_half": [0.]}), "x", "y"),
-    lambda: plots.series(pd.DataFrame({"panel": ["p"], "method": ["sitt"], "x": [1.], "mean": [1.],
-                                       "half_width": [0.]}), "x", "y"),
-    lambda: plots.bands(pd.DataFrame({"panel": ["p"], "method": ["sitt"], "seed": [0], "images_seen": [1],
-                                      "value": [0.]})),
-    lambda: plots.by_block(pd.DataFrame({"panel": ["p"], "method": ["sitt"], "block": ["0"], "value": [0.]}), "y"),
-    lambda: plots.scatter(pd.DataFrame({"method": ["sitt"], "x": [0.], "y": [0.]}), "x", "y", "x", "y"),
-    lambda: plots.anatomy(pd.DataFrame({"class": ["a"], "present": [True], "method": ["sitt"], "attraction": [0.],
-                                        "repulsion": [0.]})),
-    lambda: plots.curve_grid({("disjoint", "lora", "sitt"): []}),
-], ids=["changes", "trade", "series", "bands", "by_block", "scatter", "anatomy", "curve_grid"])
-def test_an_unknown_method_has_no_look_and_is_refused(draw):
-    with pytest.raises((KeyError, ValueError), match="sitt"):
-        draw()
-
-
 def test_looking_at_finished_runs_needs_no_open_clip():
     program = (
         "import sys; from clstudy import plots; from clstudy.analysis import gradients, tables; from clstudy.runs import run; "
@@ -541,3 +431,61 @@ def test_settings_on_a_logarithmic_axis_are_written_at_their_places():
     (axis,) = figure.axes
     assert axis.get_xscale() == "log" and ticks(axis, "x") == ["10", "100", "400"]
     assert points(axis.containers[0].lines[0]) == [[10, 20], [100, 200], [400, 800]]
+
+
+@pytest.mark.parametrize("draw", [
+    lambda: plots.changes(pd.DataFrame({"panel": ["p"], "set": ["s"], "method": ["sitt"], "mean": [1.],
+                                        "half_width": [0.]})),
+    lambda: plots.trade(pd.DataFrame({"panel": ["p"], "label": ["sitt"], "x": [1.], "x_half": [0.], "y": [1.],
+                                      "y_half": [0.]}), "x", "y"),
+    lambda: plots.series(pd.DataFrame({"panel": ["p"], "method": ["sitt"], "x": [1.], "mean": [1.],
+                                       "half_width": [0.]}), "x", "y"),
+    lambda: plots.bands(pd.DataFrame({"panel": ["p"], "method": ["sitt"], "seed": [0], "images_seen": [1],
+                                      "value": [0.]})),
+    lambda: plots.by_block(pd.DataFrame({"panel": ["p"], "method": ["sitt"], "block": ["0"], "value": [0.]}), "y"),
+    lambda: plots.scatter(pd.DataFrame({"method": ["sitt"], "x": [0.], "y": [0.]}), "x", "y", "x", "y"),
+    lambda: plots.anatomy(pd.DataFrame({"class": ["a"], "present": [True], "method": ["sitt"], "attraction": [0.],
+                                        "repulsion": [0.]})),
+], ids=["changes", "trade", "series", "bands", "by_block", "scatter", "anatomy"])
+def test_an_unknown_method_has_no_look_and_is_refused(draw):
+    with pytest.raises((KeyError, ValueError), match="sitt"):
+        draw()
+
+
+def test_a_figure_drawn_and_saved_twice_is_the_same_file(figures, monkeypatch, tmp_path):
+    runs = [curve(tmp_path / str(seed), {20: .5, 40: .6 + .1 * seed}, seed) for seed in range(2)]
+    saved = []
+    for day in ("0", "86400"):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", day)  # a date in a file would be this one
+        plots.save(plots.stream_curves(over_stream({"sit": runs}), hue="label"), "07_curves", runs, "A curve.")
+        saved.append({path.name: path.read_bytes() for path in figures.iterdir()})
+    assert saved[0] == saved[1] and len(saved[0]) == 3
+    plots.save(plots.stream_curves(over_stream({"finetune": runs}), hue="label"), "07_curves", runs, "A curve.")
+    assert (figures / "07_curves.png").read_bytes() != saved[0]["07_curves.png"]
+
+
+def test_matrices_are_means_over_runs_on_one_scale(tmp_path):
+    def run(name, share, without=()):
+        return make(tmp_path / name, [row(stage, f"task {task}", "all", share * stage / task) for stage in range(3)
+                                      for task in (1, 2) if (stage, task) not in without])
+
+    groups = {"sit": [run("a", .1), run("b", .3, without=[(2, 2)])], "mine": [run("c", .4)]}
+    figure = plots.accuracy_matrices(matrices(groups))
+    sit, mine, bar = figure.axes
+    assert titles(figure)[:2] == [SIT[0], "mine"]
+    assert np.allclose(sit.collections[0].get_array(), [[0, 0], [20, 10], [40, 10]])  # NaN is left out
+    assert np.allclose(mine.collections[0].get_array(), [[0, 0], [40, 20], [80, 40]])
+    assert sit.collections[0].get_clim() == mine.collections[0].get_clim() == (0, 80)
+    assert bar.get_ylabel() == "accuracy, %" and (sit.get_ylabel(), mine.get_ylabel()) == ("after stage", "")
+
+
+def test_losses_have_a_line_per_term_and_the_ends_of_stages(tmp_path):
+    steps = [{"stage": stage, "images_seen": 8, "step": step, "term": term, "value": value}
+             for stage, step, term, value in ((1, 0, "task", 2.), (1, 0, "distil", .5), (1, 1, "task", 1.),
+                                              (1, 1, "distil", .75), (2, 2, "task", 3.), (2, 2, "distil", .25))]
+    axis = plots.loss_curves(losses({"finetune": [make(tmp_path / "a", steps=steps)]})).axes[0]
+    drawn = {line.get_label(): points(line) for line in axis.lines if not line.get_label().startswith("_")}
+    assert drawn == {"asymmetric: task": [[0, 2], [1, 1], [2, 3]],
+                     "asymmetric: distil": [[0, .5], [1, .75], [2, .25]]}
+    assert [line.get_xdata()[0] for line in axis.lines if line.get_label().startswith("_")] == [1]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("optimiser step", "loss")
