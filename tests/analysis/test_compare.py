@@ -32,8 +32,10 @@ def test_runs_are_chosen_by_settings_and_joined(runs):
 
 
 def test_options_of_an_axis_are_found_flat_and_dotted(tmp_path):
-    small, large = (Run(RunConfig.model_construct(method_args={"size": size}), tmp_path) for size in (10, 100))
-    found = Runs([small, large])
+    small, large, none = (Run(RunConfig.model_construct(method_args=options), tmp_path / str(options))
+                          for options in ({"size": 10}, {"size": 100}, {}))
+    found = Runs([small, large, none])
+    assert list(found.where(size=None)) == [none]
     assert list(found.where(size=100)) == list(found.where(**{"method_args.size": [100]})) == [large]
 
 
@@ -117,3 +119,8 @@ def test_a_metric_after_training_is_compared_with_the_same_before(runs):
     expected = (after.concepts - before["concepts before"]).groupby(after.method, sort=False).mean()
     assert found.difference.tolist() == pytest.approx(expected.tolist()) and found.n.tolist() == [3, 3]
     assert tell(found).startswith("finetune, concepts: after training is ")
+
+
+def test_labels_of_groups_may_be_numbers(runs):
+    found = compare({8: runs.where(tuner="lora"), 100: runs.where(tuner="full")}, "A_last", "label", 8, by=["method"])
+    assert found.label.tolist() == [100, 100] and found.difference.tolist() == pytest.approx([0, -40 / 3])
