@@ -13,7 +13,7 @@ from clstudy.utils.validation import choose
 NEVER_UPDATED = ("other classes", "tiered_imagenet_test")  # held-out sets that ZS-Acc is of
 
 
-Groups = Sequence[Run] | Mapping[str, Sequence[Run]]  # runs, or runs under labels: a column "label" then
+Groups = Sequence[Run] | Mapping[str | float, Sequence[Run]]  # runs, or runs under labels: a column "label" then
 
 
 def scores(runs: Groups, metrics: str | Sequence[str]) -> pd.DataFrame:

@@ -150,7 +150,7 @@ class Runs(Sequence):
         """Choose the runs whose settings have these values; a list means any of them.
 
         An option is named flat where no other setting ends so ("size"), else dotted
-        ("method_args.size", as **{…}). ValueError: no run has the setting."""
+        ("method_args.size", as **{…}); a run without it has None. ValueError: no run has the setting."""
         settings = [flat(run.config) for run in self]
         kept = list(zip(self, settings, strict=True))
         for name, values in wanted.items():
@@ -162,7 +162,7 @@ class Runs(Sequence):
                 raise ValueError(f"where: {name} is {kind} of these runs; choices: {listed}")
             (full,) = names
             any_of = values if isinstance(values, list | tuple | set | range) else [values]
-            kept = [(run, one) for run, one in kept if full in one and one[full] in any_of]
+            kept = [(run, one) for run, one in kept if one.get(full) in any_of]
         return Runs(run for run, _ in kept)
 
 

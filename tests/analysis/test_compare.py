@@ -32,8 +32,10 @@ def test_runs_are_chosen_by_settings_and_joined(runs):
 
 
 def test_options_of_an_axis_are_found_flat_and_dotted(tmp_path):
-    small, large = (Run(RunConfig.model_construct(method_args={"size": size}), tmp_path) for size in (10, 100))
-    found = Runs([small, large])
+    small, large, none = (Run(RunConfig.model_construct(method_args=options), tmp_path / str(options))
+                          for options in ({"size": 10}, {"size": 100}, {}))
+    found = Runs([small, large, none])
+    assert list(found.where(size=None)) == [none]
     assert list(found.where(size=100)) == list(found.where(**{"method_args.size": [100]})) == [large]
 
 
@@ -131,3 +133,8 @@ def test_numbers_of_runs_are_told_against_zero():
 def test_nothing_to_compare_is_refused(runs):
     with pytest.raises(ValueError, match="all runs have method=finetune"):
         compare(runs.where(method="finetune"), "A_last")
+
+
+def test_labels_of_groups_may_be_numbers(runs):
+    found = compare({8: runs.where(tuner="lora"), 100: runs.where(tuner="full")}, "A_last", "label", 8, by=["method"])
+    assert found.label.tolist() == [100, 100] and found.difference.tolist() == pytest.approx([0, -40 / 3])

@@ -9,7 +9,6 @@ import re
 import symtable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from types import SimpleNamespace
 from unittest import mock
 
 import nbformat
@@ -23,7 +22,7 @@ from clstudy.data.benchmarks import BENCHMARKS, domainnet
 from clstudy.data.benchmarks.photographs import SIT_HELD_OUT, SIT_PROMPT
 from clstudy.notebooks import parameters
 from clstudy.runs import store, workers
-from clstudy.runs.run import Runs
+from clstudy.runs.run import Run, Runs
 from clstudy.training import setup
 from clstudy.utils.paths import NOTEBOOKS
 from tests import small_sets
@@ -81,7 +80,7 @@ def collect(path, values: dict) -> list:
 
     def train_all(configs, *_, **__):
         found.extend(configs)
-        return Runs(SimpleNamespace(id=config.run_id, folder=config.run_id, config=config) for config in configs)
+        return Runs(Run(config, Path(config.run_id)) for config in configs)
 
     body = [statement for statement in needed(path) if not isinstance(statement, ast.AnnAssign)]  # not the parameters
     with mock.patch.object(workers, "train_all", train_all), mock.patch("clstudy.train_all", train_all), \
