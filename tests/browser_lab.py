@@ -48,8 +48,8 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
     "04_gradients": STREAM | {"look_at": 2, "model": "icon-clip"},  # a toy has nothing to lose
     "05_which_encoder": STREAM,
     "06_streams": STREAM | {"disjoint_shares": [100, 50]},
-    "07_vocabulary": UPDATE | {"weights": [1], "weight": 1, "sizes": [5, 9], "lengths": [1], "towers": ["both"],
-                               "more_vocabularies": []},
+    "07_vocabulary": UPDATE | {"weights": {"class names": [1], "random": [1], "pairs": [1]}, "weight": 1,
+                               "sizes": [5, 9], "lengths": [1], "towers": ["both"]},
     "08_weights": UPDATE | {"shares": [0, 0.5, 1], "average_every": 1},
     "09_small_memory": HAND | {"tasks": 2, "sizes": [1, 2], "size": 2, "herding_at": 0, "visits": 2,
                                "held_out": ["concepts"], "beside": [], "without": [{"method": "finetune"}],

@@ -9,6 +9,7 @@ import re
 import symtable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from unittest import mock
 
 import nbformat
