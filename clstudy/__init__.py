@@ -1,7 +1,8 @@
 """clstudy: a laboratory for continual learning of CLIP.
 
-Importing it costs nothing: the names below, and torch with them, are imported when first used (PEP 562).
-Modules are imported by their own name: `from clstudy import plots`, `from clstudy.notebooks.exercises import check`.
+Importing it costs nothing: the names below, and torch with them, are imported when first used (PEP
+562). Modules are imported by their own name: `from clstudy import plots`,
+`from clstudy.notebooks.exercises import check`.
 """
 
 from importlib import import_module
@@ -9,7 +10,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# No function with its module's name (train.train, check.check): importing the module would replace it.
+# No function with its module's name (train.train, check.check): importing the module would replace
+# it.
 _HOME = {
     "RunConfig": "clstudy.training.config",
     "load_clip": "clstudy.models.loading",
@@ -25,7 +27,8 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'clstudy' has no attribute {name!r}; it has {', '.join(_HOME)}")
+        raise AttributeError(
+            f"module 'clstudy' has no attribute {name!r}; it has {', '.join(_HOME)}")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)
     return value
 

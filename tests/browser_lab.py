@@ -1,5 +1,6 @@
-"""Every notebook in a real JupyterLab, in Chromium: it runs, its widgets answer to keyboard and mouse, nothing is said
-on the console and nothing is asked of the outside. `make browser`; skipped where there is no Chromium.
+"""Every notebook in a real JupyterLab, in Chromium: it runs, its widgets answer to keyboard and
+mouse, nothing is said on the console and nothing is asked of the outside. `make browser`; skipped
+where there is no Chromium.
 
     make browser        small parameters and a toy model, nothing needs to be there
     make screenshots    the notebooks as they are, on the runs of `make study`; pictures of widgets go to
@@ -28,18 +29,23 @@ from PIL import Image
 from clstudy.utils.paths import NOTEBOOKS
 from clstudy.widgets import __all__ as WIDGETS
 
-pytest.importorskip("playwright", reason="playwright is not installed: pip install 'clstudy[browser]'")
+pytest.importorskip("playwright",
+                    reason="playwright is not installed: pip install 'clstudy[browser]'")
 from playwright.sync_api import Locator, Page, sync_playwright
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
-                None)
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome")
+                 if (found := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-PICTURES = os.environ.get("CLSTUDY_SCREENSHOTS")  # the folder they go to; then notebooks run as they are
+PICTURES = os.environ.get(
+    "CLSTUDY_SCREENSHOTS")  # the folder they go to; then notebooks run as they are
 HAND = {"benchmark_args": {"families": ["streamline-emojis"]}, "seeds": [0, 1], "precision": "fp32"}
 STREAM = HAND | {"tasks": 2, "eval_every": 1000, "steps_per_batch": 1}
-UPDATE = {"benchmark_args": {"update": ["activities"], "held_out": ["other classes"], "train_families": ["noto"],
-                             "test_families": ["twemoji"]}, "seeds": [0, 1], "precision": "fp32", "epochs": 1,
-          "sessions": 2}
+UPDATE = {
+    "benchmark_args": {
+        "update": ["activities"], "held_out": ["other classes"], "train_families": ["noto"],
+        "test_families": ["twemoji"]
+    }, "seeds": [0, 1], "precision": "fp32", "epochs": 1, "sessions": 2
+}
 SMALL = {  # parameters that make it small; the model is a toy's wherever it can be chosen
     "00_start_here": {"things": ["dog", "pizza"], "extra": ["an animal"]},
     "01_forgetting": {"precision": "fp32", "families": ["streamline-emojis"], "seeds": [0]},
@@ -88,9 +94,13 @@ TIMES: dict[str, list[float]] = {}  # milliseconds, by notebook and widget
 def told():
     """The pictures on a page, with what was measured now or, of widgets not tried now, before."""
     yield
-    said = {name: f"{len(times)} controls, {min(times):.0f} to {max(times):.0f} ms" if len(times) > 1
-            else f"1 control, {times[0]:.0f} ms" for name, times in TIMES.items() if times}
-    print("\nfrom a key to the last change of the picture", *(f"{name}: {one}" for name, one in said.items()), sep="\n")
+    said = {
+        name: f"{len(times)} controls, {min(times):.0f} to {max(times):.0f} ms"
+        if len(times) > 1 else f"1 control, {times[0]:.0f} ms" for name, times in TIMES.items()
+        if times
+    }
+    print("\nfrom a key to the last change of the picture",
+          *(f"{name}: {one}" for name, one in said.items()), sep="\n")
     if PICTURES:
         kept = Path(PICTURES) / "times.json"
         said = (json.loads(kept.read_text()) if kept.exists() else {}) | said
@@ -112,11 +122,17 @@ def place(tmp_path_factory) -> Path:
         from safetensors.torch import save_file
 
         (place / "toy").mkdir()
-        about = {"model_cfg": TOY_MODEL, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.2] * 3, "size": [64, 64],
-                                                            "interpolation": "bicubic", "resize_mode": "squash"}}
+        about = {
+            "model_cfg": TOY_MODEL, "preprocess_cfg": {
+                "mean": [0.5] * 3, "std": [0.2] * 3, "size": [64, 64], "interpolation": "bicubic",
+                "resize_mode": "squash"
+            }
+        }
         (place / "toy" / "open_clip_config.json").write_text(json.dumps(about))
         torch.manual_seed(0)
-        save_file(open_clip.model.CLIP(**TOY_MODEL).state_dict(), place / "toy" / "open_clip_model.safetensors")
+        save_file(
+            open_clip.model.CLIP(**TOY_MODEL).state_dict(),
+            place / "toy" / "open_clip_model.safetensors")
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = nbformat.read(path, 4)
         if not PICTURES:
@@ -127,8 +143,10 @@ def place(tmp_path_factory) -> Path:
 
 def small(notebook: nbformat.NotebookNode, changes: dict, model: Path) -> None:
     """Put a cell behind the parameters, as papermill does."""
-    at, cell = next((i, cell) for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    given = ({"model": str(model)} if "\nmodel: str" in cell.source and "seeds" in changes else {}) | changes
+    at, cell = next((i, cell) for i, cell in enumerate(notebook.cells)
+                    if "parameters" in cell.metadata.get("tags", []))
+    given = ({"model": str(model)}
+             if "\nmodel: str" in cell.source and "seeds" in changes else {}) | changes
     source = "\n".join(f"{name} = {value!r}" for name, value in given.items())
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(source, id="made-small"))
 
@@ -144,26 +162,37 @@ def server(place, tmp_path_factory) -> Iterator[str]:
     news.parent.mkdir(parents=True)
     news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
     own = {"CONFIG_DIR": "c", "DATA_DIR": "d"}
-    env = {key: value for key, value in os.environ.items() if key not in ("CLSTUDY_HEADLESS", "MPLBACKEND")}
+    env = {
+        key: value for key, value in os.environ.items()
+        if key not in ("CLSTUDY_HEADLESS", "MPLBACKEND")
+    }
     env |= {f"JUPYTER_{name}": str(home / folder) for name, folder in own.items()}
-    env |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "w"),
-            "IPYTHONDIR": str(home / "i"), "JUPYTER_RUNTIME_DIR": str(tmp_path_factory.mktemp("r")),
-            "CLSTUDY_FIGURES": str(home / "figures"), "CLSTUDY_STUDENT": str(home / "student"),
-            "PYTHONPATH": os.pathsep.join([str(NOTEBOOKS.parent), os.environ.get("PYTHONPATH", "")])}
+    env |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(
+            home / "w"), "IPYTHONDIR": str(home / "i"), "JUPYTER_RUNTIME_DIR": str(
+                tmp_path_factory.mktemp("r")), "CLSTUDY_FIGURES": str(home / "figures"),
+        "CLSTUDY_STUDENT": str(home / "student"), "PYTHONPATH": os.pathsep.join(
+            [str(NOTEBOOKS.parent), os.environ.get("PYTHONPATH", "")])
+    }
     env["CLSTUDY_RUNS"] = str(NOTEBOOKS.parent / "runs" if PICTURES else home / "runs")
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
-               f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
-               f"--ServerApp.root_dir={place}", "--LabApp.expose_app_in_browser=True",
-               "--LabApp.extension_manager=readonly"]
-    with open(home / "log", "wb") as log, subprocess.Popen(command, env=env, stdout=log, stderr=log) as process:
+    command = [
+        sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+        f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={place}", "--LabApp.expose_app_in_browser=True",
+        "--LabApp.extension_manager=readonly"
+    ]
+    with open(home / "log", "wb") as log, subprocess.Popen(command, env=env, stdout=log,
+                                                           stderr=log) as process:
         try:
             end = time.monotonic() + 120
             while True:
                 try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5).close()
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}",
+                                           timeout=5).close()
                     break
                 except OSError:
-                    assert process.poll() is None and time.monotonic() < end, (home / "log").read_text()
+                    assert process.poll() is None and time.monotonic() < end, (home
+                                                                               / "log").read_text()
                     time.sleep(0.5)
             yield f"http://127.0.0.1:{port}/lab/tree/NAME?token={token}&reset"
         finally:
@@ -173,8 +202,10 @@ def server(place, tmp_path_factory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def browser():
     with sync_playwright() as started:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
-                   "--disable-background-networking", "--disable-sync"]
+        options = [
+            "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-component-update", "--disable-background-networking", "--disable-sync"
+        ]
         chromium = started.chromium.launch(executable_path=CHROMIUM, headless=True, args=options)
         yield chromium
         chromium.close()
@@ -184,11 +215,14 @@ def browser():
 def page(browser) -> Iterator[Page]:
     """A page that must ask nothing of the outside and say nothing on the console."""
     page, said, asked = browser.new_page(viewport={"width": 1400, "height": 1600}), [], []
-    page.on("console", lambda message: said.append((*WHERE, message.text)) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: said.append((*WHERE, message.text))
+        if message.type == "error" else None)
     page.on("pageerror", lambda error: said.append((*WHERE, str(error))))
     page.on("request", lambda request: asked.append(request.url))
     yield page
-    page.evaluate(f"() => {LAB}?.sessionContext?.shutdown?.()")  # a kernel holds up to 2 GB, and so does each worker
+    page.evaluate(f"() => {LAB}?.sessionContext?.shutdown?.()"
+                  )  # a kernel holds up to 2 GB, and so does each worker
     page.close()
     inside = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
     assert [url for url in asked if not url.startswith(inside)] == []
@@ -198,11 +232,14 @@ def page(browser) -> Iterator[Page]:
 def opened(page: Page, server: str, stem: str) -> bool:
     """Open a notebook, wait for its kernel, run all its cells; whether all ran."""
     page.goto(server.replace("NAME", f"{stem}.ipynb"))
-    page.wait_for_function(f"() => {{ const w = {LAB.replace('app.', 'app?.').replace('shell.', 'shell?.')}; "
-                           "return !!(w && w.sessionContext && w.content?.widgets) }", timeout=120_000)
-    page.evaluate(f"async () => {{ const w = {LAB}; await w.context.ready; await w.sessionContext.ready; "
-                  "await w.sessionContext.session.kernel.info }")
-    page.wait_for_function(f"() => {LAB}.sessionContext.session?.kernel?.status === 'idle'")  # before: not run at all
+    page.wait_for_function(
+        f"() => {{ const w = {LAB.replace('app.', 'app?.').replace('shell.', 'shell?.')}; "
+        "return !!(w && w.sessionContext && w.content?.widgets) }", timeout=120_000)
+    page.evaluate(
+        f"async () => {{ const w = {LAB}; await w.context.ready; await w.sessionContext.ready; "
+        "await w.sessionContext.session.kernel.info }")
+    page.wait_for_function(
+        f"() => {LAB}.sessionContext.session?.kernel?.status === 'idle'")  # before: not run at all
     page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
     return page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
@@ -210,7 +247,8 @@ def opened(page: Page, server: str, stem: str) -> bool:
 def errors(page: Page) -> list[str]:
     """What cells failed of."""
     return page.evaluate(f"""() => {LAB}.content.widgets.filter(w => w.model.outputs).flatMap(w =>
-        w.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue))""")
+        w.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue))"""
+                         )
 
 
 def widgets(page: Page) -> dict[str, Locator]:
@@ -223,7 +261,8 @@ def widgets(page: Page) -> dict[str, Locator]:
 
 
 def changes(page: Page, output: Locator, act, seconds: float = 10) -> float:
-    """Milliseconds from the key or button of `act()` to the last change of the picture; 0: it is the same picture."""
+    """Milliseconds from the key or button of `act()` to the last change of the picture; 0: it is
+    the same picture."""
     before, end = output.evaluate(FINGERPRINT), time.monotonic() + seconds
     output.evaluate(WATCH)
     act()
@@ -240,20 +279,24 @@ def pictured(page: Page, output: Locator, name: str) -> None:
         output.scroll_into_view_if_needed()
         page.mouse.move(0, 0)
         page.wait_for_timeout(800)
-        output.locator(".jp-OutputArea-output:has(.jupyter-widgets)").first.screenshot(path=Path(PICTURES) / name)
+        output.locator(".jp-OutputArea-output:has(.jupyter-widgets)").first.screenshot(
+            path=Path(PICTURES) / name)
 
 
 def press(page: Page, control: Locator, key: str) -> None:
     control.scroll_into_view_if_needed()
     control.focus()
     page.keyboard.press(key)
-    if key.startswith("Arrow"):  # JupyterLab walks through the cells with them; a button may end its own focus
-        assert control.evaluate("node => document.activeElement === node"), f"{key} was taken from it"
+    if key.startswith(
+            "Arrow"
+    ):  # JupyterLab walks through the cells with them; a button may end its own focus
+        assert control.evaluate(
+            "node => document.activeElement === node"), f"{key} was taken from it"
 
 
 def tried(page: Page, output: Locator) -> dict[str, float]:
-    """Every list, slider and row of buttons of a widget, by keyboard: milliseconds to its answer (of lists and sliders
-    the median of three: there, back, there), 0 for none."""
+    """Every list, slider and row of buttons of a widget, by keyboard: milliseconds to its answer
+    (of lists and sliders the median of three: there, back, there), 0 for none."""
     found = {}
     page.mouse.move(0, 0)  # on a figure it would hover
     for kind, key in (("select:not([multiple])", "ArrowDown"), (".noUi-handle", "ArrowRight"),
@@ -261,13 +304,17 @@ def tried(page: Page, output: Locator) -> dict[str, float]:
         controls = output.locator(kind)
         for i in range(controls.count()):
             control = controls.nth(i)
-            if not control.is_visible() or kind.startswith("select") and control.locator("option").count() < 2:
+            if not control.is_visible() or kind.startswith("select") and control.locator(
+                    "option").count() < 2:
                 continue
             ways = [key, {"ArrowDown": "ArrowUp", "ArrowRight": "ArrowLeft"}.get(key, key)]
             for way, back in (ways, ways[::-1]):
                 moved = [changes(page, output, partial(press, page, control, way), 12)]
                 if moved[0] and way != back:  # and as it was: some choices leave others nothing to change
-                    moved += [changes(page, output, partial(press, page, control, key), 12) for key in (back, way)]
+                    moved += [
+                        changes(page, output, partial(press, page, control, key), 12)
+                        for key in (back, way)
+                    ]
                     press(page, control, back)
                     page.wait_for_timeout(500)
                 found[f"{kind} {i}"] = statistics.median(moved)
@@ -349,7 +396,8 @@ def use_playground(page: Page, output: Locator, folder: Path) -> None:
 def use_forgetting_board(page: Page, output: Locator, folder: Path) -> None:
     """A click on a cell of the matrix."""
     box = output.locator(".js-plotly-plot").first.bounding_box()
-    corners = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x in (.2, .8) for y in (.3, .7)]
+    corners = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x in (.2, .8)
+               for y in (.3, .7)]
     assert any(changes(page, output, lambda at=at: page.mouse.click(*at), 4) for at in corners)
 
 
@@ -365,7 +413,8 @@ def use_run_comparer(page: Page, output: Locator, folder: Path) -> None:
 
 def use_gradient_microscope(page: Page, output: Locator, folder: Path) -> None:
     """A click on a bar chooses its class."""
-    bars, before = output.locator(".barlayer .point path"), output.locator("select").first.input_value()
+    bars, before = output.locator(".barlayer .point path"), output.locator(
+        "select").first.input_value()
     for i in range(bars.count()):
         box = bars.nth(i).bounding_box()
         if box and box["height"] > 4 and box["width"] > 2:
@@ -378,7 +427,8 @@ def use_gradient_microscope(page: Page, output: Locator, folder: Path) -> None:
 
 def use_live_training(page: Page, output: Locator, folder: Path) -> None:
     """Start, hold, go on, to the end; the kernel answers meanwhile."""
-    start, hold, stop = (output.get_by_role("button", name=name) for name in ("start", "pause", "stop"))
+    start, hold, stop = (output.get_by_role("button", name=name)
+                         for name in ("start", "pause", "stop"))
     if PICTURES and not start.is_enabled():  # made by an earlier call
         return
     assert start.is_enabled() and stop.is_disabled()
@@ -395,4 +445,5 @@ def use_live_training(page: Page, output: Locator, folder: Path) -> None:
     if PICTURES:
         page.wait_for_timeout(500)
     output.get_by_role("button", name="go on").click()
-    page.wait_for_function("node => node.innerText.includes('finished')", arg=output.element_handle(), timeout=300_000)
+    page.wait_for_function("node => node.innerText.includes('finished')",
+                           arg=output.element_handle(), timeout=300_000)

@@ -1,11 +1,13 @@
-"""`make soak`: the toy world under kills, full disks and damaged files, for some minutes; nothing may be lost.
+"""`make soak`: the toy world under kills, full disks and damaged files, for some minutes; nothing
+may be lost.
 
     MINUTES=5 make soak        python tests/soak.py [--minutes 5] [--only kills …] [--seed 0] [--keep]
 
-Each trial prints what was tried and what came of it; the table at the end has all of them. What counts is that a
-finished run has the very bytes of one that was left alone, and that a damaged file is either made good or named: never
-half a table, never another exception. Exit code 1: something was lost. The program is its own child: `--sweep` drives
-one sweep, `--disk` fills a small disk of its own."""
+Each trial prints what was tried and what came of it; the table at the end has all of them. What
+counts is that a finished run has the very bytes of one that was left alone, and that a damaged file
+is either made good or named: never half a table, never another exception. Exit code 1: something
+was lost. The program is its own child: `--sweep` drives one sweep, `--disk` fills a small disk of
+its own."""
 import argparse
 import json
 import os
@@ -37,10 +39,14 @@ from clstudy.runs.store import load_or_train  # noqa: E402
 from clstudy.training.checkpoint import states  # noqa: E402
 from clstudy.training.config import RunConfig  # noqa: E402
 
-SMALL = {"sit": {"size": 10, "replay": 5}, "finetune": {}, "er": {"size": 10, "replay": 5}, "lwf": {},
-         "derpp": {"size": 10, "replay": 5}, "clib": {"size": 12, "look": 6}, "agem": {"size": 6, "replay": 5},
-         "zscl": {"average_every": 2, "references": 4}, "gcl": {"size": 10, "temperature": "individual"}}
-NAMES = [*SMALL, *(name for name in METHODS if name not in SMALL)]  # every method; where few runs are made, the first
+SMALL = {
+    "sit": {"size": 10, "replay": 5}, "finetune": {}, "er": {"size": 10, "replay": 5}, "lwf": {},
+    "derpp": {"size": 10, "replay": 5}, "clib": {"size": 12,
+                                                 "look": 6}, "agem": {"size": 6, "replay": 5},
+    "zscl": {"average_every": 2, "references": 4}, "gcl": {"size": 10, "temperature": "individual"}
+}
+NAMES = [*SMALL, *(name for name in METHODS if name not in SMALL)
+         ]  # every method; where few runs are made, the first
 OURS = (ValueError, OSError)  # of these, with the name of the file
 TABLES = ("config.json", "evals.jsonl", "steps.jsonl")
 
@@ -56,8 +62,12 @@ def configs(model: Path, count: int, **changes) -> list[RunConfig]:
         name = NAMES[i % len(NAMES)]
         needs = METHODS[name].needs_tuner
         own = {"tuner": needs, "tower": TUNERS[needs].towers[-1]} if needs else {}
-        made.append(RunConfig(**{**SETTINGS, "model": str(model), "method": name, "method_args": SMALL.get(name, {}),
-                                 "seed": i // len(NAMES), **own, **changes}))
+        made.append(
+            RunConfig(
+                **{
+                    **SETTINGS, "model": str(model), "method": name, "method_args": SMALL.get(
+                        name, {}), "seed": i // len(NAMES), **own, **changes
+                }))
     return made
 
 
@@ -81,10 +91,18 @@ def compare(wanted: list[RunConfig], runs: Path, alone: Path) -> str:
 # ---- sweeps in processes of their own
 
 
-def start(model: Path, runs: Path, count: int, name: str = "soak", dask: bool = False) -> subprocess.Popen:
-    """A sweep on two workers, in a session of its own, so that what it leaves behind can be found."""
-    words = [sys.executable, __file__, "--sweep", str(model), str(runs), str(count), name, *["dask"] * dask]
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=open(runs.parent / "log.txt", "a"))
+def start(model: Path, runs: Path, count: int, name: str = "soak",
+          dask: bool = False) -> subprocess.Popen:
+    """A sweep on two workers, in a session of its own, so that what it leaves behind can be
+    found."""
+    words = [
+        sys.executable, __file__, "--sweep",
+        str(model),
+        str(runs),
+        str(count), name, *["dask"] * dask
+    ]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=open(
+        runs.parent / "log.txt", "a"))
 
 
 def drive(model: str, runs: str, count: str, name: str, how: str = "") -> int:
@@ -101,7 +119,8 @@ def drive(model: str, runs: str, count: str, name: str, how: str = "") -> int:
 
 
 def setup(client) -> None:
-    """Workers of dask do not import this program: they are told, each one, also one that replaces a dead one."""
+    """Workers of dask do not import this program: they are told, each one, also one that replaces a
+    dead one."""
     from distributed.diagnostics.plugin import WorkerPlugin
 
     class Toy(WorkerPlugin):
@@ -120,8 +139,10 @@ def at_work(runs: Path, name: str) -> list[int]:
     return sorted({about["pid"] for about in status.now(runs / "sweeps" / name).values()})
 
 
-def kill(process: subprocess.Popen, runs: Path, whom: str, name: str = "soak", wait: float = 60) -> str:
-    """Wait until somebody is at a run, and a moment more; then end the sweep's driver, or one of its workers."""
+def kill(process: subprocess.Popen, runs: Path, whom: str, name: str = "soak",
+         wait: float = 60) -> str:
+    """Wait until somebody is at a run, and a moment more; then end the sweep's driver, or one of
+    its workers."""
     until = time.monotonic() + wait
     while time.monotonic() < until and process.poll() is None:
         found = [pid for pid in at_work(runs, name) if pid in below(process)]
@@ -129,7 +150,9 @@ def kill(process: subprocess.Popen, runs: Path, whom: str, name: str = "soak", w
             time.sleep(CHANCE.random() / 2)
             if not below(process) >= set(found):
                 continue
-            pid, number = (process.pid, signal.SIGKILL) if whom == "driver" else (CHANCE.choice(found), signal.SIGKILL)
+            pid, number = (process.pid,
+                           signal.SIGKILL) if whom == "driver" else (CHANCE.choice(found),
+                                                                     signal.SIGKILL)
             if whom == "polite":
                 pid, number = process.pid, CHANCE.choice([signal.SIGINT, signal.SIGTERM])
             try:
@@ -144,14 +167,16 @@ def kill(process: subprocess.Popen, runs: Path, whom: str, name: str = "soak", w
 
 
 def below(process: subprocess.Popen) -> set[int]:
-    """What a process started. A number in a file that was left behind may be somebody else's by now."""
+    """What a process started. A number in a file that was left behind may be somebody else's by
+    now."""
     try:
         return {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
     except psutil.NoSuchProcess:
         return set()
 
 
-def killed(model: Path, place: Path, count: int, kinds: list[str], dask: bool = False, save: str = "0.02") -> str:
+def killed(model: Path, place: Path, count: int, kinds: list[str], dask: bool = False,
+           save: str = "0.02") -> str:
     """A sweep of `count` runs, killed so often; against one that is left alone."""
     os.environ["CLSTUDY_SAVE_EVERY"] = save
     alone, runs = place / "alone", place / "killed"
@@ -160,7 +185,8 @@ def killed(model: Path, place: Path, count: int, kinds: list[str], dask: bool = 
     wanted = configs(model, count)
     begun = time.monotonic()
     if start(model, alone, count).wait(1800):
-        raise Lost(f"the sweep that was left alone failed: {(place / 'log.txt').read_text()[-500:]}")
+        raise Lost(
+            f"the sweep that was left alone failed: {(place / 'log.txt').read_text()[-500:]}")
     whole, begun = time.monotonic() - begun, time.monotonic()
     process, done, share = start(model, runs, count, dask=dask), [], count / (len(kinds) + 1)
     for i, whom in enumerate(kinds):
@@ -175,13 +201,17 @@ def killed(model: Path, place: Path, count: int, kinds: list[str], dask: bool = 
         raise Lost(f"the sweep failed: {(place / 'log.txt').read_text()[-500:]}")
     took = time.monotonic() - begun
     said = compare(wanted, runs, alone)
-    again = [id for id, changed in before.items() if (runs / id / "result.json").stat().st_mtime_ns != changed]
+    again = [
+        id for id, changed in before.items()
+        if (runs / id / "result.json").stat().st_mtime_ns != changed
+    ]
     if again:
         raise Lost(f"finished runs were made again: {again}")
     taken = [find(config, runs).result["resumed"] for config in wanted]
-    return (f"{said}; {len(done)} kills ({', '.join(f'{done.count(one)} {one}' for one in dict.fromkeys(done))}), "
-            f"{sum(map(bool, taken))} runs taken up ({sum(taken)} times), finished runs made again: 0; "
-            f"{took:.0f} s, alone {whole:.0f} s")
+    return (
+        f"{said}; {len(done)} kills ({', '.join(f'{done.count(one)} {one}' for one in dict.fromkeys(done))}), "
+        f"{sum(map(bool, taken))} runs taken up ({sum(taken)} times), finished runs made again: 0; "
+        f"{took:.0f} s, alone {whole:.0f} s")
 
 
 def proof(model: Path, place: Path) -> str:
@@ -196,7 +226,8 @@ def methods(model: Path, place: Path) -> str:
 
 def kills(model: Path, place: Path) -> str:
     kinds = [CHANCE.choice(["driver", "worker", "polite"]) for _ in range(4)]
-    return killed(model, place, CHANCE.randint(8, 20), kinds, save=CHANCE.choice(["0", "0.02", "0.2"]))
+    return killed(model, place, CHANCE.randint(8, 20), kinds, save=CHANCE.choice(
+        ["0", "0.02", "0.2"]))
 
 
 def dask(model: Path, place: Path) -> str:
@@ -216,34 +247,37 @@ def two_sweeps(model: Path, place: Path) -> str:
     codes = [second.wait(600), third.wait(600)]
     if codes != [0, 0]:
         raise Lost(f"exit codes {codes}")
-    return compare(configs(model, 20), runs, alone) + "; two sweeps at once, one killed and started again"
+    return compare(configs(model, 20), runs,
+                   alone) + "; two sweeps at once, one killed and started again"
 
 
 # ---- a full disk
 
 
 def full_disk(model: Path, place: Path) -> str:
-    """A disk of its own (tmpfs in a namespace of its own), or, where none may be had, files that cannot grow."""
+    """A disk of its own (tmpfs in a namespace of its own), or, where none may be had, files that
+    cannot grow."""
     place.mkdir(parents=True)
     words = [sys.executable, __file__, "--disk", str(model), str(place)]
     own = subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0
-    done = subprocess.run((["unshare", "-rm"] if own else []) + [*words, "mount" if own else "limit"],
-                          capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        (["unshare", "-rm"] if own else []) + [*words, "mount" if own else "limit"],
+        capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise Lost(done.stderr[-800:])
     return done.stdout.strip().splitlines()[-1]
 
 
 def fill(model: str, place: str, how: str) -> int:
-    """Make a run with so little room that it fails here and there; then with room: the tables are those of the run
-    alone."""
+    """Make a run with so little room that it fails here and there; then with room: the tables are
+    those of the run alone."""
     import resource
 
     place = Path(place)
     disk = place / "disk"
     disk.mkdir()
-    small = how == "mount" and not subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk],
-                                                  capture_output=True).returncode
+    small = how == "mount" and not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], capture_output=True).returncode
     wanted = configs(Path(model), 2)
     for config in wanted:
         load_or_train(config, place / "alone", probes=["drift"])
@@ -265,8 +299,10 @@ def fill(model: str, place: str, how: str) -> int:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (room * 1024, resource.RLIM_INFINITY))
                 with warnings.catch_warnings(record=True) as heard:
                     warnings.simplefilter("always")
-                    made = sweep.sweep([config], runs=runs, name="mine", engine=here, show=False, probes=["drift"])
-                if any("No space" not in one.error and "too large" not in one.error for one in made.failed.values()):
+                    made = sweep.sweep([config], runs=runs, name="mine", engine=here, show=False,
+                                       probes=["drift"])
+                if any("No space" not in one.error and "too large" not in one.error
+                       for one in made.failed.values()):
                     raise Lost(str(made))
                 failed += bool(made.failed)
                 told += any("could not be saved" in str(one.message) for one in heard)
@@ -282,8 +318,9 @@ def fill(model: str, place: str, how: str) -> int:
             compare([config], runs, place / "alone")
             shutil.rmtree(runs)
     kind = "a disk of 4 MB with 0 to 768 kB of room" if small else "files of at most 0 to 768 kB"
-    print(f"{kind}: {len(rooms) * len(wanted)} runs, {failed} broke off, {told} went on without states; then equal to "
-          "the byte")
+    print(
+        f"{kind}: {len(rooms) * len(wanted)} runs, {failed} broke off, {told} went on without states; then equal to "
+        "the byte")
     return 0
 
 
@@ -304,7 +341,8 @@ def damages(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def try_out(file: Path, read: Callable, right: Callable | None = None, quiet: bool = False) -> int:
-    """Read with every damage: it fails in our words, which name the file, or what comes is right. The number tried.
+    """Read with every damage: it fails in our words, which name the file, or what comes is right.
+    The number tried.
 
     quiet: the file is only looked at, and may be passed over."""
     whole, count = file.read_bytes(), 0
@@ -319,7 +357,8 @@ def try_out(file: Path, read: Callable, right: Callable | None = None, quiet: bo
                 raise Lost(f"{file.name}, {how}: a wrong value was read in silence")
         except OURS as error:
             if file.name not in str(error) and not quiet:
-                raise Lost(f"{file}, {how}: {type(error).__name__} names no file: {error}") from error
+                raise Lost(
+                    f"{file}, {how}: {type(error).__name__} names no file: {error}") from error
         except Lost:
             raise
         except Exception as error:
@@ -337,7 +376,8 @@ def damaged(model: Path, place: Path) -> str:
             tried[kind] = one(model, place / kind.replace(" ", "-").replace("/", "-"))
         except Exception as error:
             raise Lost(f"{kind}: {type(error).__name__}: {error}") from error
-    return f"{sum(tried.values())} damages of {len(tried)} kinds: " + ", ".join(f"{k} {n}" for k, n in tried.items())
+    return f"{sum(tried.values())} damages of {len(tried)} kinds: " + ", ".join(
+        f"{k} {n}" for k, n in tried.items())
 
 
 def one_run(model: Path, place: Path) -> tuple[RunConfig, Path]:
@@ -353,10 +393,13 @@ def result_files(model: Path, place: Path) -> int:
     evals, folder = find(config, runs).evals, runs / config.run_id
     count = 0
     for name in (*TABLES, "result.json"):
-        count += try_out(folder / name, lambda: load_runs(runs).assign(steps=find(config, runs).steps.value.sum()),
+        count += try_out(folder / name,
+                         lambda: load_runs(runs).assign(steps=find(config, runs).steps.value.sum()),
                          lambda found: len(found) == len(evals) and found.value.equals(evals.value))
-    for name, read in (("model.safetensors", load_tuned), ("drift.parquet", lambda run: run.probe("drift"))):
-        count += try_out(folder / name, lambda read=read: read(find(config, runs)), lambda found: False)
+    for name, read in (("model.safetensors", load_tuned), ("drift.parquet",
+                                                           lambda run: run.probe("drift"))):
+        count += try_out(folder / name, lambda read=read: read(find(config, runs)),
+                         lambda found: False)
     for name in (*TABLES, "result.json", "model.safetensors", "drift.parquet"):
         (folder / name).write_bytes((folder / name).read_bytes()[:-3])
         with warnings.catch_warnings():
@@ -421,14 +464,20 @@ def sweep_files(model: Path, place: Path) -> int:
     now.parent.mkdir(exist_ok=True)
     now.write_text(json.dumps({"host": "a", "pid": 1, "share": 0.5, "left": 3.0}))
     state = runs / "sweeps" / "mine" / "state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "finished": None, "pid": os.getpid(),
-                                 "beat": time.time()}))
-    count = sum(try_out(file, again, lambda made: made.code == 0, quiet=True) for file in (state, now))
-    return count + try_out(runs / wanted[0].run_id / "env.json", lambda: sweep.plan(wanted, runs=runs), quiet=True)
+    state.write_text(
+        json.dumps({
+            **json.loads(state.read_text()), "finished": None, "pid": os.getpid(),
+            "beat": time.time()
+        }))
+    count = sum(
+        try_out(file, again, lambda made: made.code == 0, quiet=True) for file in (state, now))
+    return count + try_out(runs / wanted[0].run_id / "env.json",
+                           lambda: sweep.plan(wanted, runs=runs), quiet=True)
 
 
 def gathered(model: Path, place: Path) -> int:
-    """scores.parquet of the leaderboard is made again, and so are tables beside the weights of a run."""
+    """scores.parquet of the leaderboard is made again, and so are tables beside the weights of a
+    run."""
     from clstudy.analysis import leaderboard
     from clstudy.runs import cleanup
 
@@ -466,16 +515,20 @@ def data_files(model: Path, place: Path) -> int:
     for kind in ("a", "b"):
         (place / "own" / kind).mkdir(parents=True)
         for i in range(3):
-            Image.fromarray(np.full((8, 8, 3), 50 * i, np.uint8)).save(place / "own" / kind / f"{i}.png")
+            Image.fromarray(np.full((8, 8, 3), 50 * i, np.uint8)).save(
+                place / "own" / kind / f"{i}.png")
     about = place / "own" / "clstudy.json"
-    about.write_text(json.dumps({"classes": {"a": "one"}, "captions": {"a/0.png": "first"}, "groups": {"g": ["a"]}}))
+    about.write_text(
+        json.dumps(
+            {"classes": {"a": "one"}, "captions": {"a/0.png": "first"}, "groups": {"g": ["a"]}}))
     count += try_out(about, lambda: folder.Folder(path=str(place / "own")).require())
     os.environ["CLSTUDY_CACHE"] = str(place / "cache")
     own = folder.Folder(path=str(place / "own"), size=8).load()
     wanted = own.train.images.clone()
     for file in sorted((place / "cache").glob("*train*/*.npy")):
-        count += try_out(file, lambda: folder.Folder(path=str(place / "own"), size=8).load().train.images.shape,
-                         lambda shape: shape == wanted.shape)
+        count += try_out(
+            file, lambda: folder.Folder(path=str(place / "own"), size=8).load().train.images.shape,
+            lambda shape: shape == wanted.shape)
     picture = place / "own" / "a" / "0.png"
 
     def pictures():
@@ -485,25 +538,35 @@ def data_files(model: Path, place: Path) -> int:
     count += try_out(picture, pictures)
     texts = place / "texts.txt"
     texts.write_text("a dog\na cat\n")
-    count += try_out(texts, lambda: (vocabularies.lines.cache_clear(), vocabularies.check(f"file:{texts}")))
+    count += try_out(
+        texts, lambda: (vocabularies.lines.cache_clear(), vocabularies.check(f"file:{texts}")))
     toml = place / "mine.toml"
     toml.write_text('method = ["sit", "er"]\nseed = "0..4"\n[sweep]\nworkers = 2\n')
     count += try_out(toml, lambda: grid.read(toml))
     notebook = place / "n.ipynb"
-    cell = {"cell_type": "code", "source": ["size: int = 3  # how many"], "metadata": {"tags": ["parameters"]}}
-    notebook.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
-    return count + try_out(notebook, lambda: parameters.check_parameters(notebook, {"size": "4"}), quiet=True)
+    cell = {
+        "cell_type": "code", "source": ["size: int = 3  # how many"],
+        "metadata": {"tags": ["parameters"]}
+    }
+    notebook.write_text(
+        json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return count + try_out(notebook, lambda: parameters.check_parameters(notebook, {"size": "4"}),
+                           quiet=True)
 
 
-KINDS = {"finished runs": result_files, "drafts": draft_files, "sweeps": sweep_files, "gathered tables": gathered,
-         "data, grids, notebooks": data_files}
+KINDS = {
+    "finished runs": result_files, "drafts": draft_files, "sweeps": sweep_files,
+    "gathered tables": gathered, "data, grids, notebooks": data_files
+}
 
 
 # ---- all of it
 
 
-TRIALS = {"damaged": damaged, "full disk": full_disk, "two sweeps": two_sweeps, "dask": dask, "proof": proof,
-          "methods": methods, "kills": kills}
+TRIALS = {
+    "damaged": damaged, "full disk": full_disk, "two sweeps": two_sweeps, "dask": dask,
+    "proof": proof, "methods": methods, "kills": kills
+}
 CHANCE = random.Random(0)
 
 
@@ -542,8 +605,8 @@ def main() -> int:
     print(f"\n{'trial':10}  {'':4}  seconds")
     for name, good, seconds, _ in told:
         print(f"{name:10}  {'held' if good else 'LOST'}  {seconds:7.0f}")
-    print(f"{len(told)} trials in {(time.monotonic() - begun) / 60:.1f} min: " +
-          ("nothing was lost" if not lost else f"{lost} LOST something; what they left is in {place}"))
+    print(f"{len(told)} trials in {(time.monotonic() - begun) / 60:.1f} min: " + (
+        "nothing was lost" if not lost else f"{lost} LOST something; what they left is in {place}"))
     if not lost and not given.keep:
         shutil.rmtree(place, ignore_errors=True)
     return bool(lost)

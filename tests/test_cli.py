@@ -13,7 +13,8 @@ from clstudy.utils import paths
 
 @pytest.fixture
 def call(monkeypatch, tmp_path):
-    """Calls the command with runs and notebooks in a folder of the test, and workers in this process."""
+    """Calls the command with runs and notebooks in a folder of the test, and workers in this
+    process."""
     def here(function, items, workers):
         for item in items:
             yield item, function(item)
@@ -25,21 +26,29 @@ def call(monkeypatch, tmp_path):
 
 @pytest.fixture
 def grid(tiny) -> list[str]:
-    return ["benchmark=toy", f"model={tiny.model}", "stream_args.tasks=2", "batch_size=8", "steps_per_batch=1"]
+    return [
+        "benchmark=toy", f"model={tiny.model}", "stream_args.tasks=2", "batch_size=8",
+        "steps_per_batch=1"
+    ]
 
 
 @pytest.fixture
 def notebook(tmp_path) -> Path:
-    cells = [nbformat.v4.new_code_cell("rate: float = 0.1  # step", metadata={"tags": ["parameters"]}),
-             nbformat.v4.new_code_cell("assert rate < 1\nprint('rate', rate)")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"clstudy": {"profiles": {"quick": {"rate": 0.5}}}}),
-                   tmp_path / "01_a.ipynb")
+    cells = [
+        nbformat.v4.new_code_cell("rate: float = 0.1  # step", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("assert rate < 1\nprint('rate', rate)")
+    ]
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells,
+                                 metadata={"clstudy": {"profiles": {"quick": {"rate": 0.5}}}}),
+        tmp_path / "01_a.ipynb")
     return tmp_path / "01_a.ipynb"
 
 
 def test_a_sweep_is_planned_made_shown_and_not_made_again(call, grid, tmp_path):
     planned = call("sweep", *grid, "seed=0..1", "--plan", "--name", "mine")
-    assert planned.exit_code == 0 and "2 to do" in planned.stdout and not (tmp_path / "runs").exists()
+    assert planned.exit_code == 0 and "2 to do" in planned.stdout and not (tmp_path
+                                                                           / "runs").exists()
     made = call("sweep", *grid, "seed=0..1", "--name", "mine")
     assert made.exit_code == 0 and "2 of 2 are there, 0 failed" in made.stdout
     assert "all made" in call("status").stdout and "done: 2" in call("status", "mine").stdout
@@ -50,8 +59,9 @@ def test_a_sweep_is_planned_made_shown_and_not_made_again(call, grid, tmp_path):
 def test_a_failure_is_1_and_a_mistake_2(call, grid, tmp_path):
     failed = call("sweep", *grid, "stream_args.tasks=2,1000")
     assert failed.exit_code == status.FAILED == 1 and "FAILED stream_args" in failed.stdout
-    for words in (("method=sitt",), ("seed=3..1",), ("--probe", "gradient"), ("no_such_notebook",),
-                  ("--name", "../up"), (tmp_path / "a.toml", tmp_path / "b.toml"), (tmp_path / "none.toml",),
+    for words in (("method=sitt", ), ("seed=3..1", ), ("--probe", "gradient"),
+                  ("no_such_notebook", ), ("--name", "../up"),
+                  (tmp_path / "a.toml", tmp_path / "b.toml"), (tmp_path / "none.toml", ),
                   ("seed=9", "--scheduler", "local", "--slurm", "x.toml")):
         assert call("sweep", *grid, *words).exit_code == 2, words
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 1
@@ -84,7 +94,8 @@ def test_notebooks_are_swept_and_have_an_index(call, notebook, tmp_path):
     done = call("sweep", notebook, "rate=0.25,2")
     assert done.exit_code == 1 and "FAILED 01_a rate=2" in done.stdout and "1 of 2 are there" in done.stdout
     folder = tmp_path / "runs" / "notebooks"
-    assert len(list(folder.glob("01_a-*/01_a.ipynb"))) == 1 == len(list(folder.glob("01_a-*/01_a.failed.ipynb")))
+    assert len(list(folder.glob("01_a-*/01_a.ipynb"))) == 1 == len(
+        list(folder.glob("01_a-*/01_a.failed.ipynb")))
     page = (folder / "index.html").read_text()
     assert "2 notebooks, 1 failed" in page and "rate = 0.25" in page and "AssertionError" in page
     assert "1 exist, 1 to do" in call("sweep", notebook, "rate=0.25,2", "--plan").stdout
@@ -108,7 +119,8 @@ def test_clean_shows_and_removes_only_if_told(call, grid, tmp_path):
     assert shown.exit_code == 0 and gone in shown.stdout and kept not in shown.stdout
     assert "nothing was removed" in shown.stdout and (tmp_path / "runs" / gone).exists()
     assert "removed" in call("clean", "--do", "--figures", tmp_path / "figures").stdout
-    assert not (tmp_path / "runs" / gone).exists() and (tmp_path / "runs" / kept / "result.json").exists()
+    assert not (tmp_path / "runs" / gone).exists() and (tmp_path / "runs" / kept
+                                                        / "result.json").exists()
     assert call("clean", "run").exit_code == 2
 
 

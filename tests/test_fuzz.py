@@ -1,4 +1,5 @@
-"""Whatever a reader is given, it makes something valid of it or refuses it in words of ours: never another error.
+"""Whatever a reader is given, it makes something valid of it or refuses it in words of ours: never
+another error.
 
 The examples are the same at every call (derandomize), so a failure here is a failure everywhere."""
 import json
@@ -26,22 +27,27 @@ settings.register_profile("fuzz", derandomize=True, deadline=None, max_examples=
                           suppress_health_check=list(HealthCheck))
 settings.load_profile("fuzz")
 
-NAMES = st.sampled_from(["emoji", "toy", "disjoint", "lora", "none", "sit", "er", "folder:/nowhere", "a\x00b", ""])
-PLAIN = st.none() | st.booleans() | st.integers(-9, 9) | st.integers() | st.floats() | st.text(max_size=8) | NAMES
+NAMES = st.sampled_from(
+    ["emoji", "toy", "disjoint", "lora", "none", "sit", "er", "folder:/nowhere", "a\x00b", ""])
+PLAIN = st.none() | st.booleans() | st.integers(
+    -9, 9) | st.integers() | st.floats() | st.text(max_size=8) | NAMES
 JSON = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3)
                     | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
 FIELDS = st.sampled_from(list(RunConfig.model_fields))
-OPTIONS = st.sampled_from(["tasks", "size", "replay", "weight", "families", "rank", "vocabulary", "path", "held_out"])
+OPTIONS = st.sampled_from(
+    ["tasks", "size", "replay", "weight", "families", "rank", "vocabulary", "path", "held_out"])
 NOISE = st.binary(max_size=60)
 
 
 def refused(call, *names: str, kinds=(ValueError, OSError)):
-    """What a call returns; None where it is refused in words that name what is wrong, one of `names`."""
+    """What a call returns; None where it is refused in words that name what is wrong, one of
+    `names`."""
     try:
         return call()
     except kinds as error:
         said = str(error)
-        assert said and (not names or any(name in said for name in names)), f"{type(error).__name__}: {said}"
+        assert said and (not names or any(name in said
+                                          for name in names)), f"{type(error).__name__}: {said}"
         return None
 
 
@@ -126,8 +132,10 @@ def test_a_file_with_a_grid(tmp_path_factory, content):
     refused(lambda: grid.read(path), "grid.toml")
 
 
-TYPES = st.sampled_from(["int", "float", "bool", "str", "list[int]", "str | None", "dict[str, int]", "list",
-                         'Literal["a", "b"]', "int | None", "set", "nothing", "list[nothing]", "x.y", "1 +"])
+TYPES = st.sampled_from([
+    "int", "float", "bool", "str", "list[int]", "str | None", "dict[str, int]", "list",
+    'Literal["a", "b"]', "int | None", "set", "nothing", "list[nothing]", "x.y", "1 +"
+])
 
 
 @given(TYPES, JSON | st.text(max_size=20))
@@ -145,7 +153,9 @@ def test_values_of_parameters(kind, value):
 
 CELL = {"cell_type": "code", "source": ["size: int = 3  # how many\n", "names: list[str] = ['a']"],
         "metadata": {"tags": ["parameters"]}}
-NOTEBOOK = {"cells": [CELL], "metadata": {"clstudy": {"profiles": {"quick": {"size": 1}}}}, "nbformat": 4}
+NOTEBOOK = {
+    "cells": [CELL], "metadata": {"clstudy": {"profiles": {"quick": {"size": 1}}}}, "nbformat": 4
+}
 
 
 @given(hurt(written(NOTEBOOK)) | JSON.map(written)
@@ -198,9 +208,11 @@ def test_runs_of_before_that_have_no_checksums(run, name, data):
         file.write_bytes(whole)
 
 
-STATE = {"name": "mine", "host": "a", "pid": 1, "started": 1.0, "finished": None, "code": None, "workers": 2,
-         "beat": 1.0, "left": None, "tasks": {"x": {"label": "x", "state": "waiting", "seconds": None,
-                                                    "error": None, "log": None}}}
+STATE = {
+    "name": "mine", "host": "a", "pid": 1, "started": 1.0, "finished": None, "code": None,
+    "workers": 2, "beat": 1.0, "left": None,
+    "tasks": {"x": {"label": "x", "state": "waiting", "seconds": None, "error": None, "log": None}}
+}
 
 
 @given(hurt(written(STATE)) | JSON.map(written))
@@ -262,9 +274,12 @@ def test_another_parquet_is_refused(tmp_path, monkeypatch):
         emoji._everything.cache_clear()
 
 
-ABOUT = {"classes": {"a": "one"}, "order": ["b", "a"], "template": "a {}.", "captions": {"a/0.png": "first"},
-         "groups": {"g": ["a"]}}
-VALUES = st.fixed_dictionaries({}, optional={key: JSON | st.just(value) for key, value in ABOUT.items()})
+ABOUT = {
+    "classes": {"a": "one"}, "order": ["b", "a"], "template": "a {}.",
+    "captions": {"a/0.png": "first"}, "groups": {"g": ["a"]}
+}
+VALUES = st.fixed_dictionaries(
+    {}, optional={key: JSON | st.just(value) for key, value in ABOUT.items()})
 
 
 @pytest.fixture(scope="module")
@@ -297,11 +312,14 @@ def test_the_optional_file_of_a_folder(own, content):
 
 
 def classes_of_coco() -> list[dict]:
-    return [{"id": int(key), "name": name} for key, name in datasets.about_classes("coco")["classes"].items()]
+    return [{"id": int(key), "name": name}
+            for key, name in datasets.about_classes("coco")["classes"].items()]
 
 
-BOXES = {"images": [{"id": 1, "file_name": "x.jpg"}], "categories": classes_of_coco(),
-         "annotations": [{"image_id": 1, "bbox": [0, 0, 9, 9.5], "category_id": 1, "segmentation": []}]}
+BOXES = {
+    "images": [{"id": 1, "file_name": "x.jpg"}], "categories": classes_of_coco(),
+    "annotations": [{"image_id": 1, "bbox": [0, 0, 9, 9.5], "category_id": 1, "segmentation": []}]
+}
 
 
 def boxes(**changed) -> bytes:
@@ -335,7 +353,8 @@ def test_captions_of_karpathy(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "dataset.json"
     path.write_bytes(content)
     for one in refused(lambda: coco._karpathy(path), "dataset.json", kinds=DamagedError) or []:
-        assert isinstance(one["filename"], str) and all(isinstance(said["raw"], str) for said in one["sentences"])
+        assert isinstance(one["filename"], str) and all(
+            isinstance(said["raw"], str) for said in one["sentences"])
 
 
 LINES = b"clipart/airplane/1.jpg 0\nclipart/alarm_clock/2 3.jpg 2\n"
@@ -348,7 +367,8 @@ def test_lists_of_domainnet(data, content):
     place = data / "domainnet"
     place.mkdir(exist_ok=True)
     (place / "clipart_train.txt").write_bytes(content)
-    found = refused(lambda: domainnet._read("clipart", "train"), "clipart_train.txt", kinds=DamagedError)
+    found = refused(lambda: domainnet._read("clipart", "train"), "clipart_train.txt",
+                    kinds=DamagedError)
     assert found is None or len(found.files) == len(found.labels)
 
 
@@ -359,8 +379,8 @@ SOLUTION = b"ImageId,PredictionString\nILSVRC2012_val_1,n01440764 1 2 3 4\n"
 @settings(suppress_health_check=list(HealthCheck))
 def test_the_labels_of_imagenet(data, content):
     (data / imagenet.SOLUTION).write_bytes(content)
-    refused(lambda: imagenet._told(data, ["ILSVRC2012_val_1.JPEG"], {"n01440764": 0}), imagenet.SOLUTION,
-            kinds=DamagedError)
+    refused(lambda: imagenet._told(data, ["ILSVRC2012_val_1.JPEG"], {"n01440764": 0}),
+            imagenet.SOLUTION, kinds=DamagedError)
 
 
 @given(hurt(b"a dog\na cat\n"))

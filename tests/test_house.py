@@ -1,4 +1,5 @@
-"""The rules of the house that matter: who imports what, that every name is documented, notebooks without outputs."""
+"""The rules of the house that matter: who imports what, that every name is documented, notebooks
+without outputs."""
 import ast
 import inspect
 import json
@@ -18,7 +19,10 @@ from clstudy.models.tuners import TUNERS
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "clstudy").rglob("*.py"))
 README = ROOT / "README.md"
-NAMES = {"benchmarks": dict(BENCHMARKS), "streams": dict(STREAMS), "tuners": dict(TUNERS), "methods": dict(METHODS)}
+NAMES = {
+    "benchmarks": dict(BENCHMARKS), "streams": dict(STREAMS), "tuners": dict(TUNERS),
+    "methods": dict(METHODS)
+}
 NAMED = [(axis, name) for axis, choices in NAMES.items() for name in choices]
 
 ROOMS = (
@@ -42,11 +46,16 @@ ALLOWED = {
     "open_clip": {"models/": "the one room that knows it"},
     "matplotlib": {"plots/": "paper figures", "widgets/": "their static twins"},
     "seaborn": {"plots/": "paper figures", "widgets/": "their static twins"},
-    "plotly": {"plots/": "interactive figures", "widgets/": "the same",
-               "notebooks/html.py": "puts the library into a page"},
+    "plotly": {
+        "plots/": "interactive figures", "widgets/": "the same",
+        "notebooks/html.py": "puts the library into a page"
+    },
     "ipywidgets": {"widgets/": "controls"},
     "papermill": {"notebooks/execute.py": "executes notebooks"},
-    "peft": {"models/tuners/lora.py": "LoRA layers", "models/tuners/lora_layer.py": "fewer passes over memory"},
+    "peft": {
+        "models/tuners/lora.py": "LoRA layers",
+        "models/tuners/lora_layer.py": "fewer passes over memory"
+    },
     "distributed": {"runs/dask_workers.py": "workers elsewhere"},
     "dask_jobqueue": {"runs/dask_workers.py": "workers by Slurm"},
 }
@@ -65,7 +74,8 @@ def imports(path: Path) -> set[str]:
 
 def allowed(name: str, package: str) -> bool:
     """A module, or a folder with all in it."""
-    return any(name == one or one.endswith("/") and name.startswith(one) for one in ALLOWED[package])
+    return any(
+        name == one or one.endswith("/") and name.startswith(one) for one in ALLOWED[package])
 
 
 def where(path: Path) -> str:
@@ -76,7 +86,8 @@ def ours(path: Path) -> set[str]:
     """Modules of clstudy that a module imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "clstudy"):
+        if isinstance(node, ast.ImportFrom) and (node.level or
+                                                 (node.module or "").split(".")[0] == "clstudy"):
             assert not node.level, f"{where(path)}: imports are absolute"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
@@ -85,28 +96,41 @@ def ours(path: Path) -> set[str]:
 
 
 def test_imports_point_down_and_never_in_a_circle():
-    known = {".".join(("clstudy", *path.relative_to(ROOT / "clstudy").with_suffix("").parts)).removesuffix(".__init__")
-             for path in MODULES}
+    known = {
+        ".".join(
+            ("clstudy",
+             *path.relative_to(ROOT / "clstudy").with_suffix("").parts)).removesuffix(".__init__")
+        for path in MODULES
+    }
     graph = {}
     for path in MODULES:
         room = where(path).split("/")[0].removesuffix(".py")
-        module = f"clstudy.{where(path).removesuffix('.py').replace('/', '.')}".removesuffix(".__init__")
-        targets = {name if name in known else name.rpartition(".")[0] for name in ours(path)} - {module}
+        module = f"clstudy.{where(path).removesuffix('.py').replace('/', '.')}".removesuffix(
+            ".__init__")
+        targets = {name if name in known else name.rpartition(".")[0]
+                   for name in ours(path)} - {module}
         graph[module] = targets
         for target in targets if room != "__init__" else ():
             assert target != "clstudy", f"{where(path)} imports the roof"
-            assert ROOMS.index(target.split(".")[1]) <= ROOMS.index(room), f"{where(path)} looks up to {target}"
+            assert ROOMS.index(
+                target.split(".")[1]) <= ROOMS.index(room), f"{where(path)} looks up to {target}"
     list(TopologicalSorter(graph).static_order())  # CycleError names the circle
 
 
 def test_tests_stand_in_the_folders_of_the_package():
-    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and list(path.glob("test_*.py"))}
+    folders = {
+        path.name for path in (ROOT / "tests").iterdir()
+        if path.is_dir() and list(path.glob("test_*.py"))
+    }
     assert folders <= {*ROOMS, "scripts"}
 
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_a_package_is_imported_where_it_belongs_and_nowhere_else(package):
-    importing = {where(path) for path in MODULES if any(name.split(".")[0] == package for name in imports(path))}
+    importing = {
+        where(path) for path in MODULES if any(
+            name.split(".")[0] == package for name in imports(path))
+    }
     assert [name for name in importing if not allowed(name, package)] == []
 
 
@@ -121,7 +145,8 @@ def test_a_module_says_what_it_is_and_keeps_its_lines_short(path):
     assert ast.get_docstring(ast.parse(text))
     long = [number for number, line in enumerate(text.splitlines(), 1) if len(line) > 120]
     assert not long
-    assert "__future__" not in {name.split(".")[0] for name in imports(path)}  # annotations are read at run time
+    assert "__future__" not in {name.split(".")[0]
+                                for name in imports(path)}  # annotations are read at run time
 
 
 def test_the_loop_fits_on_its_screens():

@@ -13,7 +13,8 @@ POINTS = 25  # of a curve
 
 def over_stream(runs: Groups, by: Sequence[str] = ("label",), name: str = "seen classes",
                 metric: str = "accuracy") -> pd.DataFrame:
-    """Accuracy on a set over the stream, percent: columns *by, images_seen, mean, low, high (95 %, cut to 0 … 100).
+    """Accuracy on a set over the stream, percent: columns *by, images_seen, mean, low, high (95 %,
+    cut to 0 … 100).
 
     Groups in which a run was not measured on the set are left out."""
     tables = []
@@ -27,10 +28,11 @@ def over_stream(runs: Groups, by: Sequence[str] = ("label",), name: str = "seen 
 
 def band(runs: Sequence[Run], name: str = "seen classes", metric: str = "accuracy"
          ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """Images seen, mean over runs, and the ends of its 95 % interval; None where a run has no such set.
+    """Images seen, mean over runs, and the ends of its 95 % interval; None where a run has no such
+    set.
 
-    Stages end at other images for other seeds, so each run's curve is read, by linear interpolation, at `POINTS`
-    points from the latest first checkpoint to the end."""
+    Stages end at other images for other seeds, so each run's curve is read, by linear
+    interpolation, at `POINTS` points from the latest first checkpoint to the end."""
     curves = [run.curve(name, metric) for run in runs]
     if any(curve.empty for curve in curves):
         return None
@@ -43,12 +45,17 @@ def band(runs: Sequence[Run], name: str = "seen classes", metric: str = "accurac
 
 
 def matrices(runs: Groups, by: str = "label", candidates: str = "all") -> dict[str, np.ndarray]:
-    """The mean accuracy matrix of each group (a share, 0 to 1): a row per stage, the first before training."""
-    return {key: np.ma.masked_invalid([run.matrix(candidates) for run in group]).mean(0).filled(np.nan)
-            for (key,), group in grouped(runs, [by]).items()}
+    """The mean accuracy matrix of each group (a share, 0 to 1): a row per stage, the first before
+    training."""
+    return {
+        key: np.ma.masked_invalid([run.matrix(candidates) for run in group]).mean(0).filled(np.nan)
+        for (key, ), group in grouped(runs, [by]).items()
+    }
 
 
 def losses(runs: Groups, by: str = "label") -> pd.DataFrame:
-    """Each loss term at each optimiser step: columns `by`, stage, step, term, value. One run for each value of `by`."""
-    return pd.concat([group[0].steps.assign(**{by: key}) for (key,), group in grouped(runs, [by]).items()],
-                     ignore_index=True)
+    """Each loss term at each optimiser step: columns `by`, stage, step, term, value. One run for
+    each value of `by`."""
+    return pd.concat(
+        [group[0].steps.assign(**{by: key}) for (key, ), group in grouped(runs, [by]).items()],
+        ignore_index=True)

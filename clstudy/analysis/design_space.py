@@ -1,8 +1,10 @@
-"""The map: every method of the project as a point of four choices and a memory, or the reason why it is none.
+"""The map: every method of the project as a point of four choices and a memory, or the reason why
+it is none.
 
-`methods/compose.py` is the objective at any point. What is said to be published is what the three papers of this
-project have (SIT, arXiv 2405.15155; VR-LwF, arXiv 2207.09248; GCL and GDRO, arXiv 2605.03866, reconstructed) with
-their baselines; for other points nobody has, as far as we know of these."""
+`methods/compose.py` is the objective at any point. What is said to be published is what the three
+papers of this project have (SIT, arXiv 2405.15155; VR-LwF, arXiv 2207.09248; GCL and GDRO, arXiv
+2605.03866, reconstructed) with their baselines; for other points nobody has, as far as we know of
+these."""
 from collections.abc import Mapping, Sequence
 from itertools import product
 
@@ -40,11 +42,15 @@ WEIGHTS = {
     "eg": "w_i = p_c / r_c,   p ∝ exp(η Σ_steps F),   c = y_i",
 }
 NOBODY = "Nobody has published this, as far as we know of the three papers"
-TEXTS = {"random": "random tokens", "words": "random words", "captions": "captions of the reference pairs"}
+TEXTS = {
+    "random": "random tokens", "words": "random words",
+    "captions": "captions of the reference pairs"
+}
 
 
 def point(name: str, **options) -> dict | None:
-    """The options of `compose` with which it is this method; None: it is no point. ValueError: impossible options."""
+    """The options of `compose` with which it is this method; None: it is no point. ValueError:
+    impossible options."""
     place = METHODS[name](**options).place_on_map
     return None if isinstance(place, Beside) else _defaults() | place
 
@@ -65,13 +71,17 @@ def choices(options: Mapping) -> dict[str, str]:
 
 
 def table() -> pd.DataFrame:
-    """Every method that is a point, a row per published form: its four choices, its memory, and who has it."""
+    """Every method that is a point, a row per published form: its four choices, its memory, and who
+    has it."""
     rows = []
     for name, options, said in published_forms():
         found = point(name, **options)
         memory = f"{found['size']}, {found['policy']}" if found["size"] else "none"
-        rows.append({"method": name, "options": ", ".join(f"{key}={value}" for key, value in options.items()),
-                     **choices(found), "memory": memory, "published": said})
+        rows.append({
+            "method": name, "options": ", ".join(
+                f"{key}={value}" for key, value in options.items()),
+            **choices(found), "memory": memory, "published": said
+        })
     return pd.DataFrame(rows).set_index("method")
 
 
@@ -97,36 +107,53 @@ def nearest(**chosen: str) -> list[str]:
         label = ", ".join([name, *(f"{key}={value}" for key, value in options.items())])
         found[label] = [key for key in CHOICES if theirs[key] != chosen[key]]
     fewest = min(map(len, found.values()))
-    return [f"`{label}` (other {' and '.join(keys)})" for label, keys in found.items() if len(keys) == fewest]
+    return [
+        f"`{label}` (other {' and '.join(keys)})" for label, keys in found.items()
+        if len(keys) == fewest
+    ]
 
 
 def objective(candidates: str, denominator: str, class_weights: str, vocabulary: str) -> str:
     """The objective at a point, in lines, with the names of its terms."""
-    lines = ["task = (1/B) Σ_i w_i ℓ_i", DENOMINATORS[denominator], COMPETITORS[candidates], WEIGHTS[class_weights]]
+    lines = [
+        "task = (1/B) Σ_i w_i ℓ_i", DENOMINATORS[denominator], COMPETITORS[candidates],
+        WEIGHTS[class_weights]
+    ]
     nat = "α τ" if denominator == "moving" else "α"
     if vocabulary not in ("none", "classes"):
-        lines.append(f"vocabulary = {nat} (1/B) Σ_i KL(before ‖ now) over {TEXTS[vocabulary]}, drawn at each step")
+        lines.append(
+            f"vocabulary = {nat} (1/B) Σ_i KL(before ‖ now) over {TEXTS[vocabulary]}, drawn at each step"
+        )
     if vocabulary != "none":
         later = "" if vocabulary == "classes" else ", from the second stage on"
-        lines.append(f"classes = {nat} (1/B) Σ_i KL(before ‖ now) over the names of the classes seen{later}")
+        lines.append(
+            f"classes = {nat} (1/B) Σ_i KL(before ‖ now) over the names of the classes seen{later}")
     return "\n".join(lines)
 
 
-def describe(chosen: Mapping[str, str], runs: Sequence[Run] = (), names: Sequence[str] = ("A_last",)) -> str:
-    """What stands at a point: who published it, its objective, how to run it, and what finished runs of it gave."""
+def describe(
+    chosen: Mapping[str,
+                    str], runs: Sequence[Run] = (), names: Sequence[str] = ("A_last", )) -> str:
+    """What stands at a point: who published it, its objective, how to run it, and what finished
+    runs of it gave."""
     try:
         METHODS["compose"](**chosen)
     except ValueError as error:
         return f"Nothing stands here. {error}"
     who = published(**chosen)
-    said = "This is " + "\n     or ".join(who) if who else f"{NOBODY}.\nNearest: {', '.join(nearest(**chosen))}"
+    said = "This is " + "\n     or ".join(
+        who) if who else f"{NOBODY}.\nNearest: {', '.join(nearest(**chosen))}"
     asked = {key: value for key, value in chosen.items() if value != _defaults()[key]}
-    return "\n".join([said, "", objective(**chosen), "",
-                      f'RunConfig(method="compose", method_args={asked})', "", *results(chosen, runs, names)])
+    return "\n".join([
+        said, "",
+        objective(**chosen), "", f'RunConfig(method="compose", method_args={asked})', "",
+        *results(chosen, runs, names)
+    ])
 
 
 def results(chosen: Mapping[str, str], runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    """A line for each setting with finished runs at this point: its metrics, mean and 95 % interval over seeds."""
+    """A line for each setting with finished runs at this point: its metrics, mean and 95 % interval
+    over seeds."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         found = point(run.config.method, **run.config.method_args)
@@ -144,12 +171,14 @@ def _interval(runs: Sequence[Run], name: str) -> str:
 
 
 def grid(new: Mapping[str, Mapping] = {}) -> pd.DataFrame:
-    """Every point of the map that means something: its choices, the published methods there (`compose` can be any), and
-    the names of those in `new`, options of compose by name."""
+    """Every point of the map that means something: its choices, the published methods there
+    (`compose` can be any), and the names of those in `new`, options of compose by name."""
     there: dict[tuple, list[str]] = {}
     for name, options, _ in published_forms():
         there.setdefault(tuple(choices(point(name, **options)).values()), []).append(name)
-    ours = {tuple(choices(_defaults() | dict(options)).values()): name for name, options in new.items()}
+    ours = {
+        tuple(choices(_defaults() | dict(options)).values()): name for name, options in new.items()
+    }
     rows = []
     for key in product(*CHOICES.values()):
         chosen = dict(zip(CHOICES, key, strict=True))
@@ -157,5 +186,7 @@ def grid(new: Mapping[str, Mapping] = {}) -> pd.DataFrame:
             METHODS["compose"](**chosen)
         except ValueError:
             continue
-        rows.append(chosen | {"methods": ", ".join(dict.fromkeys(there.get(key, []))), "new": ours.get(key, "")})
+        rows.append(
+            chosen
+            | {"methods": ", ".join(dict.fromkeys(there.get(key, []))), "new": ours.get(key, "")})
     return pd.DataFrame(rows)

@@ -4,9 +4,10 @@ import pandas as pd
 from clstudy.utils import paths
 
 
-def save(table: pd.DataFrame, name: str, caption: str, numbers: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Write a table to figures/NAME.md, .csv and .tex (booktabs). numbers: goes into the .csv instead, with all
-    digits. Returns the table."""
+def save(table: pd.DataFrame, name: str, caption: str,
+         numbers: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Write a table to figures/NAME.md, .csv and .tex (booktabs). numbers: goes into the .csv
+    instead, with all digits. Returns the table."""
     paths.FIGURES.mkdir(parents=True, exist_ok=True)
     flat = table.reset_index()
     head = "| " + " | ".join(flat.columns) + " |\n|" + " --- |" * len(flat.columns)
@@ -17,15 +18,19 @@ def save(table: pd.DataFrame, name: str, caption: str, numbers: pd.DataFrame | N
     lines = [" & ".join(tex(str(value)) for value in row) + r" \\"
              for row in [flat.columns, *flat.itertuples(index=False)]]
     align = "l" * table.index.nlevels + "r" * table.shape[1]
-    lines = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
-             r"\end{tabular}"]
+    lines = [
+        rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0], r"\midrule", *lines[1:],
+        r"\bottomrule", r"\end{tabular}"
+    ]
     (paths.FIGURES / f"{name}.tex").write_text("\n".join(lines) + "\n")
     return table
 
 
-TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-       "−": "$-$", "→": r"$\rightarrow$", "·": r"$\cdot$", "…": r"\dots{}", "*": "$^*$", "<": "$<$", ">": "$>$",
-       **{sign: rf"\{sign}" for sign in "_%&#${}"}}
+TEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    "−": "$-$", "→": r"$\rightarrow$", "·": r"$\cdot$", "…": r"\dots{}", "*": "$^*$", "<": "$<$",
+    ">": "$>$", **{sign: rf"\{sign}" for sign in "_%&#${}"}
+}
 
 
 def tex(text: str) -> str:

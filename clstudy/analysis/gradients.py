@@ -1,7 +1,9 @@
-"""From the tables of the probes to what a figure shows: the push on classes in time, norms, directions, drift.
+"""From the tables of the probes to what a figure shows: the push on classes in time, norms,
+directions, drift.
 
-Most functions take groups of runs, method → runs (one per seed), and return a long table with the columns panel,
-method, seed, images_seen, value, and part where a line is made of parts; `plots.bands` draws it."""
+Most functions take groups of runs, method → runs (one per seed), and return a long table with the
+columns panel, method, seed, images_seen, value, and part where a line is made of parts;
+`plots.bands` draws it."""
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -21,8 +23,8 @@ def learned(run: Run) -> pd.Series:
 
 
 def step(tables: Mapping[str, pd.DataFrame], stage: int, term: str = "task") -> pd.DataFrame:
-    """The first step of a stage, class by class, from tables of the probe `classes`; a row for every class that any of
-    the methods had in its loss. ValueError: a stage that was not probed."""
+    """The first step of a stage, class by class, from tables of the probe `classes`; a row for
+    every class that any of the methods had in its loss. ValueError: a stage that was not probed."""
     rows = []
     for method, table in tables.items():
         stages = sorted(set(table.stage))
@@ -34,8 +36,8 @@ def step(tables: Mapping[str, pd.DataFrame], stage: int, term: str = "task") -> 
 
 
 def pushes(groups: Groups, stage: int = 1, term: str = "task") -> pd.DataFrame:
-    """Cumulative push on the texts of the classes that `stage` brought, mean over these classes. Panel: what was in the
-    batch. A text that is not in the loss gets no push."""
+    """Cumulative push on the texts of the classes that `stage` brought, mean over these classes.
+    Panel: what was in the batch. A text that is not in the loss gets no push."""
     rows = []
     for method, runs in groups.items():
         for run in runs:
@@ -45,22 +47,27 @@ def pushes(groups: Groups, stage: int = 1, term: str = "task") -> pd.DataFrame:
             mine = table[table["class"].isin(classes) & (table.term == term)]
             for panel, present in (("in the batch", True), ("seen, but absent", False)):
                 for column, part in PUSHES.items():
-                    sums = mine[mine.present == present].groupby("images_seen")[column].sum() / max(len(classes), 1)
+                    sums = mine[mine.present == present].groupby("images_seen")[column].sum() / max(
+                        len(classes), 1)
                     sums = sums.reindex(times, fill_value=0.0).cumsum()
-                    rows.append(_rows(sums, panel=panel, method=method, seed=run.config.seed, part=part))
+                    rows.append(
+                        _rows(sums, panel=panel, method=method, seed=run.config.seed, part=part))
     return pd.concat(rows, ignore_index=True)
 
 
 def norms(groups: Groups, column: str = "norm", term: str = "task") -> pd.DataFrame:
-    """A column of the probe `gradients` per tower, mean over the steps on a batch: "norm", "previous", "update", …"""
+    """A column of the probe `gradients` per tower, mean over the steps on a batch: "norm",
+    "previous", "update", …"""
     rows = []
     for method, runs in groups.items():
         for run in runs:
             table = run.probe("gradients")
             table = table[(table.block == "all") & (table.term == term)]
             for tower, mine in table.groupby("tower"):
-                rows.append(_rows(mine.groupby("images_seen")[column].mean().dropna(), panel=f"{tower} tower",
-                                  method=method, seed=run.config.seed))
+                rows.append(
+                    _rows(
+                        mine.groupby("images_seen")[column].mean().dropna(), panel=f"{tower} tower",
+                        method=method, seed=run.config.seed))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -72,23 +79,30 @@ def blocks(groups: Groups, column: str = "norm", term: str = "task") -> pd.DataF
             table = run.probe("gradients")
             table = table[(table.block != "all") & (table.term == term)]
             means = table.groupby(["tower", "block"])[column].mean().rename("value").reset_index()
-            rows.append(means.assign(panel=means.tower + " tower", method=method, seed=run.config.seed))
+            rows.append(
+                means.assign(panel=means.tower + " tower", method=method, seed=run.config.seed))
     return pd.concat(rows, ignore_index=True)
 
 
-DRIFTS = {"text": "texts moved, 1 − cos", "image": "images moved, 1 − cos", "match": "text with its images, cos"}
+DRIFTS = {
+    "text": "texts moved, 1 − cos", "image": "images moved, 1 − cos",
+    "match": "text with its images, cos"
+}
 
 
 def drifts(groups: Groups, stage: int = 1, columns: Mapping[str, str] = DRIFTS) -> pd.DataFrame:
-    """Columns of the probe `drift`, mean over the classes that `stage` brought. Panel: the column in words."""
+    """Columns of the probe `drift`, mean over the classes that `stage` brought. Panel: the column
+    in words."""
     rows = []
     for method, runs in groups.items():
         for run in runs:
             table, home = run.probe("drift"), learned(run)
             mine = table[table["class"].isin(home.index[home == stage])]
             for column, panel in columns.items():
-                rows.append(_rows(mine.groupby("images_seen")[column].mean(), panel=panel, method=method,
-                                  seed=run.config.seed))
+                rows.append(
+                    _rows(
+                        mine.groupby("images_seen")[column].mean(), panel=panel, method=method,
+                        seed=run.config.seed))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -97,8 +111,8 @@ def _rows(values: pd.Series, **about) -> pd.DataFrame:
 
 
 def fates(groups: Groups, term: str = "task") -> pd.DataFrame:
-    """A row per run and class that was known at the end of its first stage, before the last stage (accuracy above 0: it
-    had something to lose). Columns method, seed, class, and
+    """A row per run and class that was known at the end of its first stage, before the last stage
+    (accuracy above 0: it had something to lose). Columns method, seed, class, and
 
     repelled   cumulative push on its text while it was absent
     parted     change of cos(text, mean of its images) from the end of its first stage to the end of the stream
@@ -109,8 +123,8 @@ def fates(groups: Groups, term: str = "task") -> pd.DataFrame:
             home, drift, accuracy = learned(run), run.probe("drift"), 100 * run.classes("all")
             table = run.probe("classes")
             absent = table[~table.present & (table.term == term)].groupby("class").push.sum()
-            match = drift.drop_duplicates(["stage", "class"], keep="last").pivot(index="stage", columns="class",
-                                                                                values="match")
+            match = drift.drop_duplicates(["stage", "class"], keep="last").pivot(
+                index="stage", columns="class", values="match")
             last = int(home.max())
             for name, stage in home.items():
                 if stage < last and name in match and accuracy.get(name, {}).get(stage, 0) > 0:
@@ -122,11 +136,15 @@ def fates(groups: Groups, term: str = "task") -> pd.DataFrame:
 
 
 def agreement(table: pd.DataFrame, cause: str, effect: str = "change") -> metrics.Interval:
-    """Spearman's rank correlation over classes, one per run: mean and 95 % half width over the runs.
+    """Spearman's rank correlation over classes, one per run: mean and 95 % half width over the
+    runs.
 
     Runs in which one of the two does not vary have none and are left out."""
-    found = [spearmanr(rows[cause], rows[effect]).statistic for _, rows in table.groupby(["method", "seed"])
-             if rows[cause].nunique() > 1 and rows[effect].nunique() > 1]
+    found = [
+        spearmanr(rows[cause], rows[effect]).statistic
+        for _, rows in table.groupby(["method", "seed"])
+        if rows[cause].nunique() > 1 and rows[effect].nunique() > 1
+    ]
     return metrics.interval(found) if found else metrics.Interval(float("nan"), float("nan"))
 
 
@@ -138,7 +156,8 @@ def rank(found: metrics.Interval) -> str:
 
 
 def at_end(table: pd.DataFrame, name: str = "at the end") -> pd.DataFrame:
-    """The last value of each run in each panel: columns panel, method, seed, part if there are any, and `name`."""
+    """The last value of each run in each panel: columns panel, method, seed, part if there are any,
+    and `name`."""
     return _by_run(table.sort_values("images_seen", kind="stable")).last().reset_index(name=name)
 
 
@@ -148,4 +167,5 @@ def mean_over(table: pd.DataFrame, name: str = "mean over the stream") -> pd.Dat
 
 
 def _by_run(table: pd.DataFrame):
-    return table.groupby([name for name in ("panel", "method", "seed", "part") if name in table], sort=False).value
+    return table.groupby([name for name in ("panel", "method", "seed", "part") if name in table],
+                         sort=False).value

@@ -3,8 +3,9 @@
     g_i = mean over j ∈ S, y_j ≠ y_i of exp( (f_j·t_{y_i} − f_i·t_{y_i}) / τ ),   S: images of the stage and the memory
     ĝ_i: the same over a batch,   u_i ← (1 − γ) u_i + γ ĝ_i      (SogCLR, arXiv 2202.12387; `contrast.py`)
 
-γ = 1 is the plain estimate of the batch. Its logarithm is too low on average (Jensen); u has seen more images, but
-some of them under weights of before. Both are measured here against g at the weights of the moment."""
+γ = 1 is the plain estimate of the batch. Its logarithm is too low on average (Jensen); u has seen
+more images, but some of them under weights of before. Both are measured here against g at the
+weights of the moment."""
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -24,49 +25,62 @@ from clstudy.runs.run import Run, load_tuned
 from clstudy.training.loop import batches
 from clstudy.training.setup import prepare
 
-Features = tuple[Float[Tensor, "images dim"], Float[Tensor, "classes dim"]]  # of images, and of class texts
+Features = tuple[Float[Tensor, "images dim"], Float[Tensor,
+                                                    "classes dim"]]  # of images, and of class texts
 
 
 def remembered(config) -> Iterator[tuple[Stage, ReplayBuffer, BenchmarkData]]:
-    """The memory of a run after each stage, filled as the methods with policy "quota" fill it; nothing is trained.
+    """The memory of a run after each stage, filled as the methods with policy "quota" fill it;
+    nothing is trained.
 
-    Which images are drawn differs from the run itself, in which other random choices are made between."""
+    Which images are drawn differs from the run itself, in which other random choices are made
+    between."""
     clip, benchmark, stages = prepare(config)
     memory, seen = ReplayBuffer(config.method_args["size"], "quota", "random"), []
-    prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(clip.device)
+    prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(
+        clip.device)
     for stage in stages:
-        memory.refill(batches(stage, benchmark, seen, prompts, config.batch_size, stage.index), clip)
+        memory.refill(batches(stage, benchmark, seen, prompts, config.batch_size, stage.index),
+                      clip)
         yield stage, memory, benchmark
 
 
 def held(configs: Sequence) -> pd.DataFrame:
-    """What each memory holds after each stage: columns size (images allowed), stage, classes, images, fewest and most
-    per class, kilobytes of the images, and of the moving averages (two numbers per image kept)."""
+    """What each memory holds after each stage: columns size (images allowed), stage, classes,
+    images, fewest and most per class, kilobytes of the images, and of the moving averages (two
+    numbers per image kept)."""
     rows = []
     for config in configs:
         for stage, memory, _ in remembered(config):
-            count = np.unique(memory.labels, return_counts=True)[1] if len(memory) else np.zeros(1, int)
-            rows.append({"size": memory.size, "stage": stage.number, "classes": len(set(memory.arrived.values())),
-                         "images": len(memory), "fewest": int(count.min()), "most": int(count.max()),
-                         "kB": round(memory.bytes / 1000, 1), "kB of averages": round(8 * len(memory) / 1000, 1)})
+            count = np.unique(memory.labels, return_counts=True)[1] if len(memory) else np.zeros(
+                1, int)
+            rows.append({
+                "size": memory.size, "stage": stage.number, "classes": len(
+                    set(memory.arrived.values())), "images": len(memory),
+                "fewest": int(count.min()), "most": int(count.max()), "kB": round(
+                    memory.bytes / 1000, 1), "kB of averages": round(8 * len(memory) / 1000, 1)
+            })
     return pd.DataFrame(rows)
 
 
-def log_sums(found: Features, label: Int[Tensor, " images"], tau: float, anchors: Int[Tensor, " batch"],
-             among: Int[Tensor, " others"]) -> Float[Tensor, " batch"]:
+def log_sums(found: Features, label: Int[Tensor, " images"], tau: float,
+             anchors: Int[Tensor, " batch"], among: Int[Tensor,
+                                                        " others"]) -> Float[Tensor, " batch"]:
     """log g of the images `anchors`, with the images `among` as negatives."""
     image, text = found
     d = image[among] @ text[label[anchors]].T - (image[anchors] * text[label[anchors]]).sum(1)
     return log_mean_exp(d.T / tau, label[anchors][:, None] != label[among][None])
 
 
-def errors(start: Features, end: Features, label: Int[Tensor, " images"], tau: float, gammas: Sequence[float],
-           size: int = 96, visits: int = 10, seed: int = 0) -> pd.DataFrame:
-    """How far log u is from log g: columns gamma, visit, error (root of the mean square) and bias (mean).
+def errors(start: Features, end: Features, label: Int[Tensor, " images"], tau: float,
+           gammas: Sequence[float], size: int = 96, visits: int = 10,
+           seed: int = 0) -> pd.DataFrame:
+    """How far log u is from log g: columns gamma, visit, error (root of the mean square) and bias
+    (mean).
 
-    Images come in batches of `size`, each once a visit, in another order each time. Meanwhile the features go from
-    `start` to `end` on a straight line, put back on the sphere: the model moves. Images whose batch holds no other
-    class are left out. ValueError: gammas."""
+    Images come in batches of `size`, each once a visit, in another order each time. Meanwhile the
+    features go from `start` to `end` on a straight line, put back on the sphere: the model moves.
+    Images whose batch holds no other class are left out. ValueError: gammas."""
     if not all(0 < gamma <= 1 for gamma in gammas):
         raise ValueError(f"gammas={list(gammas)!r}: must be above 0 and at most 1")
     generator, everything = torch.Generator().manual_seed(seed), torch.arange(len(label))
@@ -76,11 +90,15 @@ def errors(start: Features, end: Features, label: Int[Tensor, " images"], tau: f
         gaps: dict[float, list[Tensor]] = {gamma: [] for gamma in gammas}
         for step, batch in enumerate(parts):
             share = (visit - 1 + step / len(parts)) / visits
-            now = tuple(F.normalize((1 - share) * a + share * b, dim=-1) for a, b in zip(start, end, strict=True))
-            exact, estimate = (log_sums(now, label, tau, batch, among) for among in (everything, batch))
+            now = tuple(
+                F.normalize((1 - share) * a + share * b, dim=-1)
+                for a, b in zip(start, end, strict=True))
+            exact, estimate = (log_sums(now, label, tau, batch, among)
+                               for among in (everything, batch))
             some = estimate.isfinite()
             for gamma, average in averages.items():
-                gaps[gamma].append(average.update(batch[some], len(label), estimate[some], gamma) - exact[some])
+                gaps[gamma].append(
+                    average.update(batch[some], len(label), estimate[some], gamma) - exact[some])
         for gamma, found in gaps.items():
             gap = torch.cat(found)
             rows.append({"gamma": gamma, "visit": visit, "error": float(gap.square().mean().sqrt()),
@@ -88,21 +106,23 @@ def errors(start: Features, end: Features, label: Int[Tensor, " images"], tau: f
     return pd.DataFrame(rows)
 
 
-def of_runs(runs: Sequence[Run], gammas: Sequence[float], size: int = 96, visits: int = 10) -> pd.DataFrame:
+def of_runs(runs: Sequence[Run], gammas: Sequence[float], size: int = 96,
+            visits: int = 10) -> pd.DataFrame:
     """`errors` at the last stage of each run, whose weights were kept; with a column seed.
 
-    S is the last stage and the memory before it. The model goes from the one before training to the one of the run: a
-    whole stream's way, so an upper bound of what it moves in one stage."""
+    S is the last stage and the memory before it. The model goes from the one before training to the
+    one of the run: a whole stream's way, so an upper bound of what it moves in one stage."""
     found = []
     for run in runs:
         walk = list(remembered_ids(run.config))
         index, benchmark = walk[-1]
         rows = torch.from_numpy(index)
-        images, label = benchmark.train.images[rows.to(benchmark.train.images.device)], benchmark.train.labels[index]
+        images, label = benchmark.train.images[rows.to(
+            benchmark.train.images.device)], benchmark.train.labels[index]
         names, template = benchmark.train.class_names, benchmark.train.template
         models = (load_clip(run.config.model, run.config.pretrained).eval(), load_tuned(run))
-        ends = [(features(clip, images).float().cpu(), class_features(clip, names, template).float().cpu())
-                for clip in models]
+        ends = [(features(clip, images).float().cpu(), class_features(
+            clip, names, template).float().cpu()) for clip in models]
         tau = float(1 / models[0].scale().detach())
         table = errors(*ends, torch.from_numpy(label), tau, gammas, size, visits, run.config.seed)
         found.append(table.assign(seed=run.config.seed))

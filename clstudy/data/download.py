@@ -1,7 +1,8 @@
-"""Fetching a published set: `clstudy data get NAME`. Nothing else writes into the folder of the data.
+"""Fetching a published set: `clstudy data get NAME`. Nothing else writes into the folder of the
+data.
 
-An archive that was cut off is gone on with; its md5 is compared with the published one; what is unpacked is moved into
-place in one step, so a set is there whole or not at all."""
+An archive that was cut off is gone on with; its md5 is compared with the published one; what is
+unpacked is moved into place in one step, so a set is there whole or not at all."""
 import gzip
 import hashlib
 import os
@@ -21,16 +22,20 @@ CHUNK = 1 << 20  # bytes
 
 
 def get(name: str) -> Path:
-    """Fetch a set, if it is not there; the folder that holds it. OSError: what went wrong, and what to do."""
+    """Fetch a set, if it is not there; the folder that holds it. OSError: what went wrong, and what
+    to do."""
     one, target = SETS[name], downloads() / SETS[name].folder
     if not missing(name):
         return target
     if not one.archives:
-        raise FileNotFoundError(f"{name} is not fetched: {one.by_hand}; it is looked for in {downloads()}")
+        raise FileNotFoundError(
+            f"{name} is not fetched: {one.by_hand}; it is looked for in {downloads()}")
     if target.exists():
-        raise FileExistsError(f"{target} is not whole ({', '.join(missing(name))} is missing): move it away, then call "
-                              "again")
-    staging = downloads() / f".getting-{name}"  # archives stay in it until the set stands in its place
+        raise FileExistsError(
+            f"{target} is not whole ({', '.join(missing(name))} is missing): move it away, then call "
+            "again")
+    staging = downloads(
+    ) / f".getting-{name}"  # archives stay in it until the set stands in its place
     staging.mkdir(parents=True, exist_ok=True)
     fetched = [(archive, fetch(archive, staging)) for archive in one.archives]
     unpacked = staging / "unpacked"
@@ -38,17 +43,20 @@ def get(name: str) -> Path:
     for archive, file in fetched:
         unpack(archive, file, unpacked / archive.into)
     if missing(name, unpacked):
-        raise FileNotFoundError(f"{', '.join(file.name for _, file in fetched)} in {staging} does not hold "
-                                f"{', '.join(missing(name, unpacked))}")
+        raise FileNotFoundError(
+            f"{', '.join(file.name for _, file in fetched)} in {staging} does not hold "
+            f"{', '.join(missing(name, unpacked))}")
     os.replace(unpacked / one.folder, target)
     shutil.rmtree(staging)
     return target
 
 
 def fetch(archive: Archive, place: Path) -> Path:
-    """Download a file into a folder, going on where an earlier call was cut off; it stands there when its md5 is right.
+    """Download a file into a folder, going on where an earlier call was cut off; it stands there
+    when its md5 is right.
 
-    ConnectionError: out of reach, or cut off. OSError: another md5 than the published one, or a torn zip."""
+    ConnectionError: out of reach, or cut off. OSError: another md5 than the published one, or a
+    torn zip."""
     file = place / archive.url.rpartition("/")[2]
     part = file.with_name(file.name + ".part")
     if file.exists():
@@ -81,7 +89,8 @@ def _download(url: str, part: Path) -> None:
         have = have if response.status == 206 else 0  # a server that knows no ranges begins anew
         left = response.headers.get("Content-Length")
         total = have + int(left) if left else None
-        with open(part, "ab" if have else "wb") as out, bar(total=total, initial=have, unit="B", unit_scale=True,
+        with open(part, "ab" if have else "wb") as out, bar(total=total, initial=have, unit="B",
+                                                            unit_scale=True,
                                                             desc=url.rpartition("/")[2]) as shown:
             while chunk := response.read(CHUNK):
                 out.write(chunk)
@@ -105,15 +114,16 @@ def _whole_zip(file: Path) -> bool:
 
 
 def unpack(archive: Archive, file: Path, place: Path) -> None:
-    """Unpack an archive, and the one in it if that is asked for; a file that is none is copied, and one that is only
-    compressed (.gz) is decompressed."""
+    """Unpack an archive, and the one in it if that is asked for; a file that is none is copied, and
+    one that is only compressed (.gz) is decompressed."""
     place.mkdir(parents=True, exist_ok=True)
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as opened:
             opened.extractall(place)
     elif tarfile.is_tarfile(file):
         with tarfile.open(file) as opened:  # "data": nothing outside of the folder, no devices
-            opened.extractall(place, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+            opened.extractall(place,
+                              **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     elif file.suffix == ".gz":
         with gzip.open(file) as opened, open(place / file.stem, "wb") as out:
             shutil.copyfileobj(opened, out)

@@ -1,10 +1,12 @@
-"""Sets that are larger than memory: decoded once to many files of bounded size, of which a batch reads its own rows.
+"""Sets that are larger than memory: decoded once to many files of bounded size, of which a batch
+reads its own rows.
 
     data/cache/decoded/<name>-<source>/00000.npy  00001.npy  …
 
-Each file comes into being by a rename, so it is whole or not there, and a decoding that was killed goes on where it
-was. Files of another length or shape than they should have are found at the start and decoded again; bits that turn
-inside a file are not: that would take reading all of it. Nothing stays open or in memory between two batches."""
+Each file comes into being by a rename, so it is whole or not there, and a decoding that was killed
+goes on where it was. Files of another length or shape than they should have are found at the start
+and decoded again; bits that turn inside a file are not: that would take reading all of it. Nothing
+stays open or in memory between two batches."""
 import os
 import platform
 import shutil
@@ -30,7 +32,8 @@ class Shards:
 
     def __init__(self, files: Sequence[Path], counts: Sequence[int], width: int):
         self.files, self.counts, self.width = tuple(files), tuple(counts), width
-        self.ends = np.cumsum(self.counts, dtype=np.int64)  # position behind the last image of each file
+        self.ends = np.cumsum(self.counts,
+                              dtype=np.int64)  # position behind the last image of each file
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -43,7 +46,9 @@ class Shards:
     def nbytes(self) -> int:
         return len(self) * 3 * self.width ** 2
 
-    def __getitem__(self, index: Tensor | np.ndarray | slice | int) -> UInt8[Tensor, "*images 3 width width"]:
+    def __getitem__(
+            self,
+            index: Tensor | np.ndarray | slice | int) -> UInt8[Tensor, "*images 3 width width"]:
         """The images of some positions, read from their files; only these are opened."""
         rows = np.arange(len(self))[index if isinstance(index, slice | int) else np.asarray(index)]
         flat = rows.reshape(-1)
@@ -67,14 +72,17 @@ class Shards:
     @classmethod
     def join(cls, parts: Sequence["Shards"]) -> "Shards":
         """One after the other, as one."""
-        return cls([file for part in parts for file in part.files], [n for part in parts for n in part.counts],
-                   parts[0].width)
+        return cls([file for part in parts for file in part.files],
+                   [n for part in parts for n in part.counts], parts[0].width)
 
 
-def sharded(name: str, source: str, width: int, count: int, pictures: Callable[[], Pictures]) -> Shards:
-    """The images of a split, in their order; what is not decoded yet is. `pictures` is called only then.
+def sharded(name: str, source: str, width: int, count: int, pictures: Callable[[],
+                                                                               Pictures]) -> Shards:
+    """The images of a split, in their order; what is not decoded yet is. `pictures` is called only
+    then.
 
-    source: a hash of the files behind them. DamagedError: a picture cannot be read. OSError: the disk is too full."""
+    source: a hash of the files behind them. DamagedError: a picture cannot be read. OSError: the
+    disk is too full."""
     place, each = paths.image_store() / f"{name}-{source}", max(1, SHARD // (3 * width ** 2))
     starts = range(0, count, each)
     found = Shards([place / f"{number:05}.npy" for number in range(len(starts))],
@@ -94,8 +102,9 @@ def _whole(shards: Shards, number: int) -> bool:
 
 
 def _fill(shards: Shards, place: Path, absent: list[int], pictures: Pictures) -> None:
-    """Decode the files that are absent. Processes that do so at once share them out: each begins with those that nobody
-    is at; what is left in the end is decoded even so, since another process may have died on another machine."""
+    """Decode the files that are absent. Processes that do so at once share them out: each begins
+    with those that nobody is at; what is left in the end is decoded even so, since another process
+    may have died on another machine."""
     missing = sum(shards.counts[number] for number in absent)
     check_room(place.name, missing * 3 * shards.width ** 2)
     place.mkdir(exist_ok=True)
@@ -108,10 +117,12 @@ def _fill(shards: Shards, place: Path, absent: list[int], pictures: Pictures) ->
             if _whole(shards, number):  # by another process
                 shown.update(shards.counts[number])
                 continue
-            end, draft = shards.ends[number], place / f"{number:05}.draft-{platform.node()}-{os.getpid()}"
+            end, draft = shards.ends[
+                number], place / f"{number:05}.draft-{platform.node()}-{os.getpid()}"
             draft.mkdir(exist_ok=True)
             try:
-                decode(draft / "images.npy", shards.width, pictures, range(end - shards.counts[number], end), shown)
+                decode(draft / "images.npy", shards.width, pictures,
+                       range(end - shards.counts[number], end), shown)
                 os.replace(draft / "images.npy", shards.files[number])
             finally:
                 shutil.rmtree(draft, ignore_errors=True)

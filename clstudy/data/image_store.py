@@ -1,10 +1,12 @@
-"""Pictures decoded once: a memory-mapped uint8 array for each split of a set, so that the second run starts at once.
+"""Pictures decoded once: a memory-mapped uint8 array for each split of a set, so that the second
+run starts at once.
 
     data/cache/decoded/<name>-<source>/images.npy  labels.npy  about.json
 
-`source` is a hash of the files behind it, so the array of files that have changed is never read; and the folder comes
-into being by a rename, so it is whole or not there. All of it may be deleted at any time. CLSTUDY_CACHE names another
-place. Sets that are larger than memory go to many files instead: `shards.py`."""
+`source` is a hash of the files behind it, so the array of files that have changed is never read;
+and the folder comes into being by a rename, so it is whole or not there. All of it may be deleted
+at any time. CLSTUDY_CACHE names another place. Sets that are larger than memory go to many files
+instead: `shards.py`."""
 import hashlib
 import json
 import os
@@ -35,7 +37,8 @@ class DamagedError(OSError):
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures as they lie on disk: `read(i)` gives one with its class, `where(i)` names its file for errors."""
+    """Pictures as they lie on disk: `read(i)` gives one with its class, `where(i)` names its file
+    for errors."""
 
     count: int
     read: Callable[[int], tuple[Image.Image, int]]
@@ -44,7 +47,8 @@ class Pictures:
 
 
 def fingerprint(place: Path, *more) -> str:
-    """Hash of the names, sizes and times of change of all files below a folder, hidden ones aside, and of `more`.
+    """Hash of the names, sizes and times of change of all files below a folder, hidden ones aside,
+    and of `more`.
 
     Contents are not read: that would take minutes for a large set, at each start."""
     return digest([sorted(_files(os.fspath(place), "")), *more])
@@ -74,7 +78,8 @@ def _files(place: str, above: str) -> Iterator[tuple[str, int, int]]:
 
 def decoded(name: str, source: str, width: int, pictures: Callable[[], Pictures]
             ) -> tuple[UInt8[Tensor, "images 3 width width"], Int[np.ndarray, " images"]]:
-    """Images (memory-mapped) and labels of a split. `pictures` is called only where they are not decoded yet.
+    """Images (memory-mapped) and labels of a split. `pictures` is called only where they are not
+    decoded yet.
 
     DamagedError: a picture cannot be read. OSError: the disk is too full."""
     place = paths.image_store() / f"{name}-{source}"
@@ -105,8 +110,12 @@ def _write(place: Path, width: int, pictures: Pictures) -> None:
     draft.mkdir()
     try:
         with counted(place.name, pictures.count) as shown:
-            np.save(draft / "labels.npy", decode(draft / "images.npy", width, pictures, range(pictures.count), shown))
-        about = {"name": place.name, "images": pictures.count, "width": width, "pillow": Image.__version__}
+            np.save(draft / "labels.npy",
+                    decode(draft / "images.npy", width, pictures, range(pictures.count), shown))
+        about = {
+            "name": place.name, "images": pictures.count, "width": width,
+            "pillow": Image.__version__
+        }
         (draft / "about.json").write_text(json.dumps(about))
         if _read(place, width) is None:
             shutil.rmtree(place, ignore_errors=True)  # a torn one
@@ -120,7 +129,8 @@ def _write(place: Path, width: int, pictures: Pictures) -> None:
 
 
 def decode(path: Path, width: int, pictures: Pictures, chosen: range, shown) -> np.ndarray:
-    """Write the pictures `chosen` to `path`; their labels. As many threads as torch uses: Pillow decodes beside Python.
+    """Write the pictures `chosen` to `path`; their labels. As many threads as torch uses: Pillow
+    decodes beside Python.
 
     shown: a bar. DamagedError: one cannot be read."""
     images = np.lib.format.open_memmap(path, "w+", np.uint8, (len(chosen), 3, width, width))
@@ -133,7 +143,8 @@ def decode(path: Path, width: int, pictures: Pictures, chosen: range, shown) -> 
                 images[row] = fit(picture, width)
             except Exception as error:
                 why, where = f"{type(error).__name__}: {error}", pictures.where(chosen[row])
-                raise DamagedError(f"{where} cannot be read ({why}). {pictures.cure}".strip()) from error
+                raise DamagedError(
+                    f"{where} cannot be read ({why}). {pictures.cure}".strip()) from error
         return min(BLOCK, len(chosen) - start)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -145,7 +156,8 @@ def decode(path: Path, width: int, pictures: Pictures, chosen: range, shown) -> 
 
 def counted(name: str, count: int, done: int = 0):
     """A bar for the decoding of `count` pictures of a split."""
-    return bar(total=count, initial=done, unit="img", desc=f"decoding {name.rpartition('-')[0]}", leave=False)
+    return bar(total=count, initial=done, unit="img", desc=f"decoding {name.rpartition('-')[0]}",
+               leave=False)
 
 
 def check_room(name: str, needed: int) -> None:
@@ -155,12 +167,12 @@ def check_room(name: str, needed: int) -> None:
     if needed > free:
         raise OSError(
             f"{name} needs {needed / 1e9:.1f} GB in {paths.image_store()}, where {free / 1e9:.1f} GB are free;"
-            " CLSTUDY_CACHE names another place"
-        )
+            " CLSTUDY_CACHE names another place")
 
 
 def fit(picture: Image.Image, width: int) -> UInt8[np.ndarray, "3 width width"]:
-    """The shorter side resized to `width` (bicubic), then the middle square: what CLIP's own preprocessing does."""
+    """The shorter side resized to `width` (bicubic), then the middle square: what CLIP's own
+    preprocessing does."""
     picture = _rgb(picture)
     short, long = min(picture.size), max(picture.size)
     if short != width:
@@ -173,7 +185,8 @@ def fit(picture: Image.Image, width: int) -> UInt8[np.ndarray, "3 width width"]:
 def _rgb(picture: Image.Image) -> Image.Image:
     """Without transparency: on white."""
     if picture.mode[0] in "IF":
-        raise ValueError(f"mode {picture.mode}: store it with 8 bits a channel")  # Pillow would clip it to white
+        raise ValueError(
+            f"mode {picture.mode}: store it with 8 bits a channel")  # Pillow would clip it to white
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

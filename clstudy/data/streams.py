@@ -1,8 +1,8 @@
 """Streams: which training images arrive in which stage, and in which order.
 
-A stream is a dataclass of its options with one verb, `stages(labels, seed, domains)`. Each class has
-exactly one *home* stage; in a blurred stream some of its images arrive elsewhere. Stages are numbered
-from 1, as the rows of the accuracy matrix are (row 0 is the model before training).
+A stream is a dataclass of its options with one verb, `stages(labels, seed, domains)`. Each class
+has exactly one *home* stage; in a blurred stream some of its images arrive elsewhere. Stages are
+numbered from 1, as the rows of the accuracy matrix are (row 0 is the model before training).
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,12 @@ Percent = Annotated[float, Ge(0), Le(100)]
 
 @dataclass(frozen=True, eq=False)  # eq=False: two arrays do not compare to one truth value
 class Stage:
-    """A stretch of time: `classes` have their home here, `index` lists the images in order of arrival."""
+    """A stretch of time: `classes` have their home here, `index` lists the images in order of
+    arrival."""
 
     number: int  # 1, 2, …
-    classes: tuple[int, ...]  # may be empty: a stage of a blurred stream can bring no class of its own
+    classes: tuple[int,
+                   ...]  # may be empty: a stage of a blurred stream can bring no class of its own
     index: np.ndarray  # int64 positions into the training labels; may be empty
 
 
@@ -32,7 +34,8 @@ class Stream(Options):
 
     needs_domains: ClassVar[bool] = False  # whether `stages` must be told who drew each image
 
-    def stages(self, labels: np.ndarray, seed: int, domains: np.ndarray | None = None) -> list[Stage]:
+    def stages(self, labels: np.ndarray, seed: int,
+               domains: np.ndarray | None = None) -> list[Stage]:
         """The stages in order.
 
         labels: one integer class per training image, shape (images,); domains: one integer per
@@ -42,7 +45,8 @@ class Stream(Options):
 
 @dataclass
 class Disjoint(Stream):
-    """Class-incremental: the classes are dealt out to stages, all images of a class arrive in its stage.
+    """Class-incremental: the classes are dealt out to stages, all images of a class arrive in its
+    stage.
 
     tasks: a number of near-equal groups (the first ones are larger by one class where it does not
     divide), or the groups themselves, in order of arrival; groups must hold every class once, and a
@@ -55,16 +59,20 @@ class Disjoint(Stream):
     """
 
     title: ClassVar[str] = "Disjoint"
-    source: ClassVar[str] = "the split-dataset protocol, e.g. iCaRL (Rebuffi et al. 2017, arXiv 1611.07725)"
+    source: ClassVar[
+        str] = "the split-dataset protocol, e.g. iCaRL (Rebuffi et al. 2017, arXiv 1611.07725)"
 
     tasks: Annotated[int, Ge(1)] | Literal["groups"] | Sequence[Sequence[int]] = 10  # or the groups
-    order: Literal["random", "given"] = "random"  # permute the classes before they are dealt out, or not
+    order: Literal["random",
+                   "given"] = "random"  # permute the classes before they are dealt out, or not
 
-    def stages(self, labels: np.ndarray, seed: int, domains: np.ndarray | None = None) -> list[Stage]:
+    def stages(self, labels: np.ndarray, seed: int,
+               domains: np.ndarray | None = None) -> list[Stage]:
         labels, classes = _checked_labels(labels)
         rng = np.random.default_rng(seed)
         if self.tasks == "groups":
-            raise ValueError("tasks='groups': only a run has a benchmark whose groups these could be")
+            raise ValueError(
+                "tasks='groups': only a run has a benchmark whose groups these could be")
         if isinstance(self.tasks, int):
             _check_tasks(self.tasks, classes)
             dealt = rng.permutation(classes) if self.order == "random" else classes
@@ -76,41 +84,46 @@ class Disjoint(Stream):
 
 @dataclass
 class Joint(Stream):
-    """Everything at once: one stage with all classes and all images, shuffled. The usual upper reference."""
+    """Everything at once: one stage with all classes and all images, shuffled. The usual upper
+    reference."""
 
     title: ClassVar[str] = "Joint"
 
-    def stages(self, labels: np.ndarray, seed: int, domains: np.ndarray | None = None) -> list[Stage]:
+    def stages(self, labels: np.ndarray, seed: int,
+               domains: np.ndarray | None = None) -> list[Stage]:
         labels, classes = _checked_labels(labels)
         return _stages([classes], [np.random.default_rng(seed).permutation(len(labels))])
 
 
 @dataclass
 class SiBlurry(Stream):
-    """Si-Blurry: some classes arrive only in their stage, others leak a share of their images into any stage.
+    """Si-Blurry: some classes arrive only in their stage, others leak a share of their images into
+    any stage.
 
     Source: MVP, Moon et al. 2023, arXiv 2308.09303; official code github.com/moonjunyyy/Si-Blurry,
     `utils/online_sampler.py`, class OnlineSampler. SIT (arXiv 2405.15155) uses the
     defaults here, with the official sampler.
 
     1. The classes are permuted; the first N = `disjoint_share` % are disjoint, the others blurry.
-    2. Both lists are cut into `tasks` pieces: stage i is the home of piece i of each. With `random_sizes` the
-       cut points are drawn at random, so a stage may have few classes or none; otherwise the pieces are
-       near-equal.
-    3. Of the images of blurry classes M = `blurry_share` % leave home for a common pool. With `random_sizes`
-       the total b = floor(M % of them) is cut at random into n_1 … n_T, and stage i gives n_i, or all it has
-       if that is less; otherwise each stage gives floor(M % of its own).
-    4. The pool is shuffled and handed back: n_i to stage i while it lasts (it runs short at the last stages
-       when some stage had less than its n_i), or equal shares with fixed sizes. An image may come back to its
-       own home.
+    2. Both lists are cut into `tasks` pieces: stage i is the home of piece i of each. With
+    `random_sizes` the
+       cut points are drawn at random, so a stage may have few classes or none; otherwise the pieces
+       are near-equal.
+    3. Of the images of blurry classes M = `blurry_share` % leave home for a common pool. With
+       `random_sizes` the total b = floor(M % of them) is cut at random into n_1 … n_T, and stage i
+       gives n_i, or all it has if that is less; otherwise each stage gives floor(M % of its own).
+    4. The pool is shuffled and handed back: n_i to stage i while it lasts (it runs short at the
+       last stages when some stage had less than its n_i), or equal shares with fixed sizes. An
+       image may come back to its own home.
     5. Images are shuffled inside each stage.
 
-    sampler: "official" repeats the released sampler index for index (torch's generator). It rounds the number
-    of disjoint classes down to a multiple of `tasks`, then that of blurry classes; classes left over have no
-    home and their images never arrive. With fixed sizes the pool's remainder (pool mod `tasks` images) never
-    arrives either. Each stage gives away its first images in data set order, so in a class-sorted data set
-    whole classes move. "random" draws the images that move at random, rounds the disjoint count to the
-    nearest integer and drops neither classes nor images: every image arrives exactly once.
+    sampler: "official" repeats the released sampler index for index (torch's generator). It rounds
+    the number of disjoint classes down to a multiple of `tasks`, then that of blurry classes;
+    classes left over have no home and their images never arrive. With fixed sizes the pool's
+    remainder (pool mod `tasks` images) never arrives either. Each stage gives away its first images
+    in data set order, so in a class-sorted data set whole classes move. "random" draws the images
+    that move at random, rounds the disjoint count to the nearest integer and drops neither classes
+    nor images: every image arrives exactly once.
     """
 
     title: ClassVar[str] = "Si-Blurry"
@@ -122,17 +135,20 @@ class SiBlurry(Stream):
     random_sizes: bool = True  # of stages, and of what they give away
     sampler: Literal["random", "official"] = "random"  # official: as the released code draws
 
-    def stages(self, labels: np.ndarray, seed: int, domains: np.ndarray | None = None) -> list[Stage]:
+    def stages(self, labels: np.ndarray, seed: int,
+               domains: np.ndarray | None = None) -> list[Stage]:
         labels, classes = _checked_labels(labels)
         _check_tasks(self.tasks, classes)
         official = self.sampler == "official"
         draws = _TorchDraws(seed) if official else _NumpyDraws(seed)
 
         def sizes(total: int) -> np.ndarray:
-            return draws.cut(total, self.tasks) if self.random_sizes else _near_equal(total, self.tasks)
+            return draws.cut(total, self.tasks) if self.random_sizes else _near_equal(
+                total, self.tasks)
 
         order = classes[draws.permutation(len(classes))]
-        n_disjoint, n_blurry = _class_counts(len(classes), self.tasks, self.disjoint_share, official)
+        n_disjoint, n_blurry = _class_counts(len(classes), self.tasks, self.disjoint_share,
+                                             official)
         disjoint_homes = _pieces(order[:n_disjoint], sizes(n_disjoint))
         blurry_homes = _pieces(order[n_disjoint:n_disjoint + n_blurry], sizes(n_blurry))
 
@@ -151,20 +167,25 @@ class SiBlurry(Stream):
         if self.random_sizes:
             returned = given
         else:
-            returned = np.full(self.tasks, len(pool) // self.tasks) if official else _near_equal(len(pool), self.tasks)
+            returned = np.full(self.tasks,
+                               len(pool)
+                               // self.tasks) if official else _near_equal(len(pool), self.tasks)
 
         homes = [np.concatenate(pair) for pair in zip(disjoint_homes, blurry_homes, strict=True)]
-        arriving = [np.concatenate([fixed, images[n:], guests]) for fixed, images, n, guests
-                    in zip(fixed_images, blurry_images, given, _pieces(pool, returned), strict=True)]
+        arriving = [
+            np.concatenate([fixed, images[n:], guests]) for fixed, images, n, guests in zip(
+                fixed_images, blurry_images, given, _pieces(pool, returned), strict=True)
+        ]
         return _stages(homes, [images[draws.permutation(len(images))] for images in arriving])
 
 
 @dataclass
 class Domains(Stream):
-    """Domain-incremental: the same classes in one domain after the other (one hand, one place, one style a stage).
+    """Domain-incremental: the same classes in one domain after the other (one hand, one place, one
+    style a stage).
 
-    The home of a class is the first stage that has an image of it, so later stages may have no class
-    at home. Images are shuffled inside each stage.
+    The home of a class is the first stage that has an image of it, so later stages may have no
+    class at home. Images are shuffled inside each stage.
 
     >>> found = Domains(order="given").stages(np.array([0, 1, 0, 2]), 0, np.array([1, 1, 0, 0]))
     >>> [stage.classes for stage in found]
@@ -172,22 +193,30 @@ class Domains(Stream):
     """
 
     title: ClassVar[str] = "Domains"
-    source: ClassVar[str] = "van de Ven and Tolias 2019, arXiv 1904.07734 (domain-incremental learning)"
+    source: ClassVar[
+        str] = "van de Ven and Tolias 2019, arXiv 1904.07734 (domain-incremental learning)"
     needs_domains: ClassVar[bool] = True
 
-    order: Literal["random", "given"] = "random"  # permute the domains, or take them in ascending order
+    order: Literal["random",
+                   "given"] = "random"  # permute the domains, or take them in ascending order
 
-    def stages(self, labels: np.ndarray, seed: int, domains: np.ndarray | None = None) -> list[Stage]:
+    def stages(self, labels: np.ndarray, seed: int,
+               domains: np.ndarray | None = None) -> list[Stage]:
         labels, classes = _checked_labels(labels)
         domains = np.asarray(domains)
         if domains.shape != labels.shape:
-            raise ValueError(f"domains: got shape {domains.shape}; must be one integer per image, {labels.shape}")
+            raise ValueError(
+                f"domains: got shape {domains.shape}; must be one integer per image, {labels.shape}"
+            )
         rng, names = np.random.default_rng(seed), np.unique(domains)
         images = [rng.permutation(np.flatnonzero(domains == name))
                   for name in (rng.permutation(names) if self.order == "random" else names)]
         first = {label: min(i for i, index in enumerate(images) if label in labels[index])
                  for label in classes.tolist()}
-        homes = [np.array([label for label, home in first.items() if home == i], int) for i in range(len(images))]
+        homes = [
+            np.array([label for label, home in first.items() if home == i], int)
+            for i in range(len(images))
+        ]
         return _stages(homes, images)
 
 
@@ -213,7 +242,8 @@ class _NumpyDraws:
 
 
 class _TorchDraws:
-    """The same choices from torch's generator, as the official code makes them: none where nothing is cut."""
+    """The same choices from torch's generator, as the official code makes them: none where nothing
+    is cut."""
 
     def __init__(self, seed: int) -> None:
         import torch  # here, so that importing the module stays light
@@ -239,13 +269,15 @@ def _near_equal(total: int, parts: int) -> np.ndarray:
 
 
 def _pieces(items: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
-    """Consecutive pieces; what is beyond the sum of the sizes is left out, and late pieces run short."""
+    """Consecutive pieces; what is beyond the sum of the sizes is left out, and late pieces run
+    short."""
     return np.split(items, np.cumsum(sizes))[:len(sizes)]
 
 
 def _class_counts(n: int, tasks: int, disjoint_share: float, official: bool) -> tuple[int, int]:
     if not official:
-        n_disjoint = int(n * disjoint_share / 100 + 0.5)  # half up; Python's round() would take 2.5 to 2
+        n_disjoint = int(
+            n * disjoint_share / 100 + 0.5)  # half up; Python's round() would take 2.5 to 2
         return n_disjoint, n - n_disjoint
     n_disjoint = int(n * disjoint_share // 100) // tasks * tasks
     return n_disjoint, (n - n_disjoint) // tasks * tasks
@@ -281,8 +313,9 @@ def _checked_groups(groups: Sequence[Sequence[int]], classes: np.ndarray) -> lis
     faults = {"unknown": unknown, "in more than one group": repeated, "in no group": missing}
     for fault, found in faults.items():
         if found:
-            raise ValueError(f"tasks: classes {found} are {fault}; the groups must hold each of the "
-                             f"{len(classes)} classes from {classes[0]} to {classes[-1]} once")
+            raise ValueError(
+                f"tasks: classes {found} are {fault}; the groups must hold each of the "
+                f"{len(classes)} classes from {classes[0]} to {classes[-1]} once")
     return [np.asarray(group, dtype=np.int64) for group in groups]
 
 

@@ -1,4 +1,5 @@
-"""What a benchmark is, and what a batch is. Images are held as uint8 on the device; labels live on the host."""
+"""What a benchmark is, and what a batch is. Images are held as uint8 on the device; labels live on
+the host."""
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -21,7 +22,8 @@ LARGEST = 8 * 2**30  # bytes of a set that are moved to a device
 class Labelled:
     """Images with one class each, and the names and prompt that classify them."""
 
-    images: UInt8[Tensor, "images 3 height width"] | Shards  # in many files, where they may not fit in memory
+    images: UInt8[
+        Tensor, "images 3 height width"] | Shards  # in many files, where they may not fit in memory
     labels: np.ndarray  # int64 (images,), positions in class_names
     class_names: tuple[str, ...]
     template: str  # `{}` stands for the class name
@@ -32,13 +34,16 @@ class Labelled:
         return len(self.labels)
 
     def to(self, device) -> "Labelled":
-        """Images on the device; more than `LARGEST` bytes of them stay where they are, and go batch by batch."""
-        return self if self.images.nbytes > LARGEST else replace(self, images=self.images.to(device))
+        """Images on the device; more than `LARGEST` bytes of them stay where they are, and go batch
+        by batch."""
+        return self if self.images.nbytes > LARGEST else replace(self,
+                                                                 images=self.images.to(device))
 
 
 @dataclass(frozen=True, eq=False)
 class Captioned:
-    """Images with one or more captions each, for retrieval: caption j belongs to image `owner[j]`."""
+    """Images with one or more captions each, for retrieval: caption j belongs to image
+    `owner[j]`."""
 
     images: UInt8[Tensor, "images 3 height width"]
     captions: tuple[str, ...]
@@ -60,14 +65,18 @@ class BenchmarkData:
     train: Labelled
     test: Labelled
     captions: tuple[str, ...]  # one per training image
-    groups: dict[str, tuple[int, ...]]  # named groups of classes, which a disjoint stream can take as its tasks
-    held_out: dict[str, Labelled] = field(default_factory=dict)  # zero-shot sets, each with its own candidates
+    groups: dict[str, tuple[
+        int, ...]]  # named groups of classes, which a disjoint stream can take as its tasks
+    held_out: dict[str, Labelled] = field(
+        default_factory=dict)  # zero-shot sets, each with its own candidates
     retrieval: dict[str, Captioned] = field(default_factory=dict)
-    reference: Callable[[], Captioned] | None = None  # pairs like those of pretraining, for methods that ask for them
+    reference: Callable[
+        [],
+        Captioned] | None = None  # pairs like those of pretraining, for methods that ask for them
 
     def to(self, device) -> "BenchmarkData":
-        """Training and test images on the device, unless they are too many. Held-out sets, which are seldom looked
-        at, stay where they are."""
+        """Training and test images on the device, unless they are too many. Held-out sets, which
+        are seldom looked at, stay where they are."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
@@ -75,7 +84,8 @@ class BenchmarkData:
 class Batch:
     """Images, candidate texts, and which text each image matches.
 
-    A batch comes with every class seen so far as candidates; a method narrows them: `present()`, `phase()`."""
+    A batch comes with every class seen so far as candidates; a method narrows them: `present()`,
+    `phase()`."""
 
     image: Tensor  # (batch, 3, height, width): float in [0, 1], augmented
     labels: tuple[int, ...]  # class of each image, on the host
@@ -115,7 +125,8 @@ class Batch:
 
         ValueError: another word."""
         choose("candidates", candidates, CANDIDATES)
-        return self.present() if candidates == "batch" else self.phase() if candidates == "phase" else self
+        return self.present() if candidates == "batch" else self.phase(
+        ) if candidates == "phase" else self
 
     def rows(self, other: "Batch") -> Int[Tensor, " texts"]:
         """Where the candidates of `other`, a narrowing of this batch, stand in `text`."""

@@ -1,6 +1,8 @@
-"""Accuracy of a model on a benchmark: on each task, on all classes, on untouched sets, and retrieval.
+"""Accuracy of a model on a benchmark: on each task, on all classes, on untouched sets, and
+retrieval.
 
-Class texts are encoded once for an evaluation, images once; own / seen / all differ only in which columns compete."""
+Class texts are encoded once for an evaluation, images once; own / seen / all differ only in which
+columns compete."""
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,19 +19,21 @@ from clstudy.models.clip import Clip
 
 def hits(similarity: Float[Tensor, "images classes"], labels: Int[Tensor, " images"],
          offered: Bool[Tensor, "#images classes"]) -> Bool[Tensor, " images"]:
-    """Whether the most similar of the classes offered is the right one. A class that is not offered is never hit."""
+    """Whether the most similar of the classes offered is the right one. A class that is not offered
+    is never hit."""
     best = similarity.masked_fill(~offered, -torch.inf).argmax(1)
     return (best == labels) & offered.expand_as(similarity).gather(1, labels[:, None])[:, 0]
 
 
 @torch.no_grad()
-def evaluate(clip: Clip, benchmark: BenchmarkData, tasks: Sequence[tuple[int, ...]], seen: Sequence[int],
-             complete: bool = True, sides: bool = True, cache: Cache | None = None,
-             scores: Scores = product) -> Evaluation:
+def evaluate(clip: Clip, benchmark: BenchmarkData, tasks: Sequence[tuple[int, ...]],
+             seen: Sequence[int], complete: bool = True, sides: bool = True,
+             cache: Cache | None = None, scores: Scores = product) -> Evaluation:
     """The rows of `evals` that `rows.py` lists, and which images were right.
 
-    tasks: classes of each task; seen: classes that have arrived. Without `complete` there is one row, the accuracy on
-    the seen classes; with `sides` also held-out sets and retrieval are measured. scores: the method's verb."""
+    tasks: classes of each task; seen: classes that have arrived. Without `complete` there is one
+    row, the accuracy on the seen classes; with `sides` also held-out sets and retrieval are
+    measured. scores: the method's verb."""
     cache = cache or Cache()
     clip.eval()
     test, count = benchmark.test, len(benchmark.test.class_names)
@@ -44,7 +48,9 @@ def evaluate(clip: Clip, benchmark: BenchmarkData, tasks: Sequence[tuple[int, ..
     arrived = np.zeros(count, bool)
     arrived[list(seen)] = True
     streamed = torch.from_numpy(home >= 0).to(similarity.device)[None]
-    offered = {"own": own, "seen": torch.from_numpy(arrived).to(similarity.device)[None], "all": streamed}
+    offered = {
+        "own": own, "seen": torch.from_numpy(arrived).to(similarity.device)[None], "all": streamed
+    }
     right = {name: hits(similarity, labels, mask).cpu().numpy() for name, mask in offered.items()}
     rows = row("all", "seen classes", "seen", right["seen"][arrived[test.labels]])
     correct = {("test", name): each for name, each in right.items()}
@@ -58,9 +64,10 @@ def evaluate(clip: Clip, benchmark: BenchmarkData, tasks: Sequence[tuple[int, ..
     return Evaluation(rows, correct)
 
 
-def _complete(right: dict[str, np.ndarray], test: Labelled, tasks: Sequence[tuple[int, ...]], home: np.ndarray,
-              arrived: np.ndarray) -> list[dict]:
-    """Rows of every task and class. home: task of each class or −1; arrived: whether a class has been seen."""
+def _complete(right: dict[str, np.ndarray], test: Labelled, tasks: Sequence[tuple[int, ...]],
+              home: np.ndarray, arrived: np.ndarray) -> list[dict]:
+    """Rows of every task and class. home: task of each class or −1; arrived: whether a class has
+    been seen."""
     rows = row("all", "all classes", "all", right["all"][home[test.labels] >= 0])
     for number in range(len(tasks)):
         for name in right if arrived.any() else ("own", "all"):
@@ -92,5 +99,3 @@ def zero_shot(clip: Clip, held_out: Labelled, cache: Cache | None = None, scores
     image = features(clip, held_out.images, cache)
     text = class_features(clip, held_out.class_names, held_out.template, cache)
     return scores(clip, image, text, None).argmax(1).cpu().numpy() == held_out.labels
-
-

@@ -16,19 +16,22 @@ Scores = Callable[[Clip, Tensor, Tensor, Sequence[int] | None], Tensor]
 
 def product(clip: Clip, image: Float[Tensor, "images dim"], text: Float[Tensor, "texts dim"],
             classes: Sequence[int] | None) -> Float[Tensor, "images texts"]:
-    """How images and texts become numbers to rank where no method says otherwise (`Method.scores`)."""
+    """How images and texts become numbers to rank where no method says otherwise
+    (`Method.scores`)."""
     return image @ text.T
 
 
 class Cache:
-    """Features of one state of the weights: each image set and each set of texts is encoded once, and a tower that
-    does not move once ever. `forget(tower)` when a tower has moved. An image that stands in several sets (in the test
-    set, and with its caption in retrieval) is encoded with the first of them."""
+    """Features of one state of the weights: each image set and each set of texts is encoded once,
+    and a tower that does not move once ever. `forget(tower)` when a tower has moved. An image that
+    stands in several sets (in the test set, and with its caption in retrieval) is encoded with the
+    first of them."""
 
     def __init__(self):
         self.image: dict[int, Tensor] = {}
         self.text: dict[tuple, Tensor] = {}
-        self.places: dict[bytes, tuple[int, int]] = {}  # of an image, by its content: the set and the row
+        self.places: dict[bytes, tuple[int, int]] = {
+        }  # of an image, by its content: the set and the row
 
     def copy(self) -> "Cache":
         """A cache of its own with the same features."""
@@ -44,13 +47,20 @@ class Cache:
             self.text.clear()
 
     def add(self, clip: Clip, images: Tensor) -> None:
-        """The features of a set of images, of which those that other sets hold are taken from there."""
-        keys = [hashlib.blake2b(image.data, digest_size=16).digest() for image in images.contiguous().numpy()]
+        """The features of a set of images, of which those that other sets hold are taken from
+        there."""
+        keys = [
+            hashlib.blake2b(image.data, digest_size=16).digest()
+            for image in images.contiguous().numpy()
+        ]
         new = [row for row, key in enumerate(keys) if key not in self.places]
         if len(new) == len(keys):
             self.image[id(images)] = _encoded(clip, images)
         else:
-            there = [self.image[self.places[key][0]][self.places[key][1]] for key in keys if key in self.places]
+            there = [
+                self.image[self.places[key][0]][self.places[key][1]] for key in keys
+                if key in self.places
+            ]
             found = torch.empty(len(keys), len(there[0]), device=there[0].device)
             known = torch.ones(len(keys), dtype=torch.bool)
             known[new] = False
@@ -62,12 +72,16 @@ class Cache:
 
 
 @torch.inference_mode()
-def features(clip: Clip, images: Tensor | Shards, cache: Cache | None = None) -> Float[Tensor, "images dim"]:
-    """Unit-norm image features, a chunk at a time. In a cache they stand under the identity of the tensor."""
+def features(clip: Clip, images: Tensor | Shards,
+             cache: Cache | None = None) -> Float[Tensor, "images dim"]:
+    """Unit-norm image features, a chunk at a time. In a cache they stand under the identity of the
+    tensor."""
     if cache is None:
         return _encoded(clip, images)
     if id(images) not in cache.image:
-        if isinstance(images, Tensor) and images.device.type == "cpu":  # where encoding is dear, and looking is not
+        if isinstance(
+                images, Tensor
+        ) and images.device.type == "cpu":  # where encoding is dear, and looking is not
             cache.add(clip, images)
         else:
             cache.image[id(images)] = _encoded(clip, images)
@@ -79,7 +93,8 @@ def _encoded(clip: Clip, images: Tensor | Shards) -> Float[Tensor, "images dim"]
 
 
 @torch.inference_mode()
-def text_features(clip: Clip, texts: Sequence[str], cache: Cache | None = None) -> Float[Tensor, "texts dim"]:
+def text_features(clip: Clip, texts: Sequence[str],
+                  cache: Cache | None = None) -> Float[Tensor, "texts dim"]:
     """Unit-norm text features, a chunk at a time."""
     known, key = {} if cache is None else cache.text, tuple(texts)
     if key not in known:

@@ -14,10 +14,11 @@ from clstudy.models.clip import Clip
 @torch.no_grad()
 def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequence[int] = (1, 5, 10),
               cache: Cache | None = None, scores: Scores = product) -> list[dict]:
-    """Recall@k in both directions, cosine ranking; several captions per image count as found with the best of them.
+    """Recall@k in both directions, cosine ranking; several captions per image count as found with
+    the best of them.
 
-    With `pairs.folds` the images are cut into so many parts, in their order; only the captions of a part compete, and
-    the value is the mean over all images (captions) of all parts."""
+    With `pairs.folds` the images are cut into so many parts, in their order; only the captions of a
+    part compete, and the value is the mean over all images (captions) of all parts."""
     image, text = features(clip, pairs.images, cache), text_features(clip, pairs.captions, cache)
     found = []
     for part in np.array_split(np.arange(len(pairs)), pairs.folds):
@@ -35,7 +36,8 @@ def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequenc
 
 def ranks(similarity: Float[np.ndarray, "images texts"], owner: Int[np.ndarray, " texts"]
           ) -> tuple[np.ndarray, np.ndarray]:
-    """For each image the rank of its best caption, and for each caption the rank of its image; 0 is first.
+    """For each image the rank of its best caption, and for each caption the rank of its image; 0 is
+    first.
 
     A tie counts against: everything foreign that is as similar ranks before."""
     mine = owner[None, :] == np.arange(len(similarity))[:, None]

@@ -8,21 +8,25 @@
     held-out set       its name                         own              accuracy
     retrieval          name of the image-caption pairs  all              image-to-text recall@k, text-to-image recall@k
 
-Candidates are the classes whose texts compete: own (task-incremental), seen (class-incremental), all (zero-shot)."""
+Candidates are the classes whose texts compete: own (task-incremental), seen (class-incremental),
+all (zero-shot)."""
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Evaluation(NamedTuple):
-    """Rows of `evals`, and which images were right: (set, candidates) → one truth value for each image of the set."""
+    """Rows of `evals`, and which images were right: (set, candidates) → one truth value for each
+    image of the set."""
 
     rows: list[dict]
     correct: dict[tuple[str, str], np.ndarray]
 
 
-def row(kind: str, name: str, candidates: str, right: np.ndarray, metric: str = "accuracy") -> list[dict]:
-    """One row: the mean of `right` over its images (or captions, or classes). None where there are none."""
+def row(kind: str, name: str, candidates: str, right: np.ndarray,
+        metric: str = "accuracy") -> list[dict]:
+    """One row: the mean of `right` over its images (or captions, or classes). None where there are
+    none."""
     if not len(right):
         return []
     value = float(np.mean(right))

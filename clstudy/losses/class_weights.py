@@ -1,13 +1,15 @@
-"""Weights of classes: equal, or robust, where the worse a class does, the more it counts. One interface, four forms.
+"""Weights of classes: equal, or robust, where the worse a class does, the more it counts. One
+interface, four forms.
 
     balanced  p_c = 1 / C, which is "kl" with λ → ∞
     kl        p_c = exp(F_c / λ) / Σ exp(F / λ)     max_p Σ p_c F_c − λ Σ p_c log(C p_c)   Qi et al. 2021, 2006.06138
     cvar      p_c = 1 / (α C) for the worst α C classes                     Rockafellar and Uryasev 2000; Curi 2020
     eg        q_c ← q_c exp(η F_c), p = q / Σ q                 group DRO, Sagawa et al. 2019, arXiv 1911.08731, alg. 1
 
-F_c is a moving average of the class's loss; a class that is not in the batch keeps its own. An image of class c weighs
-w = p_c / r_c, r_c the share of the class among the images drawn: then Σ_c p_c F_c is the expectation. Which of the
-forms "Memory-Efficient Continual Learning with CLIP Models" (arXiv 2605.03866) uses is not public."""
+F_c is a moving average of the class's loss; a class that is not in the batch keeps its own. An
+image of class c weighs w = p_c / r_c, r_c the share of the class among the images drawn: then Σ_c
+p_c F_c is the expectation. Which of the forms "Memory-Efficient Continual Learning with CLIP
+Models" (arXiv 2605.03866) uses is not public."""
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -43,8 +45,8 @@ class ClassWeights(Options):
         self.drawn = None
 
     def of_images(self, loss: Float[Tensor, " batch"], batch: Batch) -> Float[Tensor, " batch"]:
-        """The weight w = p / r of each image of a batch with these losses, a constant to the gradient, and logged.
-        batch: with all classes seen as its candidates."""
+        """The weight w = p / r of each image of a batch with these losses, a constant to the
+        gradient, and logged. batch: with all classes seen as its candidates."""
         label = torch.tensor(batch.labels, device=loss.device)
         p = self.update(loss, label, len(batch.prompts))
         r = self.rates() if self.correct else torch.full_like(p, 1 / len(batch.classes))
@@ -53,13 +55,15 @@ class ClassWeights(Options):
 
     def update(self, loss: Float[Tensor, " batch"], label: Int[Tensor, " batch"], classes: int
                ) -> Float[Tensor, " classes"]:
-        """Take in the losses of a batch; the weights p, which sum to 1 over the classes seen, 0 for others."""
+        """Take in the losses of a batch; the weights p, which sum to 1 over the classes seen, 0 for
+        others."""
         loss = loss.detach().float()
         if self.average is None:
             self.average = torch.full((classes,), torch.nan, device=loss.device)
             self.log_q = torch.zeros(classes, device=loss.device)
         count = torch.zeros(classes, device=loss.device).index_add_(0, label, torch.ones_like(loss))
-        mean = torch.zeros(classes, device=loss.device).index_add_(0, label, loss) / count.clamp(min=1)
+        mean = torch.zeros(classes, device=loss.device).index_add_(0, label,
+                                                                   loss) / count.clamp(min=1)
         self.drawn = count if self.drawn is None else self.drawn + count
         here, known = count > 0, ~self.average.isnan()
         mixed = torch.where(known, (1 - self.beta) * self.average + self.beta * mean, mean)
@@ -81,14 +85,16 @@ class ClassWeights(Options):
         return self.drawn / self.drawn.sum()
 
     def table(self) -> list[dict]:
-        """The weight of every class seen, step by step: rows of stage, step, class, weight (mean 1)."""
+        """The weight of every class seen, step by step: rows of stage, step, class, weight (mean
+        1)."""
         return [{"stage": stage, "step": step, "class": label, "weight": len(classes) * value}
                 for step, (stage, classes, p) in enumerate(self.log)
                 for label, value in zip(classes, p[list(classes)].tolist(), strict=True)]
 
 
 def cvar(loss: Float[Tensor, " classes"], share: float) -> Float[Tensor, " classes"]:
-    """1 / (share · C) for the worst classes, until the sum is 1; the last of them takes the rest. NaN: not seen."""
+    """1 / (share · C) for the worst classes, until the sum is 1; the last of them takes the rest.
+    NaN: not seen."""
     seen = ~loss.isnan()
     top = 1 / (share * seen.sum())
     order = torch.where(seen, loss, -torch.inf).argsort(descending=True, stable=True)

@@ -1,12 +1,14 @@
-"""The global contrastive loss by moving averages: what is remembered of each image, in log space. SogCLR, arXiv
-2202.12387, eq. 5 and algorithm 1; temperatures: iSogCLR, arXiv 2305.11965, and FastCLIP, arXiv 2407.01445 (v3).
+"""The global contrastive loss by moving averages: what is remembered of each image, in log space.
+SogCLR, arXiv 2202.12387, eq. 5 and algorithm 1; temperatures: iSogCLR, arXiv 2305.11965, and
+FastCLIP, arXiv 2407.01445 (v3).
 
     d1_ik = f_i·t_k − f_i·t_{y_i},  k ≠ y_i          image anchor, negatives are texts of other classes
     d2_ij = f_j·t_{y_i} − f_i·t_{y_i},  y_j ≠ y_i    text anchor, negatives are images of other classes
     g_i = mean exp(d_i / τ_i),   u_i ← (1 − γ) u_i + γ ĝ_i,   ℓ_i = τ_i log(ε + u_i),   ∇ℓ_i = τ_i ∇ĝ_i / (ε + u_i)
 
-All of u is kept as log u, so that nothing overflows at τ = 0.01, in fp32 or bf16. That "Memory-Efficient Continual
-Learning with CLIP Models" (arXiv 2605.03866) uses this form is a reconstruction: its objective is not public."""
+All of u is kept as log u, so that nothing overflows at τ = 0.01, in fp32 or bf16. That
+"Memory-Efficient Continual Learning with CLIP Models" (arXiv 2605.03866) uses this form is a
+reconstruction: its objective is not public."""
 import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -25,9 +27,12 @@ EPSILON = math.log(1e-14)
 Temperature = Literal["fixed", "individual", "global"]
 
 
-def negatives(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], target: Int[Tensor, " batch"]
-              ) -> list[tuple[Float[Tensor, "batch others"], Bool[Tensor, "batch others"]]]:
-    """The differences d1 and d2 of a batch (SogCLR, arXiv 2202.12387), and which of them are of another class."""
+def negatives(
+    image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], target: Int[Tensor,
+                                                                                     " batch"]
+) -> list[tuple[Float[Tensor, "batch others"], Bool[Tensor, "batch others"]]]:
+    """The differences d1 and d2 of a batch (SogCLR, arXiv 2202.12387), and which of them are of
+    another class."""
     similarity, own = image @ text.T, text[target]
     match = (image * own).sum(1, keepdim=True)
     other = torch.arange(len(text), device=text.device)[None] != target[:, None]
@@ -35,7 +40,8 @@ def negatives(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"
 
 
 def log_mean_exp(d: Float[Tensor, "batch others"], other: Bool[Tensor, "batch others"]) -> Rows:
-    """log of the mean of exp(d) over the negatives of each row; −∞, with gradient zero, where there is none."""
+    """log of the mean of exp(d) over the negatives of each row; −∞, with gradient zero, where there
+    is none."""
     some, count = other.any(1), other.sum(1)
     filled = torch.where(some[:, None], d.masked_fill(~other, -torch.inf), torch.zeros_like(d))
     return torch.where(some, filled.logsumexp(1) - count.clamp(min=1).log(), -torch.inf)
@@ -57,15 +63,17 @@ class Average:
     log_u: Tensor | None = None
 
     def update(self, index: Int[Tensor, " batch"], size: int, log_g: Rows, gamma: float) -> Rows:
-        """Take in the estimates and return log u of these images. size: ids lie below. First sight counts fully, and so
-        does the estimate where u is not finite; a batch without negatives, log_g = −∞, says nothing."""
+        """Take in the estimates and return log u of these images. size: ids lie below. First sight
+        counts fully, and so does the estimate where u is not finite; a batch without negatives,
+        log_g = −∞, says nothing."""
         if self.log_u is None or len(self.log_u) < size:
             grown = torch.full((size,), torch.nan, device=log_g.device)
             if self.log_u is not None:
                 grown[:len(self.log_u)] = self.log_u
             self.log_u = grown
         before, new = self.log_u[index], log_g.detach().float()
-        mixed = torch.logaddexp(before + math.log1p(-gamma), new + math.log(gamma)) if 0 < gamma < 1 else new
+        mixed = torch.logaddexp(before + math.log1p(-gamma), new
+                                + math.log(gamma)) if 0 < gamma < 1 else new
         found = torch.where(before.isfinite(), torch.where(new.isfinite(), mixed, before), new)
         self.log_u[index] = found
         return found
@@ -74,7 +82,8 @@ class Average:
         """Forget all but these ids."""
         if self.log_u is not None:
             gone = torch.ones_like(self.log_u, dtype=torch.bool)
-            gone[torch.tensor(sorted(i for i in keep if i < len(gone)), dtype=torch.long, device=gone.device)] = False
+            gone[torch.tensor(sorted(i for i in keep if i < len(gone)), dtype=torch.long,
+                              device=gone.device)] = False
             self.log_u[gone] = torch.nan
 
 
@@ -100,7 +109,8 @@ class GlobalContrast(Options):
 
     def check(self) -> None:
         if not 0 < self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"bounds={self.bounds!r}: must be two temperatures, the lower one first")
+            raise ValueError(
+                f"bounds={self.bounds!r}: must be two temperatures, the lower one first")
 
     def losses(self, encoded: Encoded, batch: Batch) -> tuple[Rows, Rows]:
         """ℓ1 and ℓ2 of each image, in units of similarity (τ log u)."""
@@ -117,7 +127,8 @@ class GlobalContrast(Options):
         return found[0], found[1]
 
     def keep(self, index: list[int]) -> None:
-        """Forget the averages of all images but these: those of the memory, at the end of a stage."""
+        """Forget the averages of all images but these: those of the memory, at the end of a
+        stage."""
         for average in self.averages:
             average.drop(set(index))
 
@@ -125,7 +136,8 @@ class GlobalContrast(Options):
         """γ now."""
         if self.steps >= self.decay:
             return self.gamma
-        return self.gamma + 0.5 * (1 + math.cos(math.pi * self.steps / self.decay)) * (1 - self.gamma)
+        return self.gamma + 0.5 * (1 + math.cos(math.pi * self.steps / self.decay)) * (1
+                                                                                       - self.gamma)
 
     def tau(self, side: int, index: Tensor, size: int, start: Tensor) -> Rows:
         """τ of each image of the batch; a new image starts at 1 / s."""
@@ -136,8 +148,9 @@ class GlobalContrast(Options):
         held = self.taus[which]
         if held is None or len(held) < need:
             grown = start.clamp(*self.bounds).repeat(need)
-            self.momenta[which] = torch.cat([m for m in (self.momenta[which],) if m is not None]
-                                            + [torch.zeros_like(grown[0 if held is None else len(held):])])
+            self.momenta[which] = torch.cat(
+                [m for m in (self.momenta[which], ) if m is not None]
+                + [torch.zeros_like(grown[0 if held is None else len(held):])])
             if held is not None:
                 grown[:len(held)] = held
             self.taus[which] = grown
@@ -145,9 +158,10 @@ class GlobalContrast(Options):
         return self.taus[which][rows]
 
     @torch.no_grad()
-    def learn(self, side: int, index: Tensor, tau: Rows, d: Tensor, other: Tensor, log_u: Rows, beta: float = 0.9
-              ) -> None:
-        """A step of the temperatures: ∂/∂τ = log u + ρ − mean_j w_j d_j / τ, w_j = exp(d_j / τ) / u, clipped to ± 5."""
+    def learn(self, side: int, index: Tensor, tau: Rows, d: Tensor, other: Tensor, log_u: Rows,
+              beta: float = 0.9) -> None:
+        """A step of the temperatures: ∂/∂τ = log u + ρ − mean_j w_j d_j / τ, w_j = exp(d_j / τ) /
+        u, clipped to ± 5."""
         if self.temperature == "fixed":
             return
         share = (d / tau[:, None] - log_u[:, None]).exp().masked_fill(~other, 0)

@@ -1,5 +1,6 @@
-"""Texts to distil on when nothing is kept. A vocabulary is a function `(clip, batch, count, length, draws)` that
-returns token rows; `draws` is the generator of its random choices. Source of the idea: VR-LwF, arXiv 2207.09248."""
+"""Texts to distil on when nothing is kept. A vocabulary is a function
+`(clip, batch, count, length, draws)` that returns token rows; `draws` is the generator of its
+random choices. Source of the idea: VR-LwF, arXiv 2207.09248."""
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,8 @@ Tokens = Int[Tensor, "texts tokens"]
 
 
 def random(clip: Clip, batch: Batch, count: int, length: int, draws: torch.Generator) -> Tokens:
-    """`count` texts of `length` tokens, uniform over the tokenizer's vocabulary (VR-LwF's code: 100 of 8)."""
+    """`count` texts of `length` tokens, uniform over the tokenizer's vocabulary (VR-LwF's code: 100
+    of 8)."""
     return clip.random_text(count, length, draws)
 
 
@@ -44,16 +46,20 @@ def lines(path: str) -> tuple[str, ...]:
     """The texts of a file, one per line. ValueError: it is not there, or empty."""
     try:
         found = Path(path).expanduser()
-        said = tuple(filter(None, map(str.strip, found.read_text().splitlines()))) if found.is_file() else ()
+        said = tuple(filter(None, map(str.strip,
+                                      found.read_text().splitlines()))) if found.is_file() else ()
     except (OSError, ValueError, RuntimeError) as error:  # no text, or may not be read, or ~somebody
         raise ValueError(f"vocabulary='file:{path}': {error}") from None
     if not said:
-        raise ValueError(f"vocabulary='file:{path}': {'is empty' if found.is_file() else 'there is no such file'}")
+        raise ValueError(
+            f"vocabulary='file:{path}': {'is empty' if found.is_file() else 'there is no such file'}"
+        )
     return said
 
 
 def _chosen(clip: Clip, said: tuple[str, ...], count: int, draws: torch.Generator) -> Tokens:
-    return clip.tokenize([said[i] for i in torch.randperm(len(said), generator=draws)[:count].tolist()])
+    return clip.tokenize(
+        [said[i] for i in torch.randperm(len(said), generator=draws)[:count].tolist()])
 
 
 VOCABULARIES = {"random": random, "words": words, "classes": classes, "captions": captions}
@@ -67,7 +73,8 @@ def check(name: str) -> None:
         choose("vocabulary", name, [*VOCABULARIES, "file:PATH"])
 
 
-def draw(name: str, clip: Clip, batch: Batch, count: int, length: int, draws: torch.Generator) -> Tokens:
+def draw(name: str, clip: Clip, batch: Batch, count: int, length: int,
+         draws: torch.Generator) -> Tokens:
     """Texts of the vocabulary of this name, on the model's device."""
     if name.startswith("file:"):
         return texts(name.removeprefix("file:"), clip, count, draws).to(clip.device)

@@ -1,6 +1,6 @@
-"""Averaged gradient episodic memory: no step may raise the loss on replayed pairs. Chaudhry et al. 2019, A-GEM, arXiv
-1812.00420, eq. 11; on CLIP with image-caption pairs like those of pretraining, Ding et al. 2022, VR-LwF, arXiv
-2207.09248.
+"""Averaged gradient episodic memory: no step may raise the loss on replayed pairs. Chaudhry et al.
+2019, A-GEM, arXiv 1812.00420, eq. 11; on CLIP with image-caption pairs like those of pretraining,
+Ding et al. 2022, VR-LwF, arXiv 2207.09248.
 
     L = −(1/B) Σ_i log p_{i,y_i};   step along  g − min(0, g·r / |r|²) r
         └──────── task ────────┘
@@ -12,12 +12,14 @@
     –        size         images kept of each finished stage, with their class prompts as captions    images
     –        candidates   "seen": classes seen so far; "phase": those of the stage (VR-LwF); "batch"  classes
 
-Estimator: one inner product over all tuned parameters. Pairs are drawn uniformly from the benchmark's reference pairs
-and all images kept together, as the code's loader would (github.com/yxding95/CL-CLIP); what is kept is a uniform draw
-of the stage. Equal captions, and captions of one image, are positives of each other. No augmentation of the replayed
-images. The constraint is on the gradient, not on the step of an optimiser that rescales it. Departures: the released
-code fetches its replay batch and then takes the current one instead, so that nothing is replayed there; here it is
-used. Its captions are all different to the loss. Parameters that L does not reach take no part.
+Estimator: one inner product over all tuned parameters. Pairs are drawn uniformly from the
+benchmark's reference pairs and all images kept together, as the code's loader would
+(github.com/yxding95/CL-CLIP); what is kept is a uniform draw of the stage. Equal captions, and
+captions of one image, are positives of each other. No augmentation of the replayed images. The
+constraint is on the gradient, not on the step of an optimiser that rescales it. Departures: the
+released code fetches its replay batch and then takes the current one instead, so that nothing is
+replayed there; here it is used. Its captions are all different to the loss. Parameters that L does
+not reach take no part.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -50,7 +52,8 @@ class AGEM(Method):
     replay: Annotated[int, Ge(0)] = 64  # pairs in each step; 0: none
     size: Annotated[int, Ge(0)] = 250  # images kept of each finished stage
     candidates: Candidates = "seen"  # which texts compete
-    kept: list[ReplayBuffer] = field(default_factory=list, init=False, repr=False)  # one per finished stage
+    kept: list[ReplayBuffer] = field(default_factory=list, init=False,
+                                     repr=False)  # one per finished stage
     drawn: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # for this step
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
@@ -65,8 +68,10 @@ class AGEM(Method):
     def edit_gradients(self, clip: Clip) -> None:
         reached = [p for p in self.trainable(clip) if p.grad is not None]
         if self.drawn and reached:
-            r = torch.autograd.grad(self.replayed(clip), reached, allow_unused=True, materialize_grads=True)
-            for p, gradient in zip(reached, projected([p.grad for p in reached], list(r)), strict=True):
+            r = torch.autograd.grad(self.replayed(clip), reached, allow_unused=True,
+                                    materialize_grads=True)
+            for p, gradient in zip(reached, projected([p.grad for p in reached], list(r)),
+                                   strict=True):
                 p.grad = gradient
 
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
@@ -84,18 +89,25 @@ class AGEM(Method):
         own = [kept[row - len(pairs.captions)] for row in rows[len(first):]]
         labels = [memory.labels[slot] for memory, slot in own]
         captions, owner = [pairs.captions[row] for row in first], pairs.owner[first]
-        self.drawn = {"same": together([*captions, *labels], [*owner.tolist(), *range(-len(own), 0)]).to(clip.device)}
+        self.drawn = {
+            "same": together([*captions, *labels], [*owner.tolist(), *range(-len(own), 0)]).to(
+                clip.device)
+        }
         if first:
             self.drawn |= {"pixels": pairs.images[torch.from_numpy(owner)].to(clip.device),
                            "tokens": clip.tokenize(captions).to(clip.device)}
         if own:
-            self.drawn |= {"own pixels": torch.stack([memory.image[slot] for memory, slot in own]),
-                           "own tokens": batch.prompts[torch.tensor(labels, device=batch.prompts.device)]}
+            self.drawn |= {
+                "own pixels": torch.stack([memory.image[slot] for memory, slot in own]),
+                "own tokens": batch.prompts[torch.tensor(labels, device=batch.prompts.device)]
+            }
 
     def replayed(self, clip: Clip) -> Tensor:
-        """The contrastive loss on the pairs drawn. Images and texts of both kinds may differ in size."""
-        image, text = (torch.cat([encode(self.drawn[key]) for key in keys if key in self.drawn]) for encode, keys in
-                       ((clip.encode_image, ("pixels", "own pixels")), (clip.encode_text, ("tokens", "own tokens"))))
+        """The contrastive loss on the pairs drawn. Images and texts of both kinds may differ in
+        size."""
+        image, text = (torch.cat([encode(self.drawn[key]) for key in keys if key in self.drawn])
+                       for encode, keys in ((clip.encode_image, ("pixels", "own pixels")),
+                                            (clip.encode_text, ("tokens", "own tokens"))))
         return contrastive(image, text, clip.scale(), self.drawn["same"])
 
 

@@ -34,7 +34,8 @@ class Beside(NamedTuple):
 class Method(Options):
     """What a method may do, and what the project reads of it.
 
-    A method is a dataclass whose fields are its options; its docstring says in a line what it does."""
+    A method is a dataclass whose fields are its options; its docstring says in a line what it
+    does."""
 
     family: ClassVar[str] = "other"  # has a colour in figures: `plots/style.py`
     dash: ClassVar[tuple[float, ...] | str] = ""  # of its line; "": solid
@@ -54,7 +55,8 @@ class Method(Options):
         return [parameter for parameter in clip.parameters() if parameter.requires_grad]
 
     def rehearse(self, clip: Clip, batch: Batch) -> Batch:
-        """Before each step, and before augmentation: the batch to train on, joined with images of a memory."""
+        """Before each step, and before augmentation: the batch to train on, joined with images of a
+        memory."""
         return batch
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
@@ -65,10 +67,12 @@ class Method(Options):
         """Between backward and step: projections."""
 
     def after_step(self, clip: Clip, batch: Batch) -> None:
-        """After the last step on a batch (as it came from the stream): reservoirs, weight averages."""
+        """After the last step on a batch (as it came from the stream): reservoirs, weight
+        averages."""
 
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
-        """After the last step of a stage; `batches` is one more pass over it, without augmentation."""
+        """After the last step of a stage; `batches` is one more pass over it, without
+        augmentation."""
 
     def deploy(self, clip: Clip) -> Clip:
         """The model to evaluate: the model itself."""
@@ -80,7 +84,8 @@ class Method(Options):
         """How well each image and each text go together; what is larger ranks first.
 
         clip: the model that was deployed. image, text: its unit-norm features. classes: the class
-        of each text; None where the texts are no classes of the stream (held-out sets, captions)."""
+        of each text; None where the texts are no classes of the stream (held-out sets,
+        captions)."""
         return image @ text.T
 
     def table(self) -> list[dict]:

@@ -1,5 +1,5 @@
-"""CLIB: trains on its memory only, and the memory keeps what lowers its loss. Koh et al. 2022, i-Blurry,
-arXiv 2110.10031.
+"""CLIB: trains on its memory only, and the memory keeps what lowers its loss. Koh et al. 2022,
+i-Blurry, arXiv 2110.10031.
 
     L = −(1/M) Σ_{i ∈ draw} log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m)
         └──────────── task ────────────┘
@@ -15,12 +15,14 @@ arXiv 2110.10031.
     –        look     images of the memory that stand for it in a look                              images
     –        size     of the memory                                                                 images
 
-Estimator: a batch enters the memory before the first step on it. Once the memory is full, an image of the class that
-holds most, the new one counted, makes room: the one with the smallest H. A new image starts with the mean H of its
-class. Departures: the released code (github.com/naver-ai/i-Blurry) looks at the whole memory after every step; here
-`look` random images are compared with themselves `every` steps later: cheaper and noisier. There H_i is not shrunk,
-only added to, by (1 − ρ) (ℓ − ℓ' + mean H of the draw / M): a sum that grows with the number of draws; here it is a
-moving average. No adaptive learning rate, since a method does not step the optimiser. No CutMix.
+Estimator: a batch enters the memory before the first step on it. Once the memory is full, an image
+of the class that holds most, the new one counted, makes room: the one with the smallest H. A new
+image starts with the mean H of its class. Departures: the released code
+(github.com/naver-ai/i-Blurry) looks at the whole memory after every step; here `look` random images
+are compared with themselves `every` steps later: cheaper and noisier. There H_i is not shrunk, only
+added to, by (1 − ρ) (ℓ − ℓ' + mean H of the draw / M): a sum that grows with the number of draws;
+here it is a moving average. No adaptive learning rate, since a method does not step the optimiser.
+No CutMix.
 """
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -56,9 +58,11 @@ class CLIB(Method):
     memory: ReplayBuffer = field(init=False, repr=False)
     importance: dict[int, float] = field(default_factory=dict, init=False, repr=False)  # H, by id
     steps: int = field(default=0, init=False, repr=False)
-    looked: tuple[Batch, Tensor] | None = field(default=None, init=False, repr=False)  # at what, and ℓ
+    looked: tuple[Batch, Tensor] | None = field(default=None, init=False,
+                                                repr=False)  # at what, and ℓ
     drawn: set[int] = field(default_factory=set, init=False, repr=False)  # since the last look
-    found: list[tuple[set, Tensor]] = field(default_factory=list, init=False, repr=False)  # drawn, ℓ − ℓ'
+    found: list[tuple[set, Tensor]] = field(default_factory=list, init=False,
+                                            repr=False)  # drawn, ℓ − ℓ'
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,16 +85,23 @@ class CLIB(Method):
         return joined
 
     def take(self, batch: Batch) -> None:
-        """The stream's images into the memory, once; what was found is read from the device then, all in one."""
-        new = [(i, label) for i, label in zip(batch.index, batch.labels, strict=True) if i not in self.memory.arrived]
+        """The stream's images into the memory, once; what was found is read from the device then,
+        all in one."""
+        new = [(i, label) for i, label in zip(batch.index, batch.labels, strict=True)
+               if i not in self.memory.arrived]
         if not new:
             return
         H = self.importance
         found, self.found = self.found, []
-        for (drawn, _), value in zip(found, torch.stack([v for _, v in found]).tolist() if found else [], strict=True):
+        for (drawn, _), value in zip(found,
+                                     torch.stack([v for _, v in found]).tolist() if found else [],
+                                     strict=True):
             H.update({i: self.decay * H[i] + (1 - self.decay) * value for i in drawn if i in H})
         for i, label in new:
-            mates = [H[j] for j, other in zip(self.memory.index, self.memory.labels, strict=True) if other == label]
+            mates = [
+                H[j] for j, other in zip(self.memory.index, self.memory.labels, strict=True)
+                if other == label
+            ]
             everyone = mates or [H[j] for j in self.memory.index] or [0.0]
             H[i] = sum(everyone) / len(everyone)
         self.memory.add(batch, importance=H)

@@ -1,5 +1,6 @@
-"""CLIP's own loss over the pairs of a batch, joined with images of a memory. Radford et al. 2021, CLIP, arXiv
-2103.00020; the baseline that "Memory-Efficient Continual Learning with CLIP Models", arXiv 2605.03866, starts from.
+"""CLIP's own loss over the pairs of a batch, joined with images of a memory. Radford et al. 2021,
+CLIP, arXiv 2103.00020; the baseline that "Memory-Efficient Continual Learning with CLIP Models",
+arXiv 2605.03866, starts from.
 
     L = ½ [ CE(rows of Z, P) + CE(rows of Zᵀ, P) ],   Z_ij = s f_i·t_{y_j}
         └──────────────── pairs ────────────────┘
@@ -12,10 +13,11 @@
     –        replay      images of the memory that join each step                                 images
     –        draw        "uniform", or "balanced": each class of the memory equally often         –
 
-Estimator: the sums are over the batch alone, so the loss depends on its size, and a class that is neither in the batch
-nor drawn from the memory has no part in the step. With the balanced draw every class of the memory is, in expectation,
-equally often among the images replayed (`memory.py`), hence among the negatives too. Departures: CLIP counts every
-other pair as a negative; here labels repeat, so pairs of one class are positives of each other.
+Estimator: the sums are over the batch alone, so the loss depends on its size, and a class that is
+neither in the batch nor drawn from the memory has no part in the step. With the balanced draw every
+class of the memory is, in expectation, equally often among the images replayed (`memory.py`), hence
+among the negatives too. Departures: CLIP counts every other pair as a negative; here labels repeat,
+so pairs of one class are positives of each other.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -59,7 +61,9 @@ class ClipLoss(Method):
         encoded = clip.encode(batch)
         label = torch.tensor(batch.labels, device=encoded.image.device)
         same = (label[:, None] == label[None]).float()
-        return {"pairs": contrastive(encoded.image, encoded.text[batch.target], encoded.scale, same)}
+        return {
+            "pairs": contrastive(encoded.image, encoded.text[batch.target], encoded.scale, same)
+        }
 
     def rehearse(self, clip: Clip, batch: Batch) -> Batch:
         return self.memory.join(batch, self.replay)

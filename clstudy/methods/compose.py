@@ -1,6 +1,7 @@
-"""One objective, four choices: the papers of this project as points of one table. SIT, arXiv 2405.15155, decides which
-texts compete; VR-LwF, arXiv 2207.09248, on which texts the model stays as it was; "Memory-Efficient Continual Learning
-with CLIP Models", arXiv 2605.03866 (a reconstruction), how a denominator is estimated and how much each class counts.
+"""One objective, four choices: the papers of this project as points of one table. SIT, arXiv
+2405.15155, decides which texts compete; VR-LwF, arXiv 2207.09248, on which texts the model stays as
+it was; "Memory-Efficient Continual Learning with CLIP Models", arXiv 2605.03866 (a reconstruction),
+how a denominator is estimated and how much each class counts.
 
     L = (1/B) Σ_i w_i ℓ_i + α ν KL over the texts v ∈ V + α ν KL over the classes seen
         └───── task ────┘   └─────── vocabulary ──────┘   └──────── classes ────────┘
@@ -27,11 +28,12 @@ with CLIP Models", arXiv 2605.03866 (a reconstruction), how a denominator is est
     r_c      correct   share of the class among the images drawn in the stage                        –
     λ        strength  of "kl"; F_c, the class's loss, is in units of similarity (τ ℓ / ν)           –
 
-All other fields are those of the methods that a choice comes from: `er` (size, replay, policy, draw), `gcl` (gamma,
-decay, exact, and tau, there temperature), `gdro` (strength to cap), `vr_lwf` (texts, there size; length; classes).
-Estimator: that of each choice's method. ν keeps the meaning of α and λ when the denominator changes. `themap.py` says
-which points are published; there this file is that method exactly, up to the order of sums. Departures: the
-temperature is that of both distillations, whereas VR-LwF has 1 for the classes.
+All other fields are those of the methods that a choice comes from: `er` (size, replay, policy,
+draw), `gcl` (gamma, decay, exact, and tau, there temperature), `gdro` (strength to cap), `vr_lwf`
+(texts, there size; length; classes). Estimator: that of each choice's method. ν keeps the meaning
+of α and λ when the denominator changes. `themap.py` says which points are published; there this
+file is that method exactly, up to the order of sums. Departures: the temperature is that of both
+distillations, whereas VR-LwF has 1 for the classes.
 """
 from collections.abc import Iterable
 from copy import deepcopy
@@ -117,9 +119,11 @@ class Compose(Method):
         return self.vocabulary == "captions"
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        """Who competes, with what each is compared, who counts how much, and on which texts nothing should change."""
+        """Who competes, with what each is compared, who counts how much, and on which texts nothing
+        should change."""
         among, named = batch.narrow(self.candidates), self.on_classes(batch)
-        encoded = clip.encode(batch if named else among)  # each text once, and no text that nobody asks for
+        encoded = clip.encode(
+            batch if named else among)  # each text once, and no text that nobody asks for
         offered = replace(encoded, text=encoded.text[batch.rows(among)]) if named else encoded
         each = DENOMINATORS[self.denominator](offered, among, self.contrast)
         tau = 1 / encoded.scale.detach()
@@ -127,10 +131,13 @@ class Compose(Method):
         counts = self.robust.of_images(each * tau / nat, batch) if self.robust else 1.0
         terms = {"task": (counts * each).mean()}
         if self.vocabulary not in ("none", "classes"):
-            tokens = vocabularies.draw(self.vocabulary, clip, batch, self.texts, self.length, self.draws)
-            terms["vocabulary"] = self.weight * nat * self.moved(encoded, clip.encode_text(tokens), tokens, batch)
+            tokens = vocabularies.draw(self.vocabulary, clip, batch, self.texts, self.length,
+                                       self.draws)
+            terms["vocabulary"] = self.weight * nat * self.moved(encoded, clip.encode_text(tokens),
+                                                                 tokens, batch)
         if named:
-            terms["classes"] = self.weight * nat * self.moved(encoded, encoded.text, batch.text, batch)
+            terms["classes"] = self.weight * nat * self.moved(encoded, encoded.text, batch.text,
+                                                              batch)
         return terms
 
     def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
@@ -166,23 +173,26 @@ class Compose(Method):
     def moved(self, encoded: Encoded, text: Tensor, tokens: Tensor, batch: Batch) -> Tensor:
         """KL of the images' answers over these texts from the teacher's."""
         with torch.no_grad():
-            taught = self.teacher.scale() * self.teacher.encode_image(batch.image) @ self.teacher.encode_text(tokens).T
+            taught = self.teacher.scale() * self.teacher.encode_image(
+                batch.image) @ self.teacher.encode_text(tokens).T
         return distillation(encoded.scale * encoded.image @ text.T, taught, self.temperature)
 
     def refused(self) -> list[tuple[bool, str]]:
         """Combinations that mean nothing, and why."""
-        return [(self.denominator == "pairs" and self.candidates != "batch",
-                 f"candidates={self.candidates!r} means nothing with denominator='pairs': what competes there are the "
-                 "texts of the batch's own images. Choose candidates='batch'"),
-                (self.tau != "fixed" and self.denominator != "moving",
-                 f"tau={self.tau!r} means nothing with denominator={self.denominator!r}: only denominator='moving' "
-                 "learns temperatures"),
-                (self.selection != "random" and self.policy != "quota",
-                 f"selection={self.selection!r} means nothing with policy={self.policy!r}: it belongs to "
-                 "policy='quota'"),
-                (self.draw != "uniform" and not (self.size and self.replay),
-                 f"draw={self.draw!r} means nothing with size={self.size!r} and replay={self.replay!r}: nothing is "
-                 "drawn")]
+        return [
+            (self.denominator == "pairs" and self.candidates != "batch",
+             f"candidates={self.candidates!r} means nothing with denominator='pairs': what competes there are the "
+             "texts of the batch's own images. Choose candidates='batch'"),
+            (self.tau != "fixed" and self.denominator != "moving",
+             f"tau={self.tau!r} means nothing with denominator={self.denominator!r}: only denominator='moving' "
+             "learns temperatures"),
+            (self.selection != "random" and self.policy != "quota",
+             f"selection={self.selection!r} means nothing with policy={self.policy!r}: it belongs to "
+             "policy='quota'"),
+            (self.draw != "uniform" and not (self.size and self.replay),
+             f"draw={self.draw!r} means nothing with size={self.size!r} and replay={self.replay!r}: nothing is "
+             "drawn")
+        ]
 
 
 def mini_batch(encoded: Encoded, batch: Batch, contrast: GlobalContrast) -> Each:

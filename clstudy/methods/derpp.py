@@ -1,5 +1,5 @@
-"""Dark experience replay, DER++: old images keep their labels and their old similarities. Buzzega et al. 2020,
-arXiv 2004.07211, eq. 6.
+"""Dark experience replay, DER++: old images keep their labels and their old similarities. Buzzega
+et al. 2020, arXiv 2004.07211, eq. 6.
 
     L = CE(batch) + α · mean_{i ∈ draw 1, k ∈ K_i} (z_ik − z'_ik)² + β · CE(draw 2),   z_ik = f_i·t_k / T
         └─ task ─┘  └───────────────── logits ──────────────────┘   └── replay ──┘
@@ -13,11 +13,12 @@ arXiv 2004.07211, eq. 6.
     –        replay        images of each of the two draws                             images
     –        size          of the memory, a reservoir                                  images
 
-Estimator: z' is taken from augmented images, and the images are stored plain and augmented again when they are drawn
-(released code, github.com/aimagelab/mammoth). Departures: the paper compares the logits of a classifier. CLIP's are
-cosines times s, and at OpenAI's s = 100 a drift of the cosines by 0.05 would already cost 25; here cosines are divided
-by T, so that the term has the same size for every model, and a drift by T counts as 1. The paper's classifier has all
-its outputs from the start; here the columns of classes that come later do not exist for a stored image.
+Estimator: z' is taken from augmented images, and the images are stored plain and augmented again
+when they are drawn (released code, github.com/aimagelab/mammoth). Departures: the paper compares
+the logits of a classifier. CLIP's are cosines times s, and at OpenAI's s = 100 a drift of the
+cosines by 0.05 would already cost 25; here cosines are divided by T, so that the term has the same
+size for every model, and a drift by T counts as 1. The paper's classifier has all its outputs from
+the start; here the columns of classes that come later do not exist for a stored image.
 """
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -61,13 +62,15 @@ class DERpp(Method):
         encoded, target = clip.encode(batch), batch.target
         similarity = encoded.image @ encoded.text.T / self.temperature
         drawn, end = batch.replayed // 2, len(batch.index)
-        stream, first, second = slice(end - 2 * drawn), slice(end - 2 * drawn, end - drawn), slice(end - drawn, end)
+        stream, first, second = slice(end - 2 * drawn), slice(end - 2 * drawn, end - drawn), slice(
+            end - drawn, end)
         self.latest = similarity[stream].detach()
         terms = {"task": match(encoded.image[stream], encoded.text, encoded.scale, target[stream])}
         if drawn:
             stored = self.memory.look_up("logits", batch.index[first])[:, self.columns(batch)]
             terms["logits"] = self.alpha * mean_square(similarity[first], stored)
-            terms["replay"] = self.beta * match(encoded.image[second], encoded.text, encoded.scale, target[second])
+            terms["replay"] = self.beta * match(encoded.image[second], encoded.text, encoded.scale,
+                                                target[second])
         return terms
 
     def rehearse(self, clip: Clip, batch: Batch) -> Batch:
@@ -75,12 +78,14 @@ class DERpp(Method):
 
     def after_step(self, clip: Clip, batch: Batch) -> None:
         if self.latest is not None:
-            logits = torch.full((len(batch.index), len(batch.prompts)), torch.nan, device=self.latest.device)
+            logits = torch.full((len(batch.index), len(batch.prompts)), torch.nan,
+                                device=self.latest.device)
             logits[:, self.columns(batch)] = self.latest
             self.memory.add(batch, logits=logits)
 
     def columns(self, batch: Batch) -> Tensor:
-        """Candidates as columns of what is stored: one for each class of the benchmark, NaN where it was not seen."""
+        """Candidates as columns of what is stored: one for each class of the benchmark, NaN where
+        it was not seen."""
         return torch.tensor(batch.classes, device=batch.prompts.device)
 
 

@@ -1,4 +1,5 @@
-"""DualPrompt: prompts for all stages, and an expert prompt for each. Wang et al. 2022, arXiv 2204.04799, on CLIP.
+"""DualPrompt: prompts for all stages, and an expert prompt for each. Wang et al. 2022, arXiv
+2204.04799, on CLIP.
 
     L = −(1/B) Σ_i log p_{i,y_i}  +  λ · (1/B) Σ_i (1 − cos(q_i, κ_e))
         └──────── task ────────┘     └───────────── pull ────────────┘
@@ -10,11 +11,12 @@
     q, κ     –            query of an image, key of an expert (tuner `dualprompt`)             –
     e        –            in training the expert of the stage; in evaluation that of the nearest key, of those used
 
-Estimator: exact on the batch. It is told where stages begin, also in a blurred stream, where images of one class train
-several experts. The expert of a stage starts as a copy of the one before, its key does not (released code); with more
-stages than experts, each image of the later ones takes the nearest (the same). Departures: CLIP's texts classify, the
-released code trains a linear layer, and lets only the classes of the current task compete in training. See
-`tuners/pool.py` for those of the pool.
+Estimator: exact on the batch. It is told where stages begin, also in a blurred stream, where images
+of one class train several experts. The expert of a stage starts as a copy of the one before, its
+key does not (released code); with more stages than experts, each image of the later ones takes the
+nearest (the same). Departures: CLIP's texts classify, the released code trains a linear layer, and
+lets only the classes of the current task compete in training. See `tuners/pool.py` for those of the
+pool.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass

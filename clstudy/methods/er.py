@@ -1,5 +1,6 @@
-"""Experience replay: a few images of a memory join every step. Rolnick et al. 2019, arXiv 1811.11682; in the form of
-Chaudhry et al. 2019, ER with a tiny memory, arXiv 1902.10486, algorithm 1.
+"""Experience replay: a few images of a memory join every step. Rolnick et al. 2019, arXiv
+1811.11682; in the form of Chaudhry et al. 2019, ER with a tiny memory, arXiv 1902.10486, algorithm
+1.
 
     L = −(1/(B+M)) Σ_{i ∈ batch ∪ draw} log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m)
         └─────────────────── task ───────────────────┘
@@ -13,11 +14,12 @@ Chaudhry et al. 2019, ER with a tiny memory, arXiv 1902.10486, algorithm 1.
     –        draw     "uniform": images have the same chance; "balanced": classes have, as far   –
                       as they have images
 
-Estimator: one mean over stream and memory together, so a replayed image weighs as much as a new one. With the uniform
-draw the memory's part is the mean over its images; with the balanced one it is, in expectation, the mean over its
-classes of their means, as long as a class has M / C images or more; the stream's part is as the stream comes. The paper
-offers several ways to write the memory and finds the reservoir best unless it is tiny; that is the default. Departures:
-the memory takes a batch after its last step (several steps may be made on a batch), so that an image is not replayed
+Estimator: one mean over stream and memory together, so a replayed image weighs as much as a new
+one. With the uniform draw the memory's part is the mean over its images; with the balanced one it
+is, in expectation, the mean over its classes of their means, as long as a class has M / C images or
+more; the stream's part is as the stream comes. The paper offers several ways to write the memory
+and finds the reservoir best unless it is tiny; that is the default. Departures: the memory takes a
+batch after its last step (several steps may be made on a batch), so that an image is not replayed
 beside itself.
 """
 from collections.abc import Iterable

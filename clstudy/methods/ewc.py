@@ -1,6 +1,6 @@
-"""Online elastic weight consolidation: weights that mattered are held near where they were. Kirkpatrick et al. 2017,
-arXiv 1612.00796, eq. 3; online, with one anchor and a decaying Fisher: Schwarz et al. 2018, arXiv 1805.06370, and as
-EWC++ Chaudhry et al. 2018, RWalk, arXiv 1801.10112.
+"""Online elastic weight consolidation: weights that mattered are held near where they were.
+Kirkpatrick et al. 2017, arXiv 1612.00796, eq. 3; online, with one anchor and a decaying Fisher:
+Schwarz et al. 2018, arXiv 1805.06370, and as EWC++ Chaudhry et al. 2018, RWalk, arXiv 1801.10112.
 
     L = CE + (λ/2) Σ_j F_j (θ_j − θ*_j)²,   F ← γ F + F° / mean_j F°_j  at the end of each stage
         └task┘ └────────── penalty ─────────┘
@@ -12,14 +12,14 @@ EWC++ Chaudhry et al. 2018, RWalk, arXiv 1801.10112.
     γ        gamma    what is left of the old Fisher after a stage                                       –
     –        draws    label draws per batch in the estimate                                              –
 
-Estimator: labels are drawn from the model's own p over the classes seen so far, not taken from the data; see
-`fisher.py`. One more pass over the stage, without augmentation and in evaluation mode. There is no penalty in the
-first stage (as in the paper), although a pretrained model has something to lose there; `anchor_start` takes the start
-for a stage with F = 1.
-Departures: F° is divided by its mean over the weights that it reaches. The Fisher of a confident model is almost zero,
-so that without this λ would have to be found anew for each model; with it λ is a weight per squared step of an average
-parameter. EWC++ averages squared gradients of the training steps at the true labels, the empirical Fisher; here it is
-the Fisher itself, at the end of the stage.
+Estimator: labels are drawn from the model's own p over the classes seen so far, not taken from the
+data; see `fisher.py`. One more pass over the stage, without augmentation and in evaluation mode.
+There is no penalty in the first stage (as in the paper), although a pretrained model has something
+to lose there; `anchor_start` takes the start for a stage with F = 1. Departures: F° is divided by
+its mean over the weights that it reaches. The Fisher of a confident model is almost zero, so that
+without this λ would have to be found anew for each model; with it λ is a weight per squared step of
+an average parameter. EWC++ averages squared gradients of the training steps at the true labels, the
+empirical Fisher; here it is the Fisher itself, at the end of the stage.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -52,7 +52,8 @@ class EWC(Method):
     draws: Annotated[int, Ge(1)] = 4  # label draws per batch in the estimate of the Fisher
     anchor_start: bool = False  # hold the weights near the start in the first stage too
     candidates: Candidates = "seen"  # which texts compete in the task term
-    anchor: Tensor | None = field(default=None, init=False, repr=False)  # θ*, all tuned weights in a row
+    anchor: Tensor | None = field(default=None, init=False,
+                                  repr=False)  # θ*, all tuned weights in a row
     fisher: Tensor | None = field(default=None, init=False, repr=False)  # F
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
@@ -69,7 +70,8 @@ class EWC(Method):
 
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
         parameters = self.trainable(clip)
-        fisher = sum(squared_scores(clip.eval(), parameters, batch, self.draws) for batch in batches)
+        fisher = sum(
+            squared_scores(clip.eval(), parameters, batch, self.draws) for batch in batches)
         if torch.is_tensor(fisher):  # the stage had images
             fisher = mean_one(fisher)
             self.fisher = fisher if self.fisher is None else self.gamma * self.fisher + fisher

@@ -1,5 +1,5 @@
-"""Asymmetric tuning: every class seen so far competes. Baseline of Wang et al. 2024, SIT, arXiv 2405.15155; with the
-classes of the phase alone, of Ding et al. 2022, VR-LwF, arXiv 2207.09248.
+"""Asymmetric tuning: every class seen so far competes. Baseline of Wang et al. 2024, SIT, arXiv
+2405.15155; with the classes of the phase alone, of Ding et al. 2022, VR-LwF, arXiv 2207.09248.
 
     L = −(1/B) Σ_i log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m),   K = candidates
         └──────── task ────────┘
@@ -8,9 +8,9 @@ classes of the phase alone, of Ding et al. 2022, VR-LwF, arXiv 2207.09248.
     s        –            inverse temperature, frozen                                         –
     K        candidates   "seen": classes seen so far; "phase": those of the stage (VR-LwF)   classes
 
-Estimator: the exact loss of the batch. A class that was seen earlier but is absent from the batch gets no attraction,
-only repulsion: ∂L/∂t_k = (s/B) Σ_i p_ik f_i. Departures: one softmax; the released code applies a second one, which
-`double_softmax` repeats (see DEVIATIONS.md).
+Estimator: the exact loss of the batch. A class that was seen earlier but is absent from the batch
+gets no attraction, only repulsion: ∂L/∂t_k = (s/B) Σ_i p_ik f_i. Departures: one softmax; the
+released code applies a second one, which `double_softmax` repeats (see DEVIATIONS.md).
 """
 from dataclasses import dataclass
 from typing import Any

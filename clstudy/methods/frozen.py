@@ -1,8 +1,10 @@
-"""Frozen CLIP among all classes seen so far. Thengane et al. 2022, Continual-CLIP, arXiv 2210.03114.
+"""Frozen CLIP among all classes seen so far. Thengane et al. 2022, Continual-CLIP, arXiv
+2210.03114.
 
     no objective; prediction = argmax_k f_i·t_k over the classes seen so far
 
-The reference that every tuned model has to beat on the stream, and cannot beat on what it knew before but forgot.
+The reference that every tuned model has to beat on the stream, and cannot beat on what it knew
+before but forgot.
 """
 from dataclasses import dataclass
 

@@ -1,6 +1,7 @@
-"""Global contrastive loss with moving averages, on a stream with a small memory. King et al. 2026, "Memory-Efficient
-Continual Learning with CLIP Models", arXiv 2605.03866: a reconstruction from the same group's SogCLR, arXiv 2202.12387,
-for labelled data. The paper's own objective and settings are not public.
+"""Global contrastive loss with moving averages, on a stream with a small memory. King et al. 2026,
+"Memory-Efficient Continual Learning with CLIP Models", arXiv 2605.03866: a reconstruction from the
+same group's SogCLR, arXiv 2202.12387, for labelled data. The paper's own objective and settings are
+not public.
 
     L = (1/B) Σ_i τ log(ε + u1_i)  +  (1/B) Σ_i τ log(ε + u2_i)
         └────── image_anchor ────┘    └────── text_anchor ─────┘
@@ -15,10 +16,11 @@ for labelled data. The paper's own objective and settings are not public.
     –         replay       images of the memory that join each step                                    images
     –         candidates   classes whose texts are negatives: "seen", "phase" or "batch"               classes
 
-Estimator: SogCLR's, u of an image by its stable id; kept for images of the memory across stages, dropped with those
-that leave. u1 is exact, not averaged, up to `exact` classes: the texts of all are in every step. The value of a term is
-of u, its gradient ∇ĝ / (ε + u). Departures: SogCLR counts every other pair as negative; here labels repeat, so equal
-classes are not. Anything that the paper says of its buffer beyond "equal per class" is not known.
+Estimator: SogCLR's, u of an image by its stable id; kept for images of the memory across stages,
+dropped with those that leave. u1 is exact, not averaged, up to `exact` classes: the texts of all
+are in every step. The value of a term is of u, its gradient ∇ĝ / (ε + u). Departures: SogCLR counts
+every other pair as negative; here labels repeat, so equal classes are not. Anything that the paper
+says of its buffer beyond "equal per class" is not known.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field

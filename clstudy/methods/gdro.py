@@ -1,6 +1,7 @@
-"""Global contrastive loss with robust class weights: hard classes count more, and small ones are not drowned. King et
-al. 2026, "Memory-Efficient Continual Learning with CLIP Models", arXiv 2605.03866: a reconstruction, since the paper's
-objective is not public; the identity behind the first form is standard (KL-regularised group DRO).
+"""Global contrastive loss with robust class weights: hard classes count more, and small ones are
+not drowned. King et al. 2026, "Memory-Efficient Continual Learning with CLIP Models", arXiv
+2605.03866: a reconstruction, since the paper's objective is not public; the identity behind the
+first form is standard (KL-regularised group DRO).
 
     L = (1/B) Σ_i w_i ℓ_i,   ℓ_i = τ log(ε + u1_i) + τ log(ε + u2_i),   w_i = p_{y_i} / r_{y_i}
         └── robust ───┘
@@ -17,9 +18,10 @@ objective is not public; the identity behind the first form is standard (KL-regu
     η        rate        of "eg"                                                                         –
     r_c      correct     share of the class among the images drawn in the stage, or 1/C if False         –
 
-Estimator: with r the sum is, in expectation, Σ_c p_c F_c however seldom a class is drawn; without it, classes of which
-the memory holds few images stay under-trained by the factor by which they are drawn less. w is cut at `cap` times its
-mean 1, since a class may be drawn once in a stage. r is counted from the stage's start.
+Estimator: with r the sum is, in expectation, Σ_c p_c F_c however seldom a class is drawn; without
+it, classes of which the memory holds few images stay under-trained by the factor by which they are
+drawn less. w is cut at `cap` times its mean 1, since a class may be drawn once in a stage. r is
+counted from the stage's start.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -100,5 +102,6 @@ class GDRO(Method):
         return found | {"denominator": "moving", "policy": "quota"}
 
     def table(self) -> list[dict]:
-        """The weight of every class seen, step by step: rows of stage, step, class, weight (mean 1)."""
+        """The weight of every class seen, step by step: rows of stage, step, class, weight (mean
+        1)."""
         return self.weights.table()

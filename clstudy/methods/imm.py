@@ -1,5 +1,6 @@
-"""Incremental moment matching: after each stage, the model between its start and its end. Lee et al. 2017, arXiv
-1703.08475; with CLIP as the first start, Ding et al. 2022, VR-LwF, arXiv 2207.09248.
+"""Incremental moment matching: after each stage, the model between its start and its end. Lee et
+al. 2017, arXiv 1703.08475; with CLIP as the first start, Ding et al. 2022, VR-LwF, arXiv
+2207.09248.
 
     L = −(1/B) Σ_i log p_{i,y_i};   at the end of the stage
         └──────── task ────────┘
@@ -17,12 +18,14 @@
                           False: it is evaluated only, and training goes on from θ (its one session)
     –        candidates   "seen": classes seen so far; "phase": those of the stage (VR-LwF)           classes
 
-Estimator: what is fused is what is tuned, with LoRA the factors A and B, so that the path between the two models is not
-straight in the weights that they make; buffers are those of θ. An evaluation in the middle of a stage is of the model
-that would be fused then, by the mean, since F is known at the end only. In the first stage F° is that of the start on
-the images of this stage: those of pretraining are not at hand. α = 0.5 as in the released code of VR-LwF.
-Departures: the paper's other transfer techniques (L2 transfer, drop transfer) are left out, as in VR-LwF's code, which
-has the mean only. Each stage's F is divided by its mean, so that α is the share of an average weight for every model.
+Estimator: what is fused is what is tuned, with LoRA the factors A and B, so that the path between
+the two models is not straight in the weights that they make; buffers are those of θ. An evaluation
+in the middle of a stage is of the model that would be fused then, by the mean, since F is known at
+the end only. In the first stage F° is that of the start on the images of this stage: those of
+pretraining are not at hand. α = 0.5 as in the released code of VR-LwF. Departures: the paper's
+other transfer techniques (L2 transfer, drop transfer) are left out, as in VR-LwF's code, which has
+the mean only. Each stage's F is divided by its mean, so that α is the share of an average weight
+for every model.
 """
 from collections.abc import Iterable
 from copy import deepcopy
@@ -58,8 +61,10 @@ class IMM(Method):
     draws: Annotated[int, Ge(1)] = 4  # label draws per batch in the estimate of the Fisher
     candidates: Candidates = "seen"  # which texts compete
     start: Values | None = field(default=None, init=False, repr=False)  # θ°
-    share: float | Values = field(default=1.0, init=False, repr=False)  # of the model as it is, in the fused one
-    fisher: Tensor | None = field(default=None, init=False, repr=False)  # F°, all tuned weights in a row
+    share: float | Values = field(default=1.0, init=False,
+                                  repr=False)  # of the model as it is, in the fused one
+    fisher: Tensor | None = field(default=None, init=False,
+                                  repr=False)  # F°, all tuned weights in a row
     fused: Clip | None = field(default=None, init=False, repr=False)
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
@@ -82,7 +87,8 @@ class IMM(Method):
         return put_beside(self.fused, clip, between(self.start, tuned(clip), self.share))
 
     def precise(self, clip: Clip, batches: Iterable[Batch]) -> float | Values:
-        """α F / ((1 − α) F° + α F) for each weight, α where both are zero; and F° for the next stage."""
+        """α F / ((1 − α) F° + α F) for each weight, α where both are zero; and F° for the next
+        stage."""
         before, old, new = put_beside(self.fused, clip, self.start), 0, 0
         for batch in (batch.narrow(self.candidates) for batch in batches):
             new = new + squared_scores(clip.eval(), self.trainable(clip), batch, self.draws)

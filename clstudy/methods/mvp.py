@@ -1,5 +1,5 @@
-"""Mask and Visual Prompt tuning: experts shared by usage, masked logits, and two corrections per image. Moon et al.
-2023, MVP, arXiv 2308.09303, on CLIP.
+"""Mask and Visual Prompt tuning: experts shared by usage, masked logits, and two corrections per
+image. Moon et al. 2023, MVP, arXiv 2308.09303, on CLIP.
 
     L = (1/B) Σ_i w_i · CE_i  −  λ log( A / (A + Q) + 1e-6 ),   CE_i = −log softmax(z_i)_{y_i}
         └─────── task ──────┘   └───────── contrast ────────┘
@@ -19,11 +19,12 @@
     margin   margin       of the feature scaling; None: no scaling                             –
     –        candidates   "seen": all classes seen so far; "batch": those present (SIT)        classes
 
-Estimator: exact on the batch; g_i points along −f_i, so nothing is differentiated. α = 0.5, γ = 2, margin = 0.5 as
-released. Departures. The mask has a number per class there, here μ_e·t_k, which serves classes that were not known;
-evaluation compares features and texts as for every method, so it masks in training only. The released code reduces CE_i
-to its mean before it is weighted, and in A and Q divides each distance by the m_e of every image. On CLIP (MVP-CLIP in
-SIT's code) it normalises f_i after the scaling, which undoes it, and the script has neither focus nor scaling:
+Estimator: exact on the batch; g_i points along −f_i, so nothing is differentiated. α = 0.5, γ = 2,
+margin = 0.5 as released. Departures. The mask has a number per class there, here μ_e·t_k, which
+serves classes that were not known; evaluation compares features and texts as for every method, so
+it masks in training only. The released code reduces CE_i to its mean before it is weighted, and in
+A and Q divides each distance by the m_e of every image. On CLIP (MVP-CLIP in SIT's code) it
+normalises f_i after the scaling, which undoes it, and the script has neither focus nor scaling:
 alpha=0, margin=None, candidates="batch". See `tuners/pool.py` for those of the pool.
 """
 from dataclasses import dataclass
@@ -76,8 +77,10 @@ class MVP(Method):
 
 
 def ignored(logits: Float[Tensor, "batch texts"], mask: Float[Tensor, "batch texts"],
-            image: Float[Tensor, "batch dim"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """1 − cos(g_i, ḡ): how much of an image's gradient on its text is lost in that of the batch; from 0 to 2.
+            image: Float[Tensor, "batch dim"], target: Int[Tensor,
+                                                           " batch"]) -> Float[Tensor, " batch"]:
+    """1 − cos(g_i, ḡ): how much of an image's gradient on its text is lost in that of the batch;
+    from 0 to 2.
 
         ∂CE_i/∂t_k = s mask_ik (p_ik − 1[y_i = k]) f_i,   so g_i points along −f_i"""
     error = (logits.softmax(-1) - F.one_hot(target, logits.shape[1])) * mask

@@ -1,4 +1,5 @@
-"""Symmetric Image-Text tuning: only the classes present in the batch compete. Wang et al. 2024, SIT, arXiv 2405.15155.
+"""Symmetric Image-Text tuning: only the classes present in the batch compete. Wang et al. 2024,
+SIT, arXiv 2405.15155.
 
     L = −(1/B) Σ_i log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m),   K = classes in the batch
         └──────── task ────────┘
@@ -7,13 +8,14 @@
     s        –       inverse temperature, frozen                    –
     K        –       candidates: `batch.present()`                  classes
 
-Estimator: the exact loss of the batch. "Symmetric" says that the texts and the images of the loss cover the same
-classes; it does not mean CLIP's two-direction loss, and there is no text-to-image term (released code). A text that
-is absent from the batch is not in the graph: its direct gradient is zero. With a memory (off in the paper) the batch
-is the stream's images joined with those replayed, and K the classes of both. Evaluation offers all classes seen, as
-for every method. Departures: one softmax; the released code applies a second one, which `double_softmax` repeats; and
-the released code silently takes all classes seen for K as soon as there is a memory, here K stays symmetric (see
-DEVIATIONS.md).
+Estimator: the exact loss of the batch. "Symmetric" says that the texts and the images of the loss
+cover the same classes; it does not mean CLIP's two-direction loss, and there is no text-to-image
+term (released code). A text that is absent from the batch is not in the graph: its direct gradient
+is zero. With a memory (off in the paper) the batch is the stream's images joined with those
+replayed, and K the classes of both. Evaluation offers all classes seen, as for every method.
+Departures: one softmax; the released code applies a second one, which `double_softmax` repeats; and
+the released code silently takes all classes seen for K as soon as there is a memory, here K stays
+symmetric (see DEVIATIONS.md).
 """
 from dataclasses import dataclass, field
 from typing import Annotated, Any

@@ -1,5 +1,6 @@
-"""Learning without forgetting via a replayed vocabulary: the model as it was before the stage says how images of today
-compare with texts that stand for all others. Ding et al. 2022, arXiv 2207.09248, official code.
+"""Learning without forgetting via a replayed vocabulary: the model as it was before the stage says
+how images of today compare with texts that stand for all others. Ding et al. 2022, arXiv
+2207.09248, official code.
 
     L = CE(z) + α T² · D(softmax(z°_·v / T), softmax(z_·v / T)) + 1[stage > 1] · α · KL over the classes seen
         └task┘  └───────────────── vocabulary ────────────────┘   └──────────────── classes ────────────────┘
@@ -19,11 +20,12 @@ compare with texts that stand for all others. Ding et al. 2022, arXiv 2207.09248
     zscl       drawn once                      the teacher's    texts, and images     KL(z° ‖ z) both  2, 1000, 10
     wildclip   drawn once, whole sentences     the teacher's    images                CE of z° under z 1, 100, –
 
-Three things are called VR-LwF. The second is that of ZSCL's comparison (arXiv 2303.06628, code), which moves no text
-tower by distillation; the third that of WildCLIP (Gabeff et al. 2024, doi 10.1007/s11263-024-02026-6, code), with the
-direction reversed. Fields that are None take the form's value. Estimator: exact on the batch and on the texts drawn;
-both models see the same augmented images. The teacher is a copy of the model at the start of the stage: the pretrained
-CLIP in one session. Departures: the random numbers of V come from a generator of their own, so that weight 0 is
+Three things are called VR-LwF. The second is that of ZSCL's comparison (arXiv 2303.06628, code),
+which moves no text tower by distillation; the third that of WildCLIP (Gabeff et al. 2024, doi
+10.1007/s11263-024-02026-6, code), with the direction reversed. Fields that are None take the form's
+value. Estimator: exact on the batch and on the texts drawn; both models see the same augmented
+images. The teacher is a copy of the model at the start of the stage: the pretrained CLIP in one
+session. Departures: the random numbers of V come from a generator of their own, so that weight 0 is
 `finetune`; WildCLIP's sentences are its own, here captions of the benchmark's reference pairs.
 """
 from collections.abc import Iterable
@@ -80,7 +82,8 @@ class VRLwF(Method):
     classes: bool = True  # from the second stage on distil on the classes seen, too
     teacher: Clip | None = field(default=None, init=False, repr=False)
     draws: torch.Generator | None = field(default=None, init=False, repr=False)
-    kept: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)  # tokens, teacher's features
+    kept: tuple[Tensor, Tensor] | None = field(default=None, init=False,
+                                               repr=False)  # tokens, teacher's features
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,7 +112,8 @@ class VRLwF(Method):
         if self.classes and batch.stage.number > 1:
             with torch.no_grad():
                 taught = old_scale * old_image @ self.teacher.encode_text(batch.text).T
-            terms["classes"] = self.weight * distillation(scale * encoded.image @ encoded.text.T, taught)
+            terms["classes"] = self.weight * distillation(scale * encoded.image @ encoded.text.T,
+                                                          taught)
         return terms
 
     def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
@@ -126,15 +130,17 @@ class VRLwF(Method):
         return found
 
     def texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Tokens of the vocabulary and the teacher's features of it. What is drawn once is encoded once a stage, and
-        class prompts follow the classes."""
+        """Tokens of the vocabulary and the teacher's features of it. What is drawn once is encoded
+        once a stage, and class prompts follow the classes."""
         if FORMS[self.form].fresh or self.kept is None or self.vocabulary == "classes":
-            tokens = vocabularies.draw(self.vocabulary, self.teacher, batch, self.size, self.length, self.draws)
+            tokens = vocabularies.draw(self.vocabulary, self.teacher, batch, self.size, self.length,
+                                       self.draws)
             self.kept = tokens, self.teacher.encode_text(tokens)
         return self.kept
 
     def distance(self, new: Tensor, old: Tensor) -> Tensor:
         """D, summed over the softmax axes of the form; (images, texts)."""
         loss = reversed_distillation if FORMS[self.form].reverse else distillation
-        pairs = [(new, old) if axis == "texts" else (new.T, old.T) for axis in FORMS[self.form].over]
+        pairs = [(new, old) if axis == "texts" else (new.T, old.T)
+                 for axis in FORMS[self.form].over]
         return sum(loss(*pair, self.temperature) for pair in pairs)

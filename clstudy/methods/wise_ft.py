@@ -1,6 +1,6 @@
-"""Weight-space ensemble: trained as fine-tuning, evaluated between the model of the beginning and the model of now.
-Wortsman et al. 2021, WiSE-FT, arXiv 2109.01903; as a baseline of continual learning Zheng et al. 2023, ZSCL,
-arXiv 2303.06628.
+"""Weight-space ensemble: trained as fine-tuning, evaluated between the model of the beginning and
+the model of now. Wortsman et al. 2021, WiSE-FT, arXiv 2109.01903; as a baseline of continual
+learning Zheng et al. 2023, ZSCL, arXiv 2303.06628.
 
     L = −(1/B) Σ_i log p_{i,y_i};   evaluated:  θ_0 + α (θ − θ_0)
         └──────── task ────────┘
@@ -10,11 +10,12 @@ arXiv 2303.06628.
     θ_0      –            tuned weights before any training; θ: as they are now                 –
     –        candidates   "seen": classes seen so far; "phase": those of the stage; "batch"     classes
 
-Estimator: training never sees the ensemble, so one run of fine-tuning serves every α. α = 0.5, which the paper advises
-where it cannot be chosen. What is mixed is what is tuned: with LoRA the factors A and B, so the path is not straight
-in the weights that they make (B starts at zero, so at α the update is α² B A plus α (1 − α) B A_0); buffers are those
-of θ. Departures: the paper fine-tunes once; here θ moves through all stages and θ_0 stays. It has a classifier head,
-made from texts, beside the image tower; here the texts' tower is mixed where it is tuned.
+Estimator: training never sees the ensemble, so one run of fine-tuning serves every α. α = 0.5,
+which the paper advises where it cannot be chosen. What is mixed is what is tuned: with LoRA the
+factors A and B, so the path is not straight in the weights that they make (B starts at zero, so at
+α the update is α² B A plus α (1 − α) B A_0); buffers are those of θ. Departures: the paper
+fine-tunes once; here θ moves through all stages and θ_0 stays. It has a classifier head, made from
+texts, beside the image tower; here the texts' tower is mixed where it is tuned.
 """
 from collections.abc import Iterable
 from copy import deepcopy

@@ -1,5 +1,6 @@
-"""Zero-shot continual learning: similarities of reference images to reference texts stay those of the pretrained CLIP,
-and weights are averaged along the way. Zheng et al. 2023, ZSCL, arXiv 2303.06628.
+"""Zero-shot continual learning: similarities of reference images to reference texts stay those of
+the pretrained CLIP, and weights are averaged along the way. Zheng et al. 2023, ZSCL, arXiv
+2303.06628.
 
     L = CE(z) + w T² · mean_r KL( softmax_v(z*_r / T) ‖ softmax_v(z_r / T) )
         └task┘  └──────────────────────── images ─────────────────────────┘
@@ -18,14 +19,16 @@ and weights are averaged along the way. Zheng et al. 2023, ZSCL, arXiv 2303.0662
     –        candidates      of the task: "seen": classes seen so far; "phase": those of the stage;    classes
                              "batch"
 
-Estimator: the student's images are compared with the *teacher's* texts (released code, github.com/Thunderbeee/ZSCL),
-so the distillation reaches the image tower only; the text tower is held by the anchor and the average. θ̂ starts at θ°
-and is what is evaluated and what the next stage starts from. The weights as they are at that moment count as its last
-model: in a stage of fewer than k steps θ̂ is the middle between start and end. The references are not augmented, so
-each teacher feature is computed once. λ = 0 is ZSCL without weight consolidation; the code's MTIL runs have λ = 1.
-Departures: KL where the code has the cross-entropy, which is larger by the teacher's entropy and has the same gradient;
-no label smoothing (0.2 there); as many texts as images in each step (there all texts in every step). There the first
-model of the average is that after the first step, and the weights at the end are not in it unless k divides them.
+Estimator: the student's images are compared with the *teacher's* texts (released code,
+github.com/Thunderbeee/ZSCL), so the distillation reaches the image tower only; the text tower is
+held by the anchor and the average. θ̂ starts at θ° and is what is evaluated and what the next stage
+starts from. The weights as they are at that moment count as its last model: in a stage of fewer
+than k steps θ̂ is the middle between start and end. The references are not augmented, so each
+teacher feature is computed once. λ = 0 is ZSCL without weight consolidation; the code's MTIL runs
+have λ = 1. Departures: KL where the code has the cross-entropy, which is larger by the teacher's
+entropy and has the same gradient; no label smoothing (0.2 there); as many texts as images in each
+step (there all texts in every step). There the first model of the average is that after the first
+step, and the weights at the end are not in it unless k divides them.
 """
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -63,7 +66,8 @@ class ZSCL(Method):
     average_every: Annotated[int, Ge(0)] = 100  # steps between two models of the average; 0: none
     candidates: Candidates = "seen"  # which texts compete in the task term
     teacher: Clip | None = field(default=None, init=False, repr=False)
-    images: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)  # the teacher's, by row
+    images: dict[int, Tensor] = field(default_factory=dict, init=False,
+                                      repr=False)  # the teacher's, by row
     texts: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
     drawn: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # for this step
     start: Values = field(default_factory=dict, init=False, repr=False)  # θ°
@@ -81,12 +85,15 @@ class ZSCL(Method):
         encoded = clip.encode(batch)
         terms = {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
         if self.weight:
-            images, text = (clip.encode_image(self.drawn["pixels"]), self.drawn["image"]), self.drawn["text"].T
+            images, text = (clip.encode_image(
+                self.drawn["pixels"]), self.drawn["image"]), self.drawn["text"].T
             z, taught = (encoded.scale * image @ text for image in images)
             terms |= {"images": self.weight * distillation(z, taught, self.temperature),
                       "texts": self.weight * distillation(z.T, taught.T, self.temperature)}
         if self.anchor:
-            moved = [p - self.start[name] for name, p in clip.named_parameters() if name in self.start]
+            moved = [
+                p - self.start[name] for name, p in clip.named_parameters() if name in self.start
+            ]
             terms["anchor"] = self.anchor * sum(step.square().sum() for step in moved)
         return terms
 
@@ -103,12 +110,16 @@ class ZSCL(Method):
         if not self.weight:
             return batch
         pairs = batch.reference()
-        rows, columns = (torch.randperm(len(kind))[:self.references].tolist() for kind in (pairs, pairs.captions))
+        rows, columns = (torch.randperm(len(kind))[:self.references].tolist()
+                         for kind in (pairs, pairs.captions))
         self.drawn = {
-            "pixels": pairs.images[rows].to(clip.device),
-            "image": known(self.images, rows, lambda new: self.teacher.encode_image(pairs.images[new].to(clip.device))),
-            "text": known(self.texts, columns, lambda new: self.teacher.encode_text(
-                clip.tokenize([pairs.captions[i] for i in new]).to(clip.device)))}
+            "pixels": pairs.images[rows].to(clip.device), "image": known(
+                self.images, rows,
+                lambda new: self.teacher.encode_image(pairs.images[new].to(clip.device))),
+            "text": known(
+                self.texts, columns, lambda new: self.teacher.encode_text(
+                    clip.tokenize([pairs.captions[i] for i in new]).to(clip.device)))
+        }
         return batch
 
     def edit_gradients(self, clip: Clip) -> None:

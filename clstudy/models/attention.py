@@ -8,21 +8,27 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Multi-head attention with `qkv` and `out_proj` as linear layers; same outputs as the module it is made from.
+    """Multi-head attention with `qkv` and `out_proj` as linear layers; same outputs as the module
+    it is made from.
 
-    On the CPU attention is written out as two matrix products: at CLIP's lengths that was 1.4 times faster in
-    bf16 (training, 33 tokens) than the fused kernel, whose backward pass is slow there."""
+    On the CPU attention is written out as two matrix products: at CLIP's lengths that was 1.4 times
+    faster in bf16 (training, 33 tokens) than the fused kernel, whose backward pass is slow
+    there."""
 
     def __init__(self, source: nn.MultiheadAttention):
         super().__init__()
         self.heads, dim = source.num_heads, source.embed_dim
         self.qkv, self.out_proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.load_state_dict({"qkv.weight": source.in_proj_weight.data, "qkv.bias": source.in_proj_bias.data,
-                              "out_proj.weight": source.out_proj.weight.data,
-                              "out_proj.bias": source.out_proj.bias.data})
+        self.load_state_dict({
+            "qkv.weight": source.in_proj_weight.data, "qkv.bias": source.in_proj_bias.data,
+            "out_proj.weight": source.out_proj.weight.data,
+            "out_proj.bias": source.out_proj.bias.data
+        })
 
-    def forward(self, query, key=None, value=None, need_weights=False, attn_mask=None, at=None, **_):
-        """at: the one token of each row (the same, or a tensor of them) whose output is wanted; None for all."""
+    def forward(self, query, key=None, value=None, need_weights=False, attn_mask=None, at=None,
+                **_):
+        """at: the one token of each row (the same, or a tensor of them) whose output is wanted;
+        None for all."""
         batch, tokens, dim = query.shape
         q, k, v = self.qkv(query).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if attn_mask is not None and attn_mask.ndim == 3:  # one mask per text and head (CoCa)
@@ -38,15 +44,17 @@ class Attention(nn.Module):
         return self.out_proj(out.transpose(1, 2).reshape(batch, -1, dim)), None
 
 
-def one_token(x: Float[Tensor, "batch tokens ..."], at: int | Int[Tensor, " batch"]) -> Float[Tensor, "batch 1 ..."]:
+def one_token(x: Float[Tensor, "batch tokens ..."],
+              at: int | Int[Tensor, " batch"]) -> Float[Tensor, "batch 1 ..."]:
     """The token at `at` of each row, or the same of all rows."""
-    return x[:, at:at + 1] if isinstance(at, int) else x[torch.arange(len(x), device=x.device), at][:, None]
+    return x[:, at:at + 1] if isinstance(at, int) else x[torch.arange(len(x), device=x.device),
+                                                         at][:, None]
 
 
 def read_at(block: nn.Module, x: Float[Tensor, "batch tokens dim"], at: int | Int[Tensor, " batch"],
             attn_mask: Tensor | None = None) -> Float[Tensor, "batch 1 dim"]:
-    """An open_clip block's output at one token. All tokens are attended to; the MLP, two thirds of the work, and the
-    output projection see one."""
+    """An open_clip block's output at one token. All tokens are attended to; the MLP, two thirds of
+    the work, and the output projection see one."""
     attended = block.attn(block.ln_1(x), attn_mask=attn_mask, at=at)[0]
     x = one_token(x, at) + block.ls_1(attended)
     return x + block.ls_2(block.mlp(block.ln_2(x)))

@@ -1,10 +1,11 @@
 """CLIP, as this project sees it: two towers and a temperature.
 
-Three exact changes are made to open_clip's model when it is loaded. Its fused attention becomes `Attention`, whose
-projections are plain linear layers that tuners and probes can reach. Text is cut to the longest prompt at hand,
-since behind a causal mask what comes after the end token cannot matter (difference 4e-6, 8 to 10 times faster on
-class prompts). And where a feature is read at one token, the last block computes that one alone. open_clip costs
-seconds to import, so only a function that needs it imports it.
+Three exact changes are made to open_clip's model when it is loaded. Its fused attention becomes
+`Attention`, whose projections are plain linear layers that tuners and probes can reach. Text is cut
+to the longest prompt at hand, since behind a causal mask what comes after the end token cannot
+matter (difference 4e-6, 8 to 10 times faster on class prompts). And where a feature is read at one
+token, the last block computes that one alone. open_clip costs seconds to import, so only a function
+that needs it imports it.
 """
 import re
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,12 @@ TEXTS, PART = 512, 64  # more texts than these, the CPU encodes in such parts wh
 
 
 def openclip_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The way back: parameter names as open_clip writes them. (timm's towers have an `attn.qkv` of their own.)"""
-    return {re.sub(r"(resblocks\.\d+\.attn\.)qkv\.", r"\1in_proj_", name): value for name, value in state.items()}
+    """The way back: parameter names as open_clip writes them. (timm's towers have an `attn.qkv` of
+    their own.)"""
+    return {
+        re.sub(r"(resblocks\.\d+\.attn\.)qkv\.", r"\1in_proj_", name): value
+        for name, value in state.items()
+    }
 
 
 @dataclass
@@ -39,9 +44,9 @@ class Encoded:
 class Clip(nn.Module):
     """An open_clip model with the few verbs that this project needs.
 
-    precision: "fp32", or "bf16" for autocast inside the towers; features, similarities and losses are fp32 either way.
-    towers: parameters whose name starts with `model.visual.` belong to the image tower, all others but
-    `model.logit_scale` to the text tower."""
+    precision: "fp32", or "bf16" for autocast inside the towers; features, similarities and losses
+    are fp32 either way. towers: parameters whose name starts with `model.visual.` belong to the
+    image tower, all others but `model.logit_scale` to the text tower."""
 
     def __init__(self, model: nn.Module, tokenizer, name: str = ""):
         import open_clip
@@ -69,14 +74,16 @@ class Clip(nn.Module):
         return self.model.logit_scale.device
 
     def tower(self, tower: str) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters of the "image" tower, of the "text" tower, or of "both"; never the temperature."""
+        """Named parameters of the "image" tower, of the "text" tower, or of "both"; never the
+        temperature."""
         for name, parameter in self.named_parameters():
             if not name.startswith("model.logit_"):
                 if tower == "both" or (tower == "image") == name.startswith("model.visual."):
                     yield name, parameter
 
     def scale(self) -> Float[Tensor, ""]:
-        """s, at most 100, as in CLIP. At the bound, where released weights stand, a gradient still passes."""
+        """s, at most 100, as in CLIP. At the bound, where released weights stand, a gradient still
+        passes."""
         scale = self.model.logit_scale.exp()
         return torch.where(scale > 100, scale - scale.detach() + 100, scale)
 
@@ -84,7 +91,8 @@ class Clip(nn.Module):
         """uint8 or float in [0, 1] → normalised float at the model's resolution."""
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
         if pixels.shape[-1] != self.image_size or pixels.shape[-2] != self.image_size:
-            pixels = F.interpolate(pixels, size=(self.image_size,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
+            pixels = F.interpolate(pixels, size=(self.image_size, ) * 2, mode="bicubic",
+                                   antialias=True).clamp(0, 1)
         return (pixels - self.mean) / self.std
 
     def encode_image(self, images: Tensor) -> Float[Tensor, "batch dim"]:
@@ -97,16 +105,19 @@ class Clip(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
     def encode_text(self, tokens: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts dim"]:
-        """Token rows, of any length up to the context where the tower is causal → unit-norm features.
+        """Token rows, of any length up to the context where the tower is causal → unit-norm
+        features.
 
-        For a gradient on the CPU, many texts are encoded in parts whose activations are not kept but computed again in
-        the backward pass: those of a thousand class prompts would take more memory than all else."""
+        For a gradient on the CPU, many texts are encoded in parts whose activations are not kept
+        but computed again in the backward pass: those of a thousand class prompts would take more
+        memory than all else."""
         return distributed.encode(self._encode_texts, tokens, self._text_modules)
 
     def _encode_texts(self, tokens: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts dim"]:
         if tokens.device.type == "cpu" and len(tokens) > TEXTS and torch.is_grad_enabled():
             parts = tokens.split(PART)
-            return torch.cat([checkpoint(self._encode_text, part, use_reentrant=False) for part in parts])
+            return torch.cat(
+                [checkpoint(self._encode_text, part, use_reentrant=False) for part in parts])
         return self._encode_text(tokens)
 
     def _encode_text(self, tokens: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts dim"]:
@@ -115,17 +126,21 @@ class Clip(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
     def _text_modules(self) -> Iterator[nn.Module]:
-        return (module for name, module in self.model.named_modules() if not name.startswith("visual"))
+        return (module for name, module in self.model.named_modules()
+                if not name.startswith("visual"))
 
     def _text_tower(self, tokens: Tensor) -> Tensor:
         """open_clip's `encode_text`, for tokens that were cut."""
         from clstudy.models.open_clip_blocks import through
 
-        model, length, end = self.model, tokens.shape[1], tokens.argmax(dim=-1)  # the end token has the highest number
+        model, length, end = self.model, tokens.shape[1], tokens.argmax(
+            dim=-1)  # the end token has the highest number
         x = model.token_embedding(tokens) + model.positional_embedding[:length]
-        x = model.ln_final(through(model.transformer, x, model.attn_mask[:length, :length], end))[:, 0]
+        x = model.ln_final(through(model.transformer, x, model.attn_mask[:length, :length], end))[:,
+                                                                                                  0]
         projection = model.text_projection
-        return projection(x) if isinstance(projection, nn.Linear) else x if projection is None else x @ projection
+        return projection(x) if isinstance(
+            projection, nn.Linear) else x if projection is None else x @ projection
 
     def encode(self, batch) -> Encoded:
         """The doorway: every batch that a method scores passes here, and a probe can watch."""
@@ -136,15 +151,17 @@ class Clip(nn.Module):
         return self.cut(self.tokenizer(texts))
 
     def cut(self, tokens: Tensor) -> Tensor:
-        """Drop the columns after the last end token of any row. Tokens must still be on the host."""
+        """Drop the columns after the last end token of any row. Tokens must still be on the
+        host."""
         if not self.causal:
             return tokens
         return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
 
     def random_text(self, count: int, length: int, generator: torch.Generator | None = None,
                     words: Sequence[int] | None = None) -> Int[Tensor, "count tokens"]:
-        """`count` texts of `length` tokens drawn uniformly from the tokenizer's vocabulary, without its special ones
-        (the replayed vocabulary of VR-LwF, arXiv 2207.09248), between a start and an end token; on the host.
+        """`count` texts of `length` tokens drawn uniformly from the tokenizer's vocabulary, without
+        its special ones (the replayed vocabulary of VR-LwF, arXiv 2207.09248), between a start and
+        an end token; on the host.
 
         words: the token ids to draw from instead. ValueError: the text does not fit; another
         tokenizer than CLIP's."""
@@ -154,7 +171,8 @@ class Clip(nn.Module):
         if not isinstance(tokenizer, open_clip.SimpleTokenizer):
             raise ValueError(f"model={self.name!r}: random texts need CLIP's own tokenizer")
         if not 1 <= length <= tokenizer.context_length - 2:
-            raise ValueError(f"length={length!r}: must be from 1 to {tokenizer.context_length - 2} tokens")
+            raise ValueError(
+                f"length={length!r}: must be from 1 to {tokenizer.context_length - 2} tokens")
         start, end = tokenizer.sot_token_id, tokenizer.eot_token_id  # the two highest ids
         among = torch.arange(start) if words is None else torch.tensor(list(words))
         drawn = among[torch.randint(len(among), (count, length), generator=generator)]
@@ -162,7 +180,8 @@ class Clip(nn.Module):
         return text if self.causal else F.pad(text, (0, tokenizer.context_length - text.shape[1]))
 
     def words(self) -> list[int]:
-        """Ids of the tokens that end a word and have four letters or more: some 28,000, most of them English words."""
+        """Ids of the tokens that end a word and have four letters or more: some 28,000, most of
+        them English words."""
         return _words(self.tokenizer)
 
     def class_text(self, names: list[str], template: str) -> Int[Tensor, "texts tokens"]:
@@ -172,6 +191,7 @@ class Clip(nn.Module):
 
 @lru_cache(maxsize=2)
 def _words(tokenizer) -> list[int]:
-    return [i for i, piece in getattr(tokenizer, "decoder", {}).items() if re.fullmatch(r"[a-z]{4,}</w>", piece)]
-
-
+    return [
+        i for i, piece in getattr(tokenizer, "decoder", {}).items()
+        if re.fullmatch(r"[a-z]{4,}</w>", piece)
+    ]

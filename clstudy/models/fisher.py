@@ -2,9 +2,10 @@
 
     F_j = E_x E_{y ~ p(y|x)} (∂ log p_y / ∂θ_j)²
 
-Labels are drawn from the model's own p over the candidates, not taken from the data. Then the gradients of different
-images are independent with mean zero, so the squared gradient of a batch's *sum* is, in expectation, the sum of the
-squared gradients: unbiased at one backward pass per batch and draw.
+Labels are drawn from the model's own p over the candidates, not taken from the data. Then the
+gradients of different images are independent with mean zero, so the squared gradient of a batch's
+*sum* is, in expectation, the sum of the squared gradients: unbiased at one backward pass per batch
+and draw.
 """
 from collections.abc import Iterable
 
@@ -17,20 +18,23 @@ from clstudy.data.types import Batch
 from clstudy.models.clip import Clip
 
 
-def squared_scores(clip: Clip, parameters: list, batch: Batch, draws: int) -> Float[Tensor, " weights"]:
+def squared_scores(clip: Clip, parameters: list, batch: Batch,
+                   draws: int) -> Float[Tensor, " weights"]:
     """Unbiased estimate of Σ_i E_y (∂ log p_iy / ∂θ)² over the images of a batch, times `draws`."""
     encoded = clip.encode(batch)
     logits = encoded.scale * encoded.image @ encoded.text.T
     total = 0
     for _ in range(draws):
         loss = F.cross_entropy(logits, draw_labels(logits.detach()), reduction="sum")
-        total = total + in_a_row(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True,
-                                                     materialize_grads=True))**2
+        total = total + in_a_row(
+            torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True,
+                                materialize_grads=True))**2
     return total
 
 
 def in_a_row(tensors: Iterable[Tensor]) -> Float[Tensor, " weights"]:
-    """All numbers of some tensors, one after the other, in whatever layout they lie (channels last, too)."""
+    """All numbers of some tensors, one after the other, in whatever layout they lie (channels last,
+    too)."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
@@ -41,8 +45,10 @@ def draw_labels(logits: Float[Tensor, "batch texts"]) -> Int[Tensor, " batch"]:
 
 
 def mean_one(fisher: Float[Tensor, " weights"]) -> Float[Tensor, " weights"]:
-    """F / mean_j F_j. A confident model's Fisher is almost zero; so it counts the same for every model and stage.
+    """F / mean_j F_j. A confident model's Fisher is almost zero; so it counts the same for every
+    model and stage.
 
-    The mean is over weights that any image reaches: not over the embeddings of words that no prompt has."""
+    The mean is over weights that any image reaches: not over the embeddings of words that no prompt
+    has."""
     mean = fisher.sum() / (fisher > 0).sum().clamp(min=1)
     return fisher / mean.clamp(min=torch.finfo(fisher.dtype).tiny)

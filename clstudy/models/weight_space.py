@@ -2,8 +2,9 @@
 
     θ(α) = (1 − α) θ_start + α θ_end
 
-Only what is tuned moves. With LoRA these are the factors, so the path is straight in A and B and curved in the weights
-W + (alpha / rank) B A that they make. A path between the saved models of two runs:
+Only what is tuned moves. With LoRA these are the factors, so the path is straight in A and B and
+curved in the weights W + (alpha / rank) B A that they make. A path between the saved models of two
+runs:
 
     one, other = load_tuned(first), load_tuned(second)
     start, end = tuned(one), tuned(other)
@@ -25,18 +26,24 @@ def tuned(clip: Clip) -> Values:
 
 
 def between(start: Values, end: Values, share: float | Values) -> Values:
-    """start + share · (end − start), exact at 0 and 1; a share per weight is a tensor for each name.
+    """start + share · (end − start), exact at 0 and 1; a share per weight is a tensor for each
+    name.
 
     ValueError: the names differ."""
     if start.keys() != end.keys():
-        raise ValueError(f"not between two models of one kind: only one has {sorted(start.keys() ^ end.keys())[0]}")
-    return {name: torch.lerp(value, end[name], share[name] if isinstance(share, dict) else float(share))
-            for name, value in start.items()}
+        raise ValueError(
+            f"not between two models of one kind: only one has {sorted(start.keys() ^ end.keys())[0]}"
+        )
+    return {
+        name: torch.lerp(value, end[name], share[name] if isinstance(share, dict) else float(share))
+        for name, value in start.items()
+    }
 
 
 @torch.no_grad()
 def put(clip: Clip, values: Values) -> Clip:
-    """The same model, in place, with these parameters or buffers. ValueError: it has none of that name."""
+    """The same model, in place, with these parameters or buffers. ValueError: it has none of that
+    name."""
     own = dict(clip.named_parameters()) | dict(clip.named_buffers())
     for name, value in values.items():
         if name not in own:
@@ -46,11 +53,14 @@ def put(clip: Clip, values: Values) -> Clip:
 
 
 def put_beside(other: Clip, clip: Clip, values: Values) -> Clip:
-    """`other`, a copy of `clip`, in place, with these values and with the buffers of `clip` as they are now."""
+    """`other`, a copy of `clip`, in place, with these values and with the buffers of `clip` as they
+    are now."""
     return put(other, dict(clip.named_buffers()) | values)
 
 
 def named(row: Float[Tensor, " weights"], like: Values) -> Values:
     """All weights in a row, in the order of `like`, as values of its names and shapes."""
     parts = row.split([value.numel() for value in like.values()])
-    return {name: part.view_as(value) for (name, value), part in zip(like.items(), parts, strict=True)}
+    return {
+        name: part.view_as(value) for (name, value), part in zip(like.items(), parts, strict=True)
+    }

@@ -1,4 +1,5 @@
-"""The cells of a notebook, read as JSON (nbformat takes 1.5 s to import), and the tags that say what a cell is.
+"""The cells of a notebook, read as JSON (nbformat takes 1.5 s to import), and the tags that say
+what a cell is.
 
     parameters  code: the default of each parameter
     claim       code: prints what the results show; the student's version asks for a sentence instead
@@ -16,7 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TAGS = {"parameters", "claim", "answer", "guess", "exercise", "questions", "figure", "main", "table", "details", "long"}
+TAGS = {
+    "parameters", "claim", "answer", "guess", "exercise", "questions", "figure", "main", "table",
+    "details", "long"
+}
 Cell = Mapping[str, Any]
 
 
@@ -31,7 +35,8 @@ def read(notebook: Path) -> dict[str, Any]:
         _check_form(found)
         return found
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise NotebookNameError(f"{notebook} is not a notebook: {type(error).__name__}: {error}") from None
+        raise NotebookNameError(
+            f"{notebook} is not a notebook: {type(error).__name__}: {error}") from None
 
 
 def _check_form(document: Any) -> None:
@@ -75,4 +80,5 @@ def question(cells: Sequence[Cell]) -> str:
     """Return the question that the first cell asks, empty where it asks none."""
     start = "**Question.**"
     paragraphs = (paragraph.strip() for paragraph in source(cells[0]).split("\n\n"))
-    return next((one.removeprefix(start).strip() for one in paragraphs if one.startswith(start)), "")
+    return next((one.removeprefix(start).strip() for one in paragraphs if one.startswith(start)),
+                "")

@@ -98,17 +98,20 @@ class _Watch:
         self.cell += 1
         report((self.cell - 1) / max(self.total, 1))
         if self.show:
-            lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")]
+            lines = [
+                line for line in cell.source.splitlines()
+                if line.strip() and not line.startswith("#")
+            ]
             head = (lines or [""])[0][:70]
-            print(f"[{self.name}] cell {self.cell}/{self.total}  {head}", file=sys.stderr, flush=True)
+            print(f"[{self.name}] cell {self.cell}/{self.total}  {head}", file=sys.stderr,
+                  flush=True)
 
     def where(self) -> str:
         return f"cell {self.cell} of {self.total}" if self.cell else "before the first cell"
 
 
-def _execute(
-    notebook: Path, values: dict[str, Any], draft: Path, limits: tuple[float | None, float | None], progress: bool
-) -> str | None:
+def _execute(notebook: Path, values: dict[str, Any], draft: Path,
+             limits: tuple[float | None, float | None], progress: bool) -> str | None:
     """Run a notebook by papermill into `draft`; return None, or what went wrong and where."""
     import papermill  # 2 s, so only when a notebook runs
     from nbclient.exceptions import CellTimeoutError

@@ -60,7 +60,8 @@ def features(axes: Axes, *names: str) -> Tensor:
 
 def rows_of(axis: str) -> Callable:
     """Make a generator of valid rows of an axis, one for each entry of the parameter's own axes."""
-    return lambda axes, *names: torch.from_numpy(axes.rng.integers(axes[axis], size=axes.shape(*(names or ("batch",)))))
+    return lambda axes, *names: torch.from_numpy(
+        axes.rng.integers(axes[axis], size=axes.shape(*(names or ("batch", )))))
 
 
 def weights(axes: Axes, *names: str) -> Tensor:
@@ -111,40 +112,63 @@ def batch(axes: Axes, *names: str) -> Batch:
     """Draw noise pictures of three of four seen classes; the stage is home to the last two."""
     seen, images = tuple(axes.rng.permutation(6)[:4].tolist()), axes["batch"]
     labels = tuple(axes.rng.choice(seen[1:], images).tolist())
-    prompts = embedded_clip().class_text(["bird", "ship", "clock", "tool", "flower", "drink"], "a drawing of a {}.")
+    prompts = embedded_clip().class_text(["bird", "ship", "clock", "tool", "flower", "drink"],
+                                         "a drawing of a {}.")
     pictures = torch.from_numpy(axes.rng.random((images, 3, 64, 64))).float()
-    return Batch(pictures, labels, tuple(range(images)), seen, prompts, Stage(2, seen[2:], np.arange(images)))
+    return Batch(pictures, labels, tuple(range(images)), seen, prompts,
+                 Stage(2, seen[2:], np.arange(images)))
 
 
 def stages(axes: Axes, *names: str) -> list[Stage]:
     """Split images and classes over three stages."""
-    order, homes = axes.rng.permutation(axes["images"]), np.array_split(axes.rng.permutation(axes["classes"]), 3)
+    order, homes = axes.rng.permutation(axes["images"]), np.array_split(
+        axes.rng.permutation(axes["classes"]), 3)
     parts = np.array_split(order, 3)
-    return [Stage(i + 1, tuple(home.tolist()), part) for i, (home, part) in enumerate(zip(homes, parts, strict=True))]
+    return [
+        Stage(i + 1, tuple(home.tolist()), part)
+        for i, (home, part) in enumerate(zip(homes, parts, strict=True))
+    ]
 
 
 def weights_of(axes: Axes) -> dict[str, torch.Tensor]:
     """Draw a model of two parameters."""
-    return {"weight": torch.from_numpy(axes.rng.normal(size=(3, 2))), "bias": torch.from_numpy(axes.rng.normal(size=3))}
+    return {
+        "weight": torch.from_numpy(axes.rng.normal(size=(3, 2))), "bias": torch.from_numpy(
+            axes.rng.normal(size=3))
+    }
 
 
 GENERATORS: dict[str, Callable] = {
-    "image": features, "text": features, "scale": lambda axes, *names: torch.tensor(float(axes.rng.uniform(2, 20))),
-    "target": rows_of("texts"), "labels": rows_of("classes"), "weight": weights, "same": positives, "offered": offered,
-    "temperature": lambda axes, *names: float(axes.rng.uniform(0.5, 4)), "R": accuracy_matrix,
-    "curve": accuracies, "values": accuracies, "a": accuracies, "b": accuracies, "class_accuracy": class_accuracy,
-    "stages": stages, "clip": lambda axes, *names: embedded_clip(), "batch": batch,
+    "image": features,
+    "text": features,
+    "scale": lambda axes, *names: torch.tensor(float(axes.rng.uniform(2, 20))),
+    "target": rows_of("texts"),
+    "labels": rows_of("classes"),
+    "weight": weights,
+    "same": positives,
+    "offered": offered,
+    "temperature": lambda axes, *names: float(axes.rng.uniform(0.5, 4)),
+    "R": accuracy_matrix,
+    "curve": accuracies,
+    "values": accuracies,
+    "a": accuracies,
+    "b": accuracies,
+    "class_accuracy": class_accuracy,
+    "stages": stages,
+    "clip": lambda axes, *names: embedded_clip(),
+    "batch": batch,
     "owner": lambda axes, *names: axes.rng.permutation(np.arange(axes["texts"]) % axes["images"]),
     "generator": lambda axes, *names: torch.Generator().manual_seed(int(axes.rng.integers(10**6))),
 }
 EXCEPTIONS = {  # a name that means something else in one function
-    ("worst_class", "class_accuracy"): accuracies,
-    ("worst_fifth", "class_accuracy"): accuracies,
+    ("worst_class", "class_accuracy"): accuracies, ("worst_fifth", "class_accuracy"): accuracies,
     ("worst_domain", "domain_accuracy"): accuracies,
     ("between", "start"): lambda axes, *names: weights_of(axes),
     ("between", "end"): lambda axes, *names: weights_of(axes),
     ("between", "share"): lambda axes, *names: float(axes.rng.uniform(-0.5, 1.5)),
-    ("away_from_home", "labels"): lambda axes, *names: axes.rng.integers(axes["classes"], size=axes["images"])}
+    ("away_from_home", "labels"): lambda axes, *names: axes.rng.integers(
+        axes["classes"], size=axes["images"])
+}
 
 
 def make(like: Callable, rng: np.random.Generator, options: set[str]) -> dict[str, Any]:
@@ -158,19 +182,26 @@ def make(like: Callable, rng: np.random.Generator, options: set[str]) -> dict[st
             continue
         kind = array_type(parameter.annotation)
         names = axis_names(kind) if kind else ()
-        generator = EXCEPTIONS.get((function.__name__, name)) or GENERATORS.get(name) or by_annotation(kind)
+        generator = EXCEPTIONS.get(
+            (function.__name__, name)) or GENERATORS.get(name) or by_annotation(kind)
         if generator is None:
-            raise TypeError(f"check has no random input for parameter {name!r} of {function.__name__}: "
-                            "annotate it with jaxtyping, or add it to GENERATORS in clstudy/notebooks/exercises.py")
+            raise TypeError(
+                f"check has no random input for parameter {name!r} of {function.__name__}: "
+                "annotate it with jaxtyping, or add it to GENERATORS in clstudy/notebooks/exercises.py"
+            )
         value = generator(axes, *names)
-        given[name] = value.numpy() if kind and kind.array_type is np.ndarray and torch.is_tensor(value) else value
+        given[name] = value.numpy(
+        ) if kind and kind.array_type is np.ndarray and torch.is_tensor(value) else value
     return given
 
 
 def array_type(annotation: Any) -> type | None:
     """Find the jaxtyping part of an annotation, e.g. of `Float[Tensor, "batch"] | None`."""
     parts = [annotation, *getattr(annotation, "__args__", ())]
-    found = [part for part in parts if isinstance(part, type) and issubclass(part, jaxtyping.AbstractArray)]
+    found = [
+        part for part in parts
+        if isinstance(part, type) and issubclass(part, jaxtyping.AbstractArray)
+    ]
     return found[0] if found else None
 
 
@@ -187,7 +218,8 @@ def by_annotation(array: type | None) -> Callable | None:
     if kind.startswith("bool"):
         return lambda axes, *names: normal(axes, *names) > 0
     if kind.startswith("uint"):
-        return lambda axes, *names: torch.from_numpy(axes.rng.integers(256, size=axes.shape(*names), dtype=np.uint8))
+        return lambda axes, *names: torch.from_numpy(
+            axes.rng.integers(256, size=axes.shape(*names), dtype=np.uint8))
     if kind.startswith("int"):
         return lambda axes, *names: torch.from_numpy(axes.rng.integers(3, size=axes.shape(*names)))
     return normal
@@ -200,11 +232,14 @@ def difference(got: Any, expected: Any, where: str = "") -> str | None:
     """Say in plain words what differs first; None if nothing does."""
     if isinstance(expected, Mapping):
         return mapping_difference(got, expected)
-    if isinstance(expected, tuple) and array(expected) is None:  # several results, not one of numbers
+    if isinstance(expected,
+                  tuple) and array(expected) is None:  # several results, not one of numbers
         if not isinstance(got, tuple) or len(got) != len(expected):
             return f"yours should give {len(expected)} results, as `return a, b` does"
         parts = zip(got, expected, strict=True)
-        return next(filter(None, (difference(*pair, f"result {i + 1}: ") for i, pair in enumerate(parts))), None)
+        return next(
+            filter(None, (difference(*pair, f"result {i + 1}: ") for i, pair in enumerate(parts))),
+            None)
     if got is None or got is ...:
         return f"{where}yours gives nothing: is a `return` missing?"
     right, ours = array(expected), array(got)
@@ -228,7 +263,9 @@ def mapping_difference(got: Any, expected: Mapping) -> str | None:
         return f"yours gives a {type(got).__name__}, the package a dict with {', '.join(map(repr, expected))}"
     if set(got) != set(expected):
         return f"yours has the names {sorted(map(str, got))}, the package's has {sorted(map(str, expected))}"
-    return next(filter(None, (difference(got[name], expected[name], f"{name}: ") for name in expected)), None)
+    return next(
+        filter(None, (difference(got[name], expected[name], f"{name}: ") for name in expected)),
+        None)
 
 
 def array(value: Any) -> np.ndarray | None:
@@ -254,7 +291,8 @@ def hint(pairs: list[tuple[Any, Any]]) -> str:
     got, right = (np.concatenate([pair[side].ravel() for pair in arrays]) for side in (0, 1))
     told = np.isfinite(got) & np.isfinite(right) & (abs(right) > ABSOLUTE)
     factors = got[told] / right[told]
-    if len(factors) < 2 or not np.allclose(factors, factors[0], rtol=1e-3) or abs(factors[0]) < 1e-6:
+    if len(factors) < 2 or not np.allclose(factors, factors[0], rtol=1e-3) or abs(
+            factors[0]) < 1e-6:
         return ""
     return " The sign is the other way round." if np.isclose(factors[0], -1, rtol=1e-3) else \
         f" Yours is always {factors[0]:.4g} times the package's."
@@ -292,9 +330,11 @@ def check(mine: Callable, like: Callable, trials: int = 5, seed: int = 0) -> Ver
     name = getattr(getattr(like, "func", like), "__name__", "it")
     pairs, failure = [], None
     for trial in range(trials):
-        options = optional(mine, like) if trial % 2 else set()  # with and without what may be left out
+        options = optional(mine,
+                           like) if trial % 2 else set()  # with and without what may be left out
         # Each its own copy: neither can spoil the other's.
-        inputs, copy, shown_to_like = (make(like, np.random.default_rng([seed, trial]), options) for _ in range(3))
+        inputs, copy, shown_to_like = (make(like, np.random.default_rng([seed, trial]), options)
+                                       for _ in range(3))
         expected = like(**shown_to_like)
         try:
             got = answer(mine, copy, options)
@@ -303,11 +343,14 @@ def check(mine: Callable, like: Callable, trials: int = 5, seed: int = 0) -> Ver
             return Verdict(False)
         except Exception as error:
             where = f"{error}{line_of(error, mine)}".replace("\n", " ")
-            print(f"{name}: yours raised {type(error).__name__}: {where}. The input: {shown(inputs)}.")
+            print(
+                f"{name}: yours raised {type(error).__name__}: {where}. The input: {shown(inputs)}."
+            )
             return Verdict(False)
         pairs.append((got, expected))
         found = difference(got, expected)
-        failure = failure or (found and f"For {shown(inputs)}: {found}{'' if found.endswith('?') else '.'}")
+        failure = failure or (found and
+                              f"For {shown(inputs)}: {found}{'' if found.endswith('?') else '.'}")
     verdict = f"not yet. {failure}{hint(pairs)}" if failure else f"right, in {trials} trials of random input."
     print(f"{name}: {verdict}")
     return Verdict(failure is None)

@@ -21,7 +21,8 @@ of the profile that was run last.
 
 def names(folder: Path) -> list[str]:
     """List the figures and tables of a folder, in order."""
-    return sorted({path.stem for kind in ("png", "md") for path in folder.glob(f"*.{kind}")} - {"README"})
+    return sorted({path.stem for kind in ("png", "md")
+                   for path in folder.glob(f"*.{kind}")} - {"README"})
 
 
 def page(folder: Path, notebooks: Path = NOTEBOOKS) -> str:
@@ -60,17 +61,25 @@ def _entry(folder: Path, name: str) -> str:
         lines += [caption, ""] if caption else []
         lines += [_runs(about), ""] if about.get("runs") else []
     if (folder / f"{name}.md").exists():
-        lines += ["Table: " + (folder / f"{name}.md").read_text(encoding="utf-8").partition("\n")[0], ""]
-    kinds = [kind for kind in ("png", "pdf", "json", "md", "csv", "tex") if (folder / f"{name}.{kind}").exists()]
+        lines += [
+            "Table: " + (folder / f"{name}.md").read_text(encoding="utf-8").partition("\n")[0], ""
+        ]
+    kinds = [
+        kind for kind in ("png", "pdf", "json", "md", "csv", "tex")
+        if (folder / f"{name}.{kind}").exists()
+    ]
     return "\n".join([*lines, " · ".join(f"[{kind.upper()}]({name}.{kind})" for kind in kinds), ""])
 
 
 def _runs(about: dict) -> str:
     """Say how many runs of what: "6 runs: emoji; disjoint; lora; finetune, sit; seeds 0, 1, 2"."""
     count, settings = len(about["runs"]), about.get("settings", {})
-    parts = [", ".join(map(str, settings[name])) for name in ("benchmark", "stream", "tuner", "method")
-             if settings.get(name)]
-    parts += [f"seed{'s' * (len(settings['seed']) > 1)} {', '.join(map(str, settings['seed']))}"] if parts else []
+    parts = [
+        ", ".join(map(str, settings[name])) for name in ("benchmark", "stream", "tuner", "method")
+        if settings.get(name)
+    ]
+    parts += [f"seed{'s' * (len(settings['seed']) > 1)} {', '.join(map(str, settings['seed']))}"
+              ] if parts else []
     return f"{count} run{'s' * (count > 1)}" + (": " + "; ".join(parts) if parts else "") + "."
 
 

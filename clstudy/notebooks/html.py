@@ -15,8 +15,9 @@ PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDTH = 480  # pixels of a picture in the index
 
-# nbconvert's page without what needs a network: require.js (which also hides an inlined plotly.js), mermaid,
-# widgets. MathJax stays: without a network a formula is shown as its TeX source, with one it is typeset.
+# nbconvert's page without what needs a network: require.js (which also hides an inlined plotly.js),
+# mermaid, widgets. MathJax stays: without a network a formula is shown as its TeX source, with one
+# it is typeset.
 OFFLINE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_requirejs -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
@@ -32,7 +33,8 @@ def write(path: Path) -> Path:
 
     copy = nbformat.read(path, as_version=4)
     _make_portable([output for output in cells.outputs(copy.cells) if "data" in output])
-    exporter = HTMLExporter(template_file="offline.j2", extra_loaders=[DictLoader({"offline.j2": OFFLINE})])
+    exporter = HTMLExporter(template_file="offline.j2",
+                            extra_loaders=[DictLoader({"offline.j2": OFFLINE})])
     body, _ = exporter.from_notebook_node(copy, resources={"metadata": {"name": path.stem}})
     return write_text(path.with_suffix(".html"), body)
 
@@ -44,13 +46,19 @@ def _make_portable(outputs: list[Any]) -> None:
     library = True
     for output in outputs:
         if PLOTLY in output.data:
-            figure = {key: output.data[PLOTLY].get(key, {}) for key in ("data", "layout", "frames", "config")}
+            figure = {
+                key: output.data[PLOTLY].get(key, {})
+                for key in ("data", "layout", "frames", "config")
+            }
             config = figure.pop("config")
-            markup = to_html(figure, config, include_plotlyjs=library, full_html=False, validate=False)
+            markup = to_html(figure, config, include_plotlyjs=library, full_html=False,
+                             validate=False)
             output.data, library = {"text/html": markup}, False
         elif WIDGET in output.data:
             what = html.escape(output.data.get("text/plain", "widget").split("(")[0])
-            output.data = {"text/html": f"<p><em>{what}: an interactive view, in the notebook only.</em></p>"}
+            output.data = {
+                "text/html": f"<p><em>{what}: an interactive view, in the notebook only.</em></p>"
+            }
 
 
 def mathml(text: str) -> str:
@@ -105,8 +113,8 @@ def _row(path: Path, document: dict[str, Any], folder: Path) -> str:
     about = document.get("metadata", {}).get("papermill", {})
     page = path.with_suffix(".html").relative_to(folder).as_posix()
     name, error = path.stem.removesuffix(".failed"), _error(document) if _failed(path) else ""
-    status = (f'<span class="failed">failed</span><div class="error">{html.escape(error)}</div>' if _failed(path)
-              else '<span class="ok">finished</span>')
+    status = (f'<span class="failed">failed</span><div class="error">{html.escape(error)}</div>'
+              if _failed(path) else '<span class="ok">finished</span>')
     given = "<br>".join(f"<code>{html.escape(f'{name} = {value!r}')}</code>"
                         for name, value in about.get("parameters", {}).items()) or "defaults"
     started = html.escape(str(about.get("start_time") or "")[:16].replace("T", " "))

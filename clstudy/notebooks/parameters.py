@@ -22,7 +22,10 @@ from clstudy.utils.options import make
 from clstudy.utils.paths import NOTEBOOKS
 from clstudy.utils.values import is_none, literal, parts, values
 
-TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict, "Literal": Literal}
+TYPES = {
+    "int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict,
+    "Literal": Literal
+}
 
 
 class ParameterError(ValueError):
@@ -45,7 +48,8 @@ class Parameter:
             return eval(self.type, {"__builtins__": {}}, TYPES)
         except Exception:
             known = ", ".join(TYPES)
-            raise ParameterError(f"{self.name}: type {self.type} is not made of {known}, None") from None
+            raise ParameterError(
+                f"{self.name}: type {self.type} is not made of {known}, None") from None
 
     @property
     def value(self) -> Any:
@@ -65,7 +69,8 @@ class Parameter:
         raise ParameterError(f"{self.name} = {given!r} is not {self._expected()}{near}")
 
     def _choices(self) -> list[str]:
-        return [str(c) for c in get_args(self.python_type)] if get_origin(self.python_type) is Literal else []
+        return [str(c) for c in get_args(self.python_type)] if get_origin(
+            self.python_type) is Literal else []
 
     def _expected(self) -> str:
         choices = self._choices()
@@ -78,7 +83,8 @@ def parameters(notebook: Path) -> list[Parameter]:
     try:
         statements = ast.parse(code).body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise ParameterError(f"{notebook}: the parameters cell is not plain Python: {error}") from None
+        raise ParameterError(
+            f"{notebook}: the parameters cell is not plain Python: {error}") from None
     comments = _comments(code)
     lines = [s for s in statements if not isinstance(s, ast.Import | ast.ImportFrom)]
     return [_parameter(line, code, comments, Path(notebook)) for line in lines]
@@ -110,9 +116,11 @@ def profile_parameters(notebook: Path, name: str) -> dict[str, Any]:
     """Return the parameters of the profile `name`, checked."""
     known = profiles(notebook)
     if name not in known:
-        choices = ", ".join(sorted(known)) or 'none: its metadata has no {"clstudy": {"profiles": {…}}}'
+        choices = ", ".join(
+            sorted(known)) or 'none: its metadata has no {"clstudy": {"profiles": {…}}}'
         near = _near(name, list(known))
-        raise ParameterError(f"{Path(notebook).stem} has no profile {name!r}{near}; profiles: {choices}")
+        raise ParameterError(
+            f"{Path(notebook).stem} has no profile {name!r}{near}; profiles: {choices}")
     return check_parameters(notebook, known[name])
 
 
@@ -121,7 +129,8 @@ def part(notebook: Path) -> str:
     return str(read(notebook)["metadata"].get("clstudy", {}).get("study", "main"))
 
 
-def choose_parameters(notebook: Path, given: Mapping[str, Any], profile: str | None = None) -> dict[str, Any]:
+def choose_parameters(notebook: Path, given: Mapping[str, Any],
+                      profile: str | None = None) -> dict[str, Any]:
     """Return what `notebook` runs with: the values of the profile, then the given ones."""
     base = profile_parameters(notebook, profile) if profile is not None else {}
     return base | check_parameters(notebook, given)
@@ -131,8 +140,11 @@ def check_data(tasks: Iterable[tuple[Path, dict[str, Any]]]) -> None:
     """Refuse a notebook whose benchmark has no data here, before any notebook is executed."""
     for path, given in tasks:
         values = {p.name: p.value for p in parameters(path)} | given
-        name, options = with_path(str(values.get("benchmark", "emoji")), values.get("benchmark_args", {}))
-        if name not in ("emoji", "emoji_concepts"):  # these come with the repository; the import takes seconds
+        name, options = with_path(str(values.get("benchmark", "emoji")),
+                                  values.get("benchmark_args", {}))
+        if name not in (
+                "emoji",
+                "emoji_concepts"):  # these come with the repository; the import takes seconds
             make("benchmark", name, registry("benchmark"), options).require()
 
 
@@ -154,7 +166,8 @@ def _comments(code: str) -> dict[int, str]:
 def _parameter(line: ast.stmt, code: str, comments: dict[int, str], notebook: Path) -> Parameter:
     """One statement of the parameters cell; its default must be a plain value of its own type."""
     text = ast.get_source_segment(code, line) or ""
-    if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None):
+    if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+            and line.value is not None):
         form = "write `name: type = value  # meaning`"
         raise ParameterError(f"{notebook.name}: parameters cell: {text!r}: {form}")
     annotation = ast.get_source_segment(code, line.annotation)
@@ -165,7 +178,8 @@ def _parameter(line: ast.stmt, code: str, comments: dict[int, str], notebook: Pa
     except ParameterError as error:
         raise ParameterError(f"{notebook.name}: default of {error}") from None
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise ParameterError(f"{notebook.name}: {text!r}: a default must be a plain value") from None
+        raise ParameterError(
+            f"{notebook.name}: {text!r}: a default must be a plain value") from None
     return parameter
 
 
@@ -211,7 +225,8 @@ def _find(name: str, known: list[Path]) -> Path:
     if matches:
         several = ", ".join(p.stem for p in matches)
         raise NotebookNameError(f"{name!r} names several notebooks: {several}")
-    words = {word: s for s in stems for word in (s, s.partition("_")[2])}  # 'candidats' is near 'candidates'
+    words = {word: s for s in stems
+             for word in (s, s.partition("_")[2])}  # 'candidats' is near 'candidates'
     hint = _near(stem, words)
     listed = ", ".join(stems) or "none"
     raise NotebookNameError(f"there is no notebook {name!r}{hint}; notebooks: {listed}")

@@ -25,9 +25,9 @@ class Guess:
     def turned_out(self, found: str | Interval | pd.DataFrame) -> bool | None:
         """Print whether the guess was right and return it; without a guess None.
 
-        found: one of the choices, or the interval of a difference, also as the one row that `compare`
-        gives. The interval means the first choice if it lies above zero, the second if it lies below,
-        the third if it contains zero."""
+        found: one of the choices, or the interval of a difference, also as the one row that
+        `compare` gives. The interval means the first choice if it lies above zero, the second if it
+        lies below, the third if it contains zero."""
         if isinstance(found, pd.DataFrame):
             answer = self._told(*found[["low", "high"]].to_numpy()[0])
         elif isinstance(found, Interval):
@@ -47,14 +47,16 @@ class Guess:
         if len(self.choices) != 3:
             told = "an interval needs three choices, the last for no difference"
             raise ValueError(f"choices={list(self.choices)!r}: {told}")
-        return self.choices[0 if low > 0 else 1 if high < 0 else 2]  # NaN, of one seed, tells nothing
+        return self.choices[0
+                            if low > 0 else 1 if high < 0 else 2]  # NaN, of one seed, tells nothing
 
 
 def guess(question: str, choices: Sequence[str], mine: str | int | None = None) -> Guess:
     """Ask and keep the answer. mine: a choice, or its number from 1. ValueError: no such choice."""
     if isinstance(mine, int) and not 1 <= mine <= len(choices):
         raise ValueError(f"mine={mine!r}: must be a number from 1 to {len(choices)}")
-    kept = choices[mine - 1] if isinstance(mine, int) else None if mine is None else choose("mine", mine, choices)
+    kept = choices[mine - 1] if isinstance(
+        mine, int) else None if mine is None else choose("mine", mine, choices)
     listed = " · ".join(f"{number} {choice}" for number, choice in enumerate(choices, 1))
     asked = "To guess, write mine=1 or another number into the call."
     told = f"Your guess: {kept}." if kept else asked

@@ -20,8 +20,9 @@ from clstudy.notebooks.cells import tags
 from clstudy.utils.files import write_text
 
 BINDINGS = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef)
-HEAD = ("*Student's version. First write what you expect, then run the cell, then say in one sentence what you see. "
-        "The stubs at the end are yours to fill in.*")
+HEAD = (
+    "*Student's version. First write what you expect, then run the cell, then say in one sentence what you see. "
+    "The stubs at the end are yours to fill in.*")
 SENTENCE = "**Your sentence.** What do the results above show? With one number, and what would speak against it.\n\n…"
 GUESS = "**My guess**, written before the next cell is run:\n\n…"
 ANSWERS = "**My answers.**\n\n1. …"
@@ -43,12 +44,14 @@ def derive(notebook: NotebookNode) -> NotebookNode:
             needed |= names(one.source) if one.cell_type == "code" else set()
         kept = [*new, *kept]
     kept[0] = new_markdown_cell(kept[0].source.replace("\n", f"\n\n{HEAD}\n", 1), id=kept[0].id)
-    copy = nbformat.v4.new_notebook(cells=kept, metadata=notebook.metadata, nbformat_minor=notebook.nbformat_minor)
+    copy = nbformat.v4.new_notebook(cells=kept, metadata=notebook.metadata,
+                                    nbformat_minor=notebook.nbformat_minor)
     nbformat.validate(copy)
     return copy
 
 
-def _student(cell: NotebookNode, following: NotebookNode | None, needed: set[str]) -> list[NotebookNode]:
+def _student(cell: NotebookNode, following: NotebookNode | None,
+             needed: set[str]) -> list[NotebookNode]:
     """Return what becomes of a cell. needed: names that later cells read."""
     if "claim" in tags(cell):
         return _without_outcome(cell, needed)

@@ -23,7 +23,8 @@ class NotebookTask(Task):
 
     def make(self, work) -> None:
         """Execute the notebook and write the index anew. RuntimeError: a cell failed."""
-        done = run_notebook(self.notebook, self.parameters, self.folder(work), timeout=work.timeout, progress=False)
+        done = run_notebook(self.notebook, self.parameters, self.folder(work), timeout=work.timeout,
+                            progress=False)
         html.index(work.runs / "notebooks")
         if not done.ok:
             raise RuntimeError(f"{done.error} (see {done.path})")
@@ -37,13 +38,16 @@ class NotebookTask(Task):
         return work.runs / "notebooks" / self.id
 
 
-def tasks(notebooks: Sequence[Path], grids: Sequence[Mapping[str, Any]], profile: str | None) -> list[NotebookTask]:
+def tasks(notebooks: Sequence[Path], grids: Sequence[Mapping[str, Any]],
+          profile: str | None) -> list[NotebookTask]:
     """Combine notebooks with all points of the grids. ValueError: a notebook lacks a parameter."""
     made = {}
-    for path, point in itertools.product(notebooks, (point for grid in grids for point in points(grid))):
+    for path, point in itertools.product(notebooks,
+                                         (point for grid in grids for point in points(grid))):
         values = choose_parameters(path, point, profile)
         check_data([(path, values)])
-        said = json.dumps([fingerprint(path), values], sort_keys=True).encode()  # a changed notebook is another
+        said = json.dumps([fingerprint(path), values],
+                          sort_keys=True).encode()  # a changed notebook is another
         made[f"{path.stem}-{hashlib.sha256(said).hexdigest()[:8]}"] = (path, values)
     named = labels([{"": path.stem, **values} for path, values in made.values()], always=[""])
     return [NotebookTask(id, label, None, path, values)

@@ -1,4 +1,5 @@
-"""Tables → figures. Nothing here computes a result; `save` writes a PDF, a PNG and the runs behind it to `figures/`."""
+"""Tables → figures. Nothing here computes a result; `save` writes a PDF, a PNG and the runs behind
+it to `figures/`."""
 from clstudy.plots.accuracy import (
     accuracy_matrices,
     changes,

@@ -1,5 +1,5 @@
-"""Figures of the map: where the methods stand, and how far a new point is from its neighbour. Tables: `themap.py`.
-Style, palette and saving are those of `plots.py`."""
+"""Figures of the map: where the methods stand, and how far a new point is from its neighbour.
+Tables: `themap.py`. Style, palette and saving are those of `plots.py`."""
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,8 +12,8 @@ FILLED, NEW = "#DCE6EE", "#FBE3C9"  # light enough for words
 
 
 def design_space_map(grid: pd.DataFrame) -> Figure:
-    """A cell per point of `themap.grid`: columns are denominator and candidates, rows vocabulary and weights. Blue
-    cells hold published methods, orange ones new points; the rest is empty."""
+    """A cell per point of `themap.grid`: columns are denominator and candidates, rows vocabulary
+    and weights. Blue cells hold published methods, orange ones new points; the rest is empty."""
     columns = list(dict.fromkeys(zip(grid.denominator, grid.candidates, strict=True)))
     columns.sort(key=lambda pair: ("batch", "pairs", "moving").index(pair[0]))
     rows = list(dict.fromkeys(zip(grid.vocabulary, grid.class_weights, strict=True)))
@@ -21,7 +21,8 @@ def design_space_map(grid: pd.DataFrame) -> Figure:
     figure, axes = style._figure(style.TWO_COLUMNS, 0.9 + 0.19 * len(rows))
     axis = axes[0, 0]
     for row in grid.itertuples():
-        x, y = columns.index((row.denominator, row.candidates)), rows.index((row.vocabulary, row.class_weights))
+        x, y = columns.index((row.denominator, row.candidates)), rows.index(
+            (row.vocabulary, row.class_weights))
         colour = NEW if row.new else FILLED if row.methods else "white"
         axis.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="0.8", lw=0.5))
         axis.text(x + 0.5, y + 0.5, row.new or row.methods, ha="center", va="center", fontsize=6.5)
@@ -38,12 +39,14 @@ def design_space_map(grid: pd.DataFrame) -> Figure:
     return figure
 
 
-def differences(table: pd.DataFrame, xlabel: str = "points", *, panel: Roles = "metric", y: Roles = "label") -> Figure:
-    """A row per comparison, a panel per metric: the difference and its 95 % interval. Columns difference, low and high
-    (`compare`), and those of the panel and the row."""
+def differences(table: pd.DataFrame, xlabel: str = "points", *, panel: Roles = "metric",
+                y: Roles = "label") -> Figure:
+    """A row per comparison, a panel per metric: the difference and its 95 % interval. Columns
+    difference, low and high (`compare`), and those of the panel and the row."""
     table = roles(table, panel=panel, label=y)
     panels, labels = list(dict.fromkeys(table.panel)), list(dict.fromkeys(table.label))
-    figure, axes = style._figure(style.TWO_COLUMNS, 0.8 + 0.3 * len(labels), 1, len(panels), sharey=True)
+    figure, axes = style._figure(style.TWO_COLUMNS, 0.8 + 0.3 * len(labels), 1, len(panels),
+                                 sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         rows = table[table.panel == panel].set_index("label").loc[labels]
         half = (rows.high - rows.difference).fillna(0)  # one run: no bar

@@ -9,10 +9,11 @@ from clstudy.plots.style import TWO_COLUMNS, _figure
 
 
 def arrivals(streams: Mapping[str, tuple[Sequence, np.ndarray]], points: int = 60) -> Figure:
-    """What a stream looks like: the share of each class among the images that arrive, over the stream.
+    """What a stream looks like: the share of each class among the images that arrive, over the
+    stream.
 
-    streams: title → (stages, labels). Classes are stacked by their home stage and coloured by it; vertical lines are
-    the ends of stages."""
+    streams: title → (stages, labels). Classes are stacked by their home stage and coloured by it;
+    vertical lines are the ends of stages."""
     figure, axes = _figure(TWO_COLUMNS, 0.4 + 1.35 * len(streams), len(streams), 1)
     for axis, (title, (stages, labels)) in zip(axes[:, 0], streams.items(), strict=True):
         order = np.concatenate([labels[stage.index] for stage in stages])

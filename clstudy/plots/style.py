@@ -15,11 +15,12 @@ from clstudy.runs.run import Run
 from clstudy.utils import paths
 
 Look = tuple[str, str, tuple[float, ...] | str]  # title, colour, dash
-ONE_COLUMN, ONE_AND_A_HALF, TWO_COLUMNS = WIDTHS = (3.5, 5.2, 7.2)  # inches, the usual widths of a paper
+ONE_COLUMN, ONE_AND_A_HALF, TWO_COLUMNS = WIDTHS = (
+    3.5, 5.2, 7.2)  # inches, the usual widths of a paper
 
 
-# Family of methods → its colour, in the order of legends. Okabe and Ito's colours and an indigo, told apart by
-# colour-blind readers; within a family methods differ by their dash.
+# Family of methods → its colour, in the order of legends. Okabe and Ito's colours and an indigo,
+# told apart by colour-blind readers; within a family methods differ by their dash.
 FAMILIES = {
     "frozen": "#595959",
     "asymmetric": "#D55E00",
@@ -65,16 +66,20 @@ MEASURES = {
 
 
 class Looks(Mapping):
-    """Label → title, colour and dash. The methods are read from their classes each time, and so hold those that a
-    reader has added. A method looks the same in all figures."""
+    """Label → title, colour and dash. The methods are read from their classes each time, and so
+    hold those that a reader has added. A method looks the same in all figures."""
 
     def __init__(self, others: Mapping[str, Look]):
         self.others = others
 
     def all(self) -> dict[str, Look]:
-        kinds = {name: (kind.title or name, kind.family, kind.dash) for name, kind in METHOD_CLASSES.items()}
+        kinds = {
+            name: (kind.title or name, kind.family, kind.dash)
+            for name, kind in METHOD_CLASSES.items()
+        }
         ranked = sorted((kinds | FORMS).items(), key=lambda item: list(FAMILIES).index(item[1][1]))
-        return {name: (title, FAMILIES[family], dash) for name, (title, family, dash) in ranked} | self.others
+        return {name: (title, FAMILIES[family], dash)
+                for name, (title, family, dash) in ranked} | self.others
 
     def __getitem__(self, label: str) -> Look:
         return self.all()[label]
@@ -98,9 +103,12 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5
 
 
 # The font comes with matplotlib, so that a figure is the same on every machine.
-STYLE = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8, "axes.titlesize": 8.5,
-         "axes.labelsize": 8, "legend.fontsize": 7.5, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5,
-         "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
+STYLE = {
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8,
+    "axes.titlesize": 8.5, "axes.labelsize": 8, "legend.fontsize": 7.5, "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5, "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
+    "figure.constrained_layout.use": True
+}
 
 
 FILES = {"pdf.fonttype": 42,  # TrueType, embedded
@@ -111,8 +119,10 @@ FILES = {"pdf.fonttype": 42,  # TrueType, embedded
 HEAVY = 400_000  # bytes of a PNG
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
-    """width: becomes the next of WIDTHS, so that a figure fits into the columns of a paper as it is."""
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1,
+            **options) -> tuple[Figure, np.ndarray]:
+    """width: becomes the next of WIDTHS, so that a figure fits into the columns of a paper as it
+    is."""
     sns.set_theme("paper", "ticks", rc=STYLE)
     width = next((fits for fits in WIDTHS if fits >= width), TWO_COLUMNS)
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
@@ -121,31 +131,38 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
 
 
 def save(figure: Figure, name: str, runs: Sequence[Run] = (), caption: str = "") -> Figure:
-    """Write figures/NAME.png (to read), .pdf (for papers, TrueType fonts embedded) and .json: the caption, the runs
-    behind it and their settings in short. The same figure gives the same bytes: no file holds a date or a version."""
+    """Write figures/NAME.png (to read), .pdf (for papers, TrueType fonts embedded) and .json: the
+    caption, the runs behind it and their settings in short. The same figure gives the same bytes:
+    no file holds a date or a version."""
     paths.FIGURES.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(FILES):
         figure.savefig(paths.FIGURES / f"{name}.png", metadata={"Software": None})
-        figure.savefig(
-            paths.FIGURES / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None}
-        )
+        figure.savefig(paths.FIGURES / f"{name}.pdf",
+                       metadata={"CreationDate": None, "Producer": None, "Creator": None})
     _lighter(paths.FIGURES / f"{name}.png")
-    about = {"figure": name, "caption": caption, "settings": settings(runs), "runs": sorted({run.id for run in runs})}
+    about = {
+        "figure": name, "caption": caption, "settings": settings(runs), "runs": sorted(
+            {run.id for run in runs})
+    }
     (paths.FIGURES / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
     return figure
 
 
 def _lighter(path: Path) -> None:
-    """A picture of more than HEAVY bytes keeps 256 colours, which makes it a third as large: it lies in the
-    repository. The PDF has them all."""
+    """A picture of more than HEAVY bytes keeps 256 colours, which makes it a third as large: it
+    lies in the repository. The PDF has them all."""
     if path.stat().st_size > HEAVY:
         with Image.open(path) as picture:
             picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def settings(runs: Sequence[Run]) -> dict[str, list]:
-    """What the runs of a figure are: their benchmarks, streams, tuners, methods and seeds, each once and in order."""
-    found = {name: {getattr(run.config, name) for run in runs} for name in ("benchmark", "stream", "tuner", "seed")}
+    """What the runs of a figure are: their benchmarks, streams, tuners, methods and seeds, each
+    once and in order."""
+    found = {
+        name: {getattr(run.config, name) for run in runs}
+        for name in ("benchmark", "stream", "tuner", "seed")
+    }
     return {name: sorted(values) for name, values in found.items()} | {
         "method": _order(sorted({run.config.method for run in runs}))} if runs else {}
 
@@ -164,4 +181,5 @@ def _legend(figure: Figure, axes: np.ndarray) -> None:
     handles = dict(sorted(found.items(), key=lambda item: places.get(item[0], places.get(
         item[0].split(", ")[0], len(places)))))
     columns = len(handles) if len(handles) <= 5 else -(-len(handles) // 2)
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns,
+                  frameon=False)

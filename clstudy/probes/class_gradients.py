@@ -12,22 +12,28 @@ from torch import Tensor, nn
 from clstudy.probes.common import Names, cosine, listed, to_table
 
 
-def pulls(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], image_gradient: Tensor | None,
+def pulls(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"],
+          image_gradient: Tensor | None,
           text_gradient: Tensor | None) -> tuple[Float[Tensor, "batch texts"], float]:
-    """C_ik = ∂L/∂(f_i·t_k), from the gradients on the features: below zero image and text attract each other.
+    """C_ik = ∂L/∂(f_i·t_k), from the gradients on the features: below zero image and text attract
+    each other.
 
         ∂L/∂t_k = Σ_i C_ik f_i      ∂L/∂f_i = Σ_k C_ik t_k
 
-    For the matching loss C_ik = (s/B)(p_ik − 1[y_i = k]). Here it is solved for, so it holds for any loss that sees
-    features through their similarities alone: least squares over both equations, F Fᵀ C + C T Tᵀ = F G_tᵀ + G_f Tᵀ.
-    Also returns how much of the gradients is left unexplained (relative norm): near 0, or the loss is of another kind.
-    Where images and texts are both more than dimensions, gradients do not determine C, and the smallest is returned.
-    A gradient that is None (frozen features) is left out. NaN where a number is not finite. float64, on the host."""
+    For the matching loss C_ik = (s/B)(p_ik − 1[y_i = k]). Here it is solved for, so it holds for
+    any loss that sees features through their similarities alone: least squares over both equations,
+    F Fᵀ C + C T Tᵀ = F G_tᵀ + G_f Tᵀ. Also returns how much of the gradients is left unexplained
+    (relative norm): near 0, or the loss is of another kind. Where images and texts are both more
+    than dimensions, gradients do not determine C, and the smallest is returned. A gradient that is
+    None (frozen features) is left out. NaN where a number is not finite. float64, on the host."""
     f, t = image.detach().cpu().double(), text.detach().cpu().double()
-    given = [(None if g is None else g.detach().cpu().double()) for g in (image_gradient, text_gradient)]
-    if not all(x.isfinite().all() for x in (f, t, *given) if x is not None):  # the run stops by itself
+    given = [(None if g is None else g.detach().cpu().double())
+             for g in (image_gradient, text_gradient)]
+    if not all(x.isfinite().all()
+               for x in (f, t, *given) if x is not None):  # the run stops by itself
         return torch.full((len(f), len(t)), torch.nan, dtype=f.dtype), float("nan")
-    right, rows, columns = torch.zeros(len(f), len(t), dtype=f.dtype), torch.zeros(len(f)), torch.zeros(len(t))
+    right, rows, columns = torch.zeros(len(f), len(t), dtype=f.dtype), torch.zeros(
+        len(f)), torch.zeros(len(t))
     u, v = torch.eye(len(f), dtype=f.dtype), torch.eye(len(t), dtype=f.dtype)
     if given[0] is not None:
         columns, v = torch.linalg.eigh(t @ t.T)
@@ -36,9 +42,12 @@ def pulls(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], i
         rows, u = torch.linalg.eigh(f @ f.T)
         right += f @ given[1].T
     weight = rows[:, None] + columns[None, :]
-    weight = torch.where(weight > 1e-9 * weight.max(), weight, torch.inf)  # directions that no feature has
+    weight = torch.where(weight > 1e-9 * weight.max(), weight,
+                         torch.inf)  # directions that no feature has
     found = u @ (u.T @ right @ v / weight) @ v.T
-    left = [g - made for g, made in zip(given, (found @ t, found.T @ f), strict=True) if g is not None]
+    left = [
+        g - made for g, made in zip(given, (found @ t, found.T @ f), strict=True) if g is not None
+    ]
     size = torch.cat([g.flatten() for g in given if g is not None]).norm()
     return found, float(torch.cat([g.flatten() for g in left]).norm() / size) if size > 0 else 0.0
 
@@ -54,23 +63,29 @@ class Seen:
 
     def check(self) -> None:
         if (len(self.image), len(self.text)) != (len(self.labels), len(self.classes)):
-            raise ValueError(f"labels={len(self.labels)}, classes={len(self.classes)}: there are {len(self.image)} "
-                             f"images and {len(self.text)} texts")
+            raise ValueError(
+                f"labels={len(self.labels)}, classes={len(self.classes)}: there are {len(self.image)} "
+                f"images and {len(self.text)} texts")
         for name, feature in (("image", self.image), ("text", self.text)):
             if ((feature.detach().float().norm(dim=-1) - 1).abs() > 1e-2).any():
-                raise ValueError(f"{name} features are not unit-norm: call encode_{name} with normalize=True, or give "
-                                 "image= and text= as the loss sees them")
+                raise ValueError(
+                    f"{name} features are not unit-norm: call encode_{name} with normalize=True, or give "
+                    "image= and text= as the loss sees them")
         if not (self.image.requires_grad or self.text.requires_grad):
-            raise ValueError("image, text: neither has a gradient; give those that the loss was made of")
+            raise ValueError(
+                "image, text: neither has a gradient; give those that the loss was made of")
 
 
 class Classes:
-    """Per step, term and class: the push on the class's text and on its images, attraction apart from repulsion.
+    """Per step, term and class: the push on the class's text and on its images, attraction apart
+    from repulsion.
 
-    model: a `Clip`, whose `encode(batch)` is watched; an open_clip model, whose `encode_image` and `encode_text` are
-        (called once each before a look, with normalize=True); or None: `look` is given the features then.
-    image_means, text_starts: per class, the unit mean image feature and the text feature before training (frozen).
-    Columns: step, stage, images_seen, term, class, present (in the batch, or seen but absent), and with C of `pulls`
+    model: a `Clip`, whose `encode(batch)` is watched; an open_clip model, whose `encode_image` and
+        `encode_text` are (called once each before a look, with normalize=True); or None: `look` is
+        given the features then.
+    image_means, text_starts: per class, the unit mean image feature and the text feature before
+    training (frozen). Columns: step, stage, images_seen, term, class, present (in the batch, or
+    seen but absent), and with C of `pulls`
         gradient, attraction, repulsion   ‖Σ_i C_ik f_i‖, over all i, over C_ik < 0, over C_ik > 0
         push, push attraction, push repulsion   −(I − t tᵀ)(the same sums) · m_k with m_k of image_means: what a small
             step along the gradient adds to the similarity of the text with the class's own images
@@ -82,7 +97,8 @@ class Classes:
         unexplained  of `pulls`: near 0, or the columns above do not describe this term
     """
 
-    def __init__(self, model: nn.Module | None = None, image_means: dict[Hashable, Tensor] | None = None,
+    def __init__(self, model: nn.Module | None = None,
+                 image_means: dict[Hashable, Tensor] | None = None,
                  text_starts: dict[Hashable, Tensor] | None = None, every: int = 1):
         self.model, self.every = model, every
         self.image_means, self.text_starts = image_means or {}, text_starts or {}
@@ -103,7 +119,8 @@ class Classes:
     def _batch(self, encoded, batch):
         if not torch.is_grad_enabled():
             return encoded  # in no loss
-        (image, passed_image), (text, passed_text) = reachable(encoded.image), reachable(encoded.text)
+        (image, passed_image), (text, passed_text) = reachable(encoded.image), reachable(
+            encoded.text)
         self.waiting.append(Seen(image, text, batch.labels, batch.classes))
         return replace(encoded, image=passed_image, text=passed_text)
 
@@ -116,11 +133,12 @@ class Classes:
             return feature
         return keep
 
-    def look(self, terms: dict[str, Tensor], stage: int = 1, images_seen: int = 0, *,
-             labels: Names = (), classes: Names = (), image: Tensor | None = None, text: Tensor | None = None) -> None:
-        """terms: named scalars with their graph. For an open_clip model, or none: labels, the class of each image, and
-        classes, the class of each text; for none also image and text, unit-norm features that the loss was made of.
-        ValueError: features that do not fit."""
+    def look(self, terms: dict[str,
+                               Tensor], stage: int = 1, images_seen: int = 0, *, labels: Names = (),
+             classes: Names = (), image: Tensor | None = None, text: Tensor | None = None) -> None:
+        """terms: named scalars with their graph. For an open_clip model, or none: labels, the class
+        of each image, and classes, the class of each text; for none also image and text, unit-norm
+        features that the loss was made of. ValueError: features that do not fit."""
         waiting, self.waiting = self.waiting, []
         self.looks += bool(terms)
         if not terms or (self.looks - 1) % self.every:
@@ -133,7 +151,9 @@ class Classes:
         else:
             seen = [self._pair(waiting, labels, classes)]
         if not seen:
-            raise ValueError("encode(batch) must come before each look, with gradients; or give image= and text=")
+            raise ValueError(
+                "encode(batch) must come before each look, with gradients; or give image= and text="
+            )
         for each in seen:
             each.check()
         head = {"step": self.looks - 1, "stage": stage, "images_seen": images_seen}
@@ -142,8 +162,10 @@ class Classes:
                 self.rows += [{**head, "term": term, **row} for row in self._rows(value, seen)]
 
     def _pair(self, waiting: list, labels, classes) -> Seen:
-        found = [[x for name, x in waiting if name == wanted] for wanted in ("encode_image", "encode_text")]
-        found = [[x for x in features if x.requires_grad] or features for features in found]  # no evaluation between
+        found = [[x for name, x in waiting if name == wanted]
+                 for wanted in ("encode_image", "encode_text")]
+        found = [[x for x in features if x.requires_grad] or features
+                 for features in found]  # no evaluation between
         if [len(features) for features in found] != [1, 1]:
             raise ValueError("one encode_image and one encode_text must come before each look, not "
                              f"{[name for name, _ in waiting]}; or give image= and text=")
@@ -155,7 +177,8 @@ class Classes:
             features = [x for x in (each.image, each.text) if x.requires_grad]
             grads = iter(torch.autograd.grad(value, features, retain_graph=True, allow_unused=True))
             grads = [next(grads) if x.requires_grad else None for x in (each.image, each.text)]
-            if any(g is not None for g in grads):  # otherwise it was encoded for another term, or for no loss
+            if any(g is not None
+                   for g in grads):  # otherwise it was encoded for another term, or for no loss
                 reached.append((each, grads))
         here = {label for each, _ in reached for label in each.labels}
         sums, images = {}, {}
@@ -170,20 +193,27 @@ class Classes:
                     mine[sign] = mine.get(sign, 0) + part[:, k] @ f
             inside = torch.tensor([name in here for name in each.classes])
             away = signs[" repulsion"]
-            parts = {"gradient": c, "attraction": signs[" attraction"], "repulsion present": away * inside,
-                     "repulsion absent": away * ~inside}
+            parts = {
+                "gradient": c, "attraction": signs[" attraction"],
+                "repulsion present": away * inside, "repulsion absent": away * ~inside
+            }
             for i, label in enumerate(each.labels):
-                images.setdefault(label, []).append({"image": f[i], **{n: part[i] @ t for n, part in parts.items()}})
+                images.setdefault(label, []).append(
+                    {"image": f[i], **{n: part[i] @ t for n, part in parts.items()}})
         for name, mine in sums.items():
-            yield {"class": name, "present": name in here, **self._text(name, mine),
-                   **self._image(name, images.get(name, []), mine), "unexplained": mine["unexplained"]}
+            yield {
+                "class": name, "present": name in here, **self._text(name, mine), **self._image(
+                    name, images.get(name, []), mine), "unexplained": mine["unexplained"]
+            }
 
     def _text(self, name: Hashable, mine: dict) -> dict[str, float]:
         words = {"": "gradient", " attraction": "attraction", " repulsion": "repulsion"}
         row = {word: float(mine[sign].norm()) for sign, word in words.items()}
         if name in self.image_means:
             mean = self.image_means[name].cpu().double()
-            row |= {f"push{sign}": -float(tangent(mine[sign], mine["text"]) @ mean) for sign in words}
+            row |= {
+                f"push{sign}": -float(tangent(mine[sign], mine["text"]) @ mean) for sign in words
+            }
         return row
 
     def _image(self, name: Hashable, images: list[dict], mine: dict) -> dict[str, float]:
@@ -193,7 +223,8 @@ class Classes:
                for part in ("gradient", "attraction", "repulsion present", "repulsion absent")}
         falls = [-tangent(one["gradient"], one["image"]) for one in images]
         if name in self.text_starts:
-            row["image push"] = float(torch.stack(falls).mean(0) @ self.text_starts[name].cpu().double())
+            row["image push"] = float(
+                torch.stack(falls).mean(0) @ self.text_starts[name].cpu().double())
         row["meeting"] = float(cosine(-tangent(mine[""], mine["text"]), torch.stack(falls).mean(0)))
         return row
 
@@ -202,12 +233,14 @@ class Classes:
 
 
 def tangent(g: Tensor, at: Tensor) -> Tensor:
-    """The part of a gradient that turns a unit vector; what is along it only changes a length that is divided out."""
+    """The part of a gradient that turns a unit vector; what is along it only changes a length that
+    is divided out."""
     return g - (g @ at) * at
 
 
 def reachable(feature: Tensor) -> tuple[Tensor, Tensor]:
-    """A leaf with these values, and the same values with a way to it: a loss made of them has its gradient on the leaf.
+    """A leaf with these values, and the same values with a way to it: a loss made of them has its
+    gradient on the leaf.
 
     So it has where the tower is frozen, and who keeps the leaf keeps no graph."""
     leaf = feature.detach().requires_grad_()
@@ -218,7 +251,8 @@ def reachable(feature: Tensor) -> tuple[Tensor, Tensor]:
 def intercepted(owner: object, name: str, see: Callable) -> Iterator[None]:
     """While open, what `owner.name(…)` returns goes through `see(result, *arguments, **options)`.
 
-    The class is changed and not the object, for a copy of the object (a teacher) must not be seen."""
+    The class is changed and not the object, for a copy of the object (a teacher) must not be
+    seen."""
     kind, own = type(owner), name in vars(type(owner))
     plain = getattr(kind, name)
 

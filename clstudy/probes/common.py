@@ -1,4 +1,5 @@
-"""What the probes share: names of classes as plain values, the angle of two gradients, rows as a table."""
+"""What the probes share: names of classes as plain values, the angle of two gradients, rows as a
+table."""
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -18,7 +19,8 @@ def cosine(a: Tensor, b: Tensor | None) -> Tensor | float:
     """NaN where there is no direction to compare with."""
     if b is None or a.shape != b.shape:
         return float("nan")
-    return torch.where((norms := a.norm() * b.norm()) > 0, a @ b / norms, torch.full_like(norms, torch.nan))
+    return torch.where((norms := a.norm() * b.norm()) > 0, a @ b / norms,
+                       torch.full_like(norms, torch.nan))
 
 
 def to_table(rows: list[dict]) -> pd.DataFrame:
@@ -28,7 +30,8 @@ def to_table(rows: list[dict]) -> pd.DataFrame:
 
 def settled(rows: list[dict]) -> list[dict]:
     """The same rows with all numbers on the host, in place."""
-    keys = [(i, key) for i, row in enumerate(rows) for key, value in row.items() if isinstance(value, Tensor)]
+    keys = [(i, key) for i, row in enumerate(rows) for key, value in row.items()
+            if isinstance(value, Tensor)]
     if keys:
         values = torch.stack([rows[i][key].detach().float() for i, key in keys]).cpu().tolist()
         for (i, key), value in zip(keys, values, strict=True):

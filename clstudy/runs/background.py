@@ -1,10 +1,12 @@
-"""A run in a process of its own that tells what it finds while it goes on, and can be paused and stopped.
+"""A run in a process of its own that tells what it finds while it goes on, and can be paused and
+stopped.
 
     training = Training(config)
     training.start(); training.read(); training.pause(); training.go_on(); training.stop()
 
-The run is that of `load_or_train`, with the same number at the end whoever watches: the kernel's random numbers are not
-its own. Stopped, it saves its state; started again, it goes on from there. It ends with the process that started it."""
+The run is that of `load_or_train`, with the same number at the end whoever watches: the kernel's
+random numbers are not its own. Stopped, it saves its state; started again, it goes on from there.
+It ends with the process that started it."""
 import json
 import os
 import signal
@@ -25,12 +27,14 @@ KINDS = ("all", "held-out set")  # whose accuracies are told
 
 
 class Training:
-    """One run in another process. state: "ready", "running", "paused", "stopped" (its state is saved), "finished" or
-    "failed" (see `error`).
+    """One run in another process. state: "ready", "running", "paused", "stopped" (its state is
+    saved), "finished" or "failed" (see `error`).
 
-    probes: as of `load_or_train`. share, left: how much is done, and the seconds left, None where nothing is known."""
+    probes: as of `load_or_train`. share, left: how much is done, and the seconds left, None where
+    nothing is known."""
 
-    def __init__(self, config: RunConfig, probes: Sequence[str] = ("drift",), runs: Path | None = None):
+    def __init__(self, config: RunConfig, probes: Sequence[str] = ("drift", ),
+                 runs: Path | None = None):
         store._check_probes(probes)
         self.config, self.probes, self.runs = config, tuple(probes), Path(runs or paths.RUNS)
         self.process, self.error, self.share = None, "", 0.0
@@ -64,8 +68,8 @@ class Training:
             *self.probes,
         ]
         with open(self._place / "log", "wb") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            env={**os.environ, "CLSTUDY_QUIET": "1"})
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
+                                            stderr=log, env={**os.environ, "CLSTUDY_QUIET": "1"})
 
     def pause(self) -> None:
         """Hold the run after its next batch; nothing is lost, and its memory stays taken."""
@@ -88,8 +92,8 @@ class Training:
                 self.process.wait(wait)
 
     def read(self) -> dict[str, list]:
-        """What is new since the last call: steps (step, term, value), evals (images, set, value), drift (step, of
-        texts, of images). ValueError: the run failed, with what it said."""
+        """What is new since the last call: steps (step, term, value), evals (images, set, value),
+        drift (step, of texts, of images). ValueError: the run failed, with what it said."""
         found = {"steps": [], "evals": [], "drift": []}
         if self._place is None:
             return found
@@ -109,11 +113,13 @@ class Training:
 
     @property
     def left(self) -> float | None:
-        """Seconds, as far as one can tell from what was done since the start; pauses do not count."""
+        """Seconds, as far as one can tell from what was done since the start; pauses do not
+        count."""
         if self.state not in ("running", "paused") or self._first is None:
             return None
         (images, began), (now, total) = self._first, self._last
-        taken = time.monotonic() - began - self._waited - (time.monotonic() - self._since if self._held else 0)
+        taken = time.monotonic() - began - self._waited - (time.monotonic()
+                                                           - self._since if self._held else 0)
         return (total - now) * taken / (now - images) if now > images else None
 
     def _lines(self) -> list[dict]:
@@ -130,8 +136,8 @@ class Training:
 
 
 class Feed:
-    """What `train` reports to: writes what is new to a file, and waits while it is paused. parent: the process that
-    watches; when it is gone the run is not held any more."""
+    """What `train` reports to: writes what is new to a file, and waits while it is paused. parent:
+    the process that watches; when it is gone the run is not held any more."""
 
     def __init__(self, place: Path, parent: int):
         self.place, self.parent, self.latest = place, parent, 0.0
@@ -172,7 +178,8 @@ class Feed:
 
 
 def main(place: Path, runs: Path, probes: Sequence[str]) -> None:
-    """The other process: make the run of `place`/config.json, until it ends, is asked to stop, or is alone."""
+    """The other process: make the run of `place`/config.json, until it ends, is asked to stop, or
+    is alone."""
     parent = os.getppid()
     end_with(parent)
     config = RunConfig(**json.loads((place / "config.json").read_text()))

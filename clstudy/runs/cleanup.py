@@ -1,7 +1,7 @@
 """What may be removed from the folder of runs: all that no figure needs and nobody is making.
 
-A figure keeps the ids of the runs behind it in figures/NAME.json; these runs stay, and so does every run of a sweep
-that somebody drives. Nothing is removed unless it is asked for."""
+A figure keeps the ids of the runs behind it in figures/NAME.json; these runs stay, and so does
+every run of a sweep that somebody drives. Nothing is removed unless it is asked for."""
 import json
 import shutil
 import time
@@ -14,11 +14,14 @@ from clstudy.runs.status import alive, states
 from clstudy.utils import paths
 from clstudy.utils.validation import choose
 
-KINDS = {"drafts": "runs that were stopped, with their saved states",
-         "runs": "finished runs that no figure needs",
-         "tables": "tables without the runs that they were made from",
-         "notebooks": "notebooks that were stopped", "sweeps": "states of sweeps none of whose runs is there",
-         "weights": "tuned weights of finished runs, only if named"}
+KINDS = {
+    "drafts": "runs that were stopped, with their saved states",
+    "runs": "finished runs that no figure needs",
+    "tables": "tables without the runs that they were made from",
+    "notebooks": "notebooks that were stopped",
+    "sweeps": "states of sweeps none of whose runs is there",
+    "weights": "tuned weights of finished runs, only if named"
+}
 USUAL = tuple(kind for kind in KINDS if kind != "weights")
 YOUNG = 3600  # seconds; what has no owner that could be asked, and is younger, may be in the making
 
@@ -33,7 +36,8 @@ class Item:
 
 
 def needed(figures: Path) -> set[str]:
-    """Ids of the runs behind figures. ValueError: a damaged file, for then nobody knows what it needs."""
+    """Ids of the runs behind figures. ValueError: a damaged file, for then nobody knows what it
+    needs."""
     found = set()
     for path in figures.rglob("*.json"):
         try:
@@ -45,7 +49,8 @@ def needed(figures: Path) -> set[str]:
     return found
 
 
-def unneeded(runs: Path | None = None, figures: Path | None = None, kinds: Sequence[str] = USUAL) -> list[Item]:
+def unneeded(runs: Path | None = None, figures: Path | None = None,
+             kinds: Sequence[str] = USUAL) -> list[Item]:
     """What may go, in the order of `kinds`. figures: the folder whose figures keep their runs."""
     runs = runs or paths.RUNS
     if figures is None:
@@ -53,7 +58,9 @@ def unneeded(runs: Path | None = None, figures: Path | None = None, kinds: Seque
     for kind in kinds:
         choose("kind", kind, KINDS)
     kept = needed(figures) | {id for state in states(runs) if alive(state) for id in state["tasks"]}
-    finished = [path.parent for path in sorted(runs.glob("*/result.json")) if "." not in path.parent.name]
+    finished = [
+        path.parent for path in sorted(runs.glob("*/result.json")) if "." not in path.parent.name
+    ]
     items = list(_all(runs, finished, kept))
     going = {item.path for item in items if item.kind == "runs"} if "runs" in kinds else set()
     return [item for kind in kinds for item in items  # what goes with its run is not counted twice
@@ -83,7 +90,8 @@ def _all(runs: Path, finished: list[Path], kept: set[str]) -> Iterator[Item]:
 
 
 def _made_from(table: Path) -> list[str]:
-    """The ids in a gathered table, in a column or as its index; one that cannot be read was made from nothing."""
+    """The ids in a gathered table, in a column or as its index; one that cannot be read was made
+    from nothing."""
     import pandas as pd
 
     try:
@@ -108,7 +116,8 @@ def _item(kind: str, path: Path) -> Item:
 
 
 def remove(items: Sequence[Item]) -> int:
-    """Remove what was found; bytes that were freed. A run is renamed first, so that no half of one is ever read."""
+    """Remove what was found; bytes that were freed. A run is renamed first, so that no half of one
+    is ever read."""
     freed = 0
     for item in items:
         if item.kind == "drafts":
@@ -140,9 +149,11 @@ def table(items: Sequence[Item]) -> str:
     for kind, about in KINDS.items():
         mine = [item for item in items if item.kind == kind]
         if mine:
-            lines.append(f"{kind}: {len(mine)}, {megabytes(sum(item.size for item in mine))} ({about})")
+            lines.append(
+                f"{kind}: {len(mine)}, {megabytes(sum(item.size for item in mine))} ({about})")
             lines += [f"  {megabytes(item.size):>10}  {item.path.name}" for item in mine]
-    return "\n".join([*lines, f"in all {megabytes(sum(item.size for item in items))}"] if lines else ["nothing to do"])
+    return "\n".join([*lines, f"in all {megabytes(sum(item.size for item in items))}"]
+                     if lines else ["nothing to do"])
 
 
 def megabytes(size: int) -> str:

@@ -1,4 +1,5 @@
-"""Grids: from words, a file or a dict to the runs and notebooks of a sweep, all checked before the first one starts.
+"""Grids: from words, a file or a dict to the runs and notebooks of a sweep, all checked before the
+first one starts.
 
     method=sit,finetune  seed=0..4  benchmark=emoji  method_args.size=100,500      words of the command line
     {"method": ["sit", "finetune"], "seed": "0..4", "benchmark": "emoji"}          the same from a notebook
@@ -26,7 +27,10 @@ from clstudy.utils.validation import choose
 from clstudy.utils.options import annotation
 from clstudy.utils.values import is_none, numbers, parts, values
 
-OPTIONS = {"name", "notebooks", "profile", "workers", "probes", "keep_model", "timeout", "scheduler", "slurm"}
+OPTIONS = {
+    "name", "notebooks", "profile", "workers", "probes", "keep_model", "timeout", "scheduler",
+    "slurm"
+}
 LARGEST = 100_000  # points of a grid; more are a slip
 SHOWN = 5  # impossible settings listed in one error
 
@@ -41,7 +45,8 @@ class Task:
 
     def make(self, work) -> None:
         """Make the run; `work` is the `sweep.Work` that was asked for it."""
-        store.load_or_train(self.config, work.runs, work.keep_model, None, work.probes, wait=work.wait)
+        store.load_or_train(self.config, work.runs, work.keep_model, None, work.probes,
+                            wait=work.wait)
 
     def made(self, work) -> bool:
         """Whether it is there, with all that is wanted of it."""
@@ -55,7 +60,8 @@ def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
     options, own = content.pop("sweep", {}), content.pop("grid", [{}])
-    if not isinstance(options, dict) or not isinstance(own, list) or not all(isinstance(one, dict) for one in own):
+    if not isinstance(options, dict) or not isinstance(own, list) or not all(
+            isinstance(one, dict) for one in own):
         raise ValueError(f"{path}: write [sweep] for options and [[grid]] for each grid")
     for name in options:
         choose(f"{path}: [sweep]", name, OPTIONS)
@@ -74,37 +80,46 @@ def words(given: Iterable[str]) -> dict[str, Any]:
 
 
 def points(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every combination of the choices, the last name quickest; dotted names are put into their dict."""
+    """Every combination of the choices, the last name quickest; dotted names are put into their
+    dict."""
     flat = _flat(grid)
     for name, choices in flat.items():
         if not choices:
             raise ValueError(f"{name}: no value to choose from")
     if math.prod(map(len, flat.values())) > LARGEST:
         raise ValueError(f"a grid has at most {LARGEST:,} points; {', '.join(flat)} give more")
-    return [_nested(dict(zip(flat, values, strict=True))) for values in itertools.product(*flat.values())]
+    return [
+        _nested(dict(zip(flat, values, strict=True)))
+        for values in itertools.product(*flat.values())
+    ]
 
 
 def grid(shared: Mapping[str, Any] | Sequence[Mapping[str, Any]] = MappingProxyType({}), /,
          **choices: Any) -> list[RunConfig]:
-    """Every combination of some settings, each once: `grid(method=["finetune", "sit"], lr=[5e-4, 5e-3], seed=range(8))`.
+    """Every combination of some settings, each once: `grid(method=["finetune", "sit"], lr=[5e-4,
+    5e-3], seed=range(8))`.
 
-    A list or range is a choice; a value that is itself a list stands in another one (`milestones=[[3, 5]]`). An option
-    of an axis is written flat (`weight=[1, 8]`: for the benchmark, stream, tuner and method that has it, the others are
-    run once) or dotted (`**{"method_args.weight": [1, 8]}`). shared: settings of all runs as they are, where a list is
-    a value and no choice; or several such dicts, each with all the choices. ValueError: impossible settings, an option
-    that nothing has."""
+    A list or range is a choice; a value that is itself a list stands in another one
+    (`milestones=[[3, 5]]`). An option of an axis is written flat (`weight=[1, 8]`: for the
+    benchmark, stream, tuner and method that has it, the others are run once) or dotted
+    (`**{"method_args.weight": [1, 8]}`). shared: settings of all runs as they are, where a list is
+    a value and no choice; or several such dicts, each with all the choices. ValueError: impossible
+    settings, an option that nothing has."""
     bases = [shared] if isinstance(shared, Mapping) else shared
     return _configs([_as_choices(base) | choices for base in bases])
 
 
 def _as_choices(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as a grid of one point."""
-    return {name: _as_choices(value) if isinstance(value, Mapping) else [value] for name, value in settings.items()}
+    return {
+        name: _as_choices(value) if isinstance(value, Mapping) else [value]
+        for name, value in settings.items()
+    }
 
 
 def routed(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Points in which an option that was written flat stands in the options of the axis that has it; where nothing
-    that a point chose has it, the point goes without."""
+    """Points in which an option that was written flat stands in the options of the axis that has
+    it; where nothing that a point chose has it, the point goes without."""
     taken, made = set(), []
     loose = {name for point in points for name in point if name not in RunConfig.model_fields}
     for point in points:
@@ -115,7 +130,9 @@ def routed(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 kind = registry(axis).get(choice) if isinstance(choice, str) else None
                 if kind and annotation(kind, name) is not None:
                     taken.add(name)
-                    settings[f"{axis}_args"] = {**settings.get(f"{axis}_args", {}), name: point[name]}
+                    settings[f"{axis}_args"] = {
+                        **settings.get(f"{axis}_args", {}), name: point[name]
+                    }
         made.append(settings)
     unknown = loose - taken  # RunConfig refuses these, in its own words
     return [settings | {name: point[name] for name in unknown & point.keys()}
@@ -123,8 +140,8 @@ def routed(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def run_tasks(grids: Sequence[Mapping[str, Any]]) -> list[Task]:
-    """The runs of some grids, each once. ValueError: all settings that are impossible, up to five in words; data that
-    are missing."""
+    """The runs of some grids, each once. ValueError: all settings that are impossible, up to five
+    in words; data that are missing."""
     return from_configs(_configs(grids))
 
 
@@ -140,7 +157,8 @@ def _configs(grids: Sequence[Mapping[str, Any]]) -> list[RunConfig]:
             for one in error.errors():
                 name = ".".join(map(str, one["loc"]))
                 said = one["msg"].removeprefix("Value error, ")
-                known = f". Choices: {', '.join(RunConfig.model_fields)}" if one["type"] == "extra_forbidden" else ""
+                known = f". Choices: {', '.join(RunConfig.model_fields)}" if one[
+                    "type"] == "extra_forbidden" else ""
                 errors.setdefault(f"{name + ': ' if name else ''}{said}{known}", point)
     if errors:
         listed = "\n".join(f"  {said}" for said in list(errors)[:SHOWN])
@@ -150,7 +168,8 @@ def _configs(grids: Sequence[Mapping[str, Any]]) -> list[RunConfig]:
 
 
 def _meant(point: Mapping[str, Any]) -> dict[str, Any]:
-    """`none` is no value where a setting may have none (TOML has no word of its own for it), and else a name."""
+    """`none` is no value where a setting may have none (TOML has no word of its own for it), and
+    else a name."""
     meant = {}
     for name, value in point.items():
         known = RunConfig.model_fields.get(name)
@@ -170,22 +189,31 @@ def _or_none(value: Any, annotation: Any) -> Any:
 
 
 def from_configs(configs: Sequence[RunConfig]) -> list[Task]:
-    """Runs as tasks, each once. ValueError, FileNotFoundError: a benchmark whose data are missing."""
+    """Runs as tasks, each once. ValueError, FileNotFoundError: a benchmark whose data are
+    missing."""
     configs = {config.run_id: config for config in configs}
-    seen = {json.dumps([c.benchmark, c.benchmark_args], sort_keys=True): c for c in configs.values()}
+    seen = {
+        json.dumps([c.benchmark, c.benchmark_args], sort_keys=True): c for c in configs.values()
+    }
     for config in seen.values():
         config.make("benchmark").require()
     named = labels([config.model_dump(mode="json") for config in configs.values()])
-    return [Task(id, label or id, config) for (id, config), label in zip(configs.items(), named, strict=True)]
+    return [
+        Task(id, label or id, config)
+        for (id, config), label in zip(configs.items(), named, strict=True)
+    ]
 
 
 def labels(settings: list[dict[str, Any]], always: Sequence[str] = ()) -> list[str]:
     """Of each, what is not the same in all."""
-    told = [{name: json.dumps(value, sort_keys=True) for name, value in one.items()} for one in settings]
+    told = [{name: json.dumps(value, sort_keys=True) for name, value in one.items()}
+            for one in settings]
     vary = [name for one in told for name in one if len({other.get(name) for other in told}) > 1]
     names = [*always, *(name for name in dict.fromkeys(vary) if name not in always)]
-    return [" ".join(f"{name}={one[name]}" if name else str(one[name]) for name in names if name in one)
-            .replace('"', "") for one in told]
+    return [
+        " ".join(f"{name}={one[name]}" if name else str(one[name]) for name in names
+                 if name in one).replace('"', "") for one in told
+    ]
 
 
 def _flat(grid: Mapping[str, Any], before: str = "") -> dict[str, list]:

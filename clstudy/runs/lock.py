@@ -1,11 +1,13 @@
-"""One process at a time makes a run, on one host or several. The lock of a process that was killed is free.
+"""One process at a time makes a run, on one host or several. The lock of a process that was killed
+is free.
 
-On one host the kernel answers: filelock locks a file in the run's draft, and the kernel opens this lock when the
-process ends, however it ends. Hosts that share a file system see the lock too where the file system passes it on, as
-NFS of Linux does from version 4 on. Where it does not, a heartbeat counts: the owner touches a file every `BEAT`
-seconds, and another host takes the owner for alive until `SILENT` seconds have passed since, by the clock of the file
-system. If two processes make the same run nevertheless, they waste time and no result: their numbers are equal, and
-the run that ends first is kept."""
+On one host the kernel answers: filelock locks a file in the run's draft, and the kernel opens this
+lock when the process ends, however it ends. Hosts that share a file system see the lock too where
+the file system passes it on, as NFS of Linux does from version 4 on. Where it does not, a heartbeat
+counts: the owner touches a file every `BEAT` seconds, and another host takes the owner for alive
+until `SILENT` seconds have passed since, by the clock of the file system. If two processes make the
+same run nevertheless, they waste time and no result: their numbers are equal, and the run that ends
+first is kept."""
 import json
 import os
 import platform
@@ -31,7 +33,8 @@ class Busy(RuntimeError):
 
 
 class RunLock:
-    """The lock on the folder of a run, which is made: `with RunLock(folder, done, wait) as mine: ...`
+    """The lock on the folder of a run, which is made:
+    `with RunLock(folder, done, wait) as mine: ...`
 
     mine: False, without the lock, once `done()`: another process made the run. wait: for the owner,
     with a line that names it. Busy: there is an owner, and wait is False."""

@@ -21,8 +21,8 @@ class Damaged(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run. `evals` has a row per (stage, images_seen, kind, name, candidates, metric), `steps` one per loss
-    term."""
+    """A finished run. `evals` has a row per (stage, images_seen, kind, name, candidates, metric),
+    `steps` one per loss term."""
 
     config: RunConfig
     folder: Path
@@ -38,34 +38,41 @@ class Run:
     @cached_property
     def steps(self) -> pd.DataFrame:
         rows = _rows(self.folder, "steps.jsonl")
-        return rows if len(rows) else pd.DataFrame(columns=["stage", "images_seen", "step", "term", "value"])
+        return rows if len(rows) else pd.DataFrame(
+            columns=["stage", "images_seen", "step", "term", "value"])
 
     def correct(self, name: str = "test", candidates: str = "seen") -> np.ndarray:
-        """Which images of a set were right at stage ends: truth values, (measured stages, images); the first row is
-        the model before training.
+        """Which images of a set were right at stage ends: truth values, (measured stages, images);
+        the first row is the model before training.
 
-        name: "test", or a held-out set, whose candidates are "own". ValueError: there is no such set."""
+        name: "test", or a held-out set, whose candidates are "own". ValueError: there is no such
+        set."""
         table = pd.read_parquet(_whole(self.folder, "correct.parquet"))
         rows = table[(table["set"] == name) & (table.candidates == candidates)]
         if rows.empty:
-            choices = ", ".join(f"{a}/{b}" for a, b in table[["set", "candidates"]].drop_duplicates().to_numpy())
-            raise ValueError(f"correct: there is no {name!r} with candidates {candidates!r}. Choices: {choices}")
+            choices = ", ".join(
+                f"{a}/{b}" for a, b in table[["set", "candidates"]].drop_duplicates().to_numpy())
+            raise ValueError(
+                f"correct: there is no {name!r} with candidates {candidates!r}. Choices: {choices}")
         count = int(rows["count"].iloc[0])
         bits = [np.unpackbits(np.frombuffer(packed, np.uint8), count=count) for packed in rows.bits]
         return np.stack(bits).astype(bool)
 
     def probe(self, name: str) -> pd.DataFrame:
-        """The table of a probe (see `clstudy.probes` for its columns), or "method": what a method has to tell of its
-        own, as `gdro` of its weights. FileNotFoundError: the run was made without."""
+        """The table of a probe (see `clstudy.probes` for its columns), or "method": what a method
+        has to tell of its own, as `gdro` of its weights. FileNotFoundError: the run was made
+        without."""
         path = self.folder / f"{name}.parquet"
         if not path.exists():
-            raise FileNotFoundError(f"run {self.id} has no {path.name}; make it with load_or_train(config, "
-                                    f"probes=[{name!r}])")
+            raise FileNotFoundError(
+                f"run {self.id} has no {path.name}; make it with load_or_train(config, "
+                f"probes=[{name!r}])")
         return pd.read_parquet(_whole(self.folder, path.name))
 
     @property
     def fingerprints(self) -> list[str]:
-        """Of the data and weights that the run was made from; with its settings they are what it is."""
+        """Of the data and weights that the run was made from; with its settings they are what it
+        is."""
         return self.result.get("fingerprints", [])
 
     @cached_property
@@ -73,10 +80,11 @@ class Run:
         return _object(self.folder / "result.json")
 
     def matrix(self, candidates: str = "all", metric: str = "accuracy") -> np.ndarray:
-        """R[s, t]: accuracy on task t + 1 after stage s; row 0 is the model before training. NaN where there is none.
+        """R[s, t]: accuracy on task t + 1 after stage s; row 0 is the model before training. NaN
+        where there is none.
 
-        candidates: "own" (task-incremental), "seen" (class-incremental) or "all" (zero-shot); metric: "accuracy" over
-        images, or "class-balanced accuracy"."""
+        candidates: "own" (task-incremental), "seen" (class-incremental) or "all" (zero-shot);
+        metric: "accuracy" over images, or "class-balanced accuracy"."""
         rows = self.evals[(self.evals.kind == "task") & (self.evals.candidates == candidates)]
         rows = rows[rows.stage_end & (rows.metric == metric)]
         stages = int(self.evals.stage.max())
@@ -84,7 +92,8 @@ class Run:
         R[rows.stage, rows["name"].astype(int) - 1] = rows.value
         return R
 
-    def curve(self, name: str = "seen classes", metric: str = "accuracy", kind: str | None = None) -> pd.DataFrame:
+    def curve(self, name: str = "seen classes", metric: str = "accuracy",
+              kind: str | None = None) -> pd.DataFrame:
         """`images_seen` and `value` of one set over the stream."""
         rows = self._of(name, metric, kind).drop_duplicates("images_seen", keep="last")
         return rows[["stage", "images_seen", "value"]].reset_index(drop=True)
@@ -113,11 +122,13 @@ class Run:
         return self._by_stage("class", candidates)
 
     def domains(self, candidates: str = "all") -> pd.DataFrame:
-        """Accuracy on each domain at stage ends: index stage (0 is before training), a column per domain."""
+        """Accuracy on each domain at stage ends: index stage (0 is before training), a column per
+        domain."""
         return self._by_stage("domain", candidates)
 
     def _by_stage(self, kind: str, candidates: str) -> pd.DataFrame:
-        rows = self.evals[(self.evals.kind == kind) & (self.evals.candidates == candidates) & self.evals.stage_end]
+        rows = self.evals[(self.evals.kind == kind) & (self.evals.candidates == candidates)
+                          & self.evals.stage_end]
         return rows.pivot(index="stage", columns="name", values="value")
 
 
@@ -150,7 +161,8 @@ class Runs(Sequence):
         """Choose the runs whose settings have these values; a list means any of them.
 
         An option is named flat where no other setting ends so ("size"), else dotted
-        ("method_args.size", as **{…}); a run without it has None. ValueError: no run has the setting."""
+        ("method_args.size", as **{…}); a run without it has None. ValueError: no run has the
+        setting."""
         settings = [flat(run.config) for run in self]
         kept = list(zip(self, settings, strict=True))
         for name, values in wanted.items():
@@ -170,7 +182,8 @@ def flat(config: RunConfig) -> dict[str, Any]:
     """Return the settings of a run by name, each option of an axis as "method_args.size"."""
     found = {}
     for name, value in config.model_dump().items():
-        inner = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+        inner = {f"{name}.{key}": one
+                 for key, one in value.items()} if isinstance(value, dict) else {name: value}
         found |= inner
     return found
 
@@ -179,7 +192,8 @@ def _rows(folder: Path, name: str) -> pd.DataFrame:
     """A table of a finished run. Damaged: it is not as it was written."""
     path = _whole(folder, name)
     try:
-        return pd.read_json(path, lines=True, precise_float=True, dtype={"name": str})  # otherwise the last digits are lost
+        return pd.read_json(path, lines=True, precise_float=True,
+                            dtype={"name": str})  # otherwise the last digits are lost
     except Exception as error:  # pandas' own, of many kinds
         raise Damaged(_said(path, error)) from None
 
@@ -198,19 +212,22 @@ def _object(path: Path) -> dict:
 def _whole(folder: Path, name: str) -> Path:
     """The path of a file of a finished run that is as it was written. Damaged: it is not.
 
-    A run that was made before results held checksums is only seen to end in the middle of a row, or to be empty."""
+    A run that was made before results held checksums is only seen to end in the middle of a row, or
+    to be empty."""
     path, result = folder / name, folder / "result.json"
     known = (_object(result).get("sha256") if result.exists() else None) or {}
     if not path.is_file():
         raise Damaged(_said(path, "it is not there"))
     with open(path, "rb") as file:
         if name in known:
-            fault = hashlib.file_digest(file, "sha256").hexdigest() != known[name] and "its checksum is wrong"
+            fault = hashlib.file_digest(
+                file, "sha256").hexdigest() != known[name] and "its checksum is wrong"
         else:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - 1, 0))
             fault = ((not size and name != "steps.jsonl" and "it is empty")
-                     or (size and name.endswith(".jsonl") and file.read() != b"\n" and "its last row is cut off"))
+                     or (size and name.endswith(".jsonl") and file.read() != b"\n"
+                         and "its last row is cut off"))
     if fault:
         raise Damaged(_said(path, fault))
     return path
@@ -238,29 +255,36 @@ def load_tuned(run: Run):
 
     path = run.folder / "model.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"run {run.id} has no {path.name}; make it with load_or_train(config, keep_model=True)")
+        raise FileNotFoundError(
+            f"run {run.id} has no {path.name}; make it with load_or_train(config, keep_model=True)")
     clip, _, _ = prepare(run.config)
     _whole(run.folder, path.name)
-    missing = clip.load_state_dict(load_file(path, device=str(clip.device)), strict=False).unexpected_keys
+    missing = clip.load_state_dict(load_file(path, device=str(clip.device)),
+                                   strict=False).unexpected_keys
     if missing:
         raise ValueError(f"{path} holds {missing[0]}, which the model of the run does not have")
     return clip.eval()
 
 
 def finished(folder: Path) -> list[Run]:
-    """All finished runs of a folder, those of settings that no longer exist included. Damaged: settings of one."""
-    return [Run(RunConfig.model_construct(**_object(_whole(path.parent, "config.json"))), path.parent)
-            for path in sorted(folder.glob("*/result.json")) if "." not in path.parent.name]
+    """All finished runs of a folder, those of settings that no longer exist included. Damaged:
+    settings of one."""
+    return [
+        Run(RunConfig.model_construct(**_object(_whole(path.parent, "config.json"))), path.parent)
+        for path in sorted(folder.glob("*/result.json")) if "." not in path.parent.name
+    ]
 
 
 def load_runs(runs: Path | Iterable[Run] | None = None) -> pd.DataFrame:
-    """All evaluations of many runs in one table, with the settings and the run_id of each as columns. Damaged: a file
-    of one; no run is left out unsaid."""
+    """All evaluations of many runs in one table, with the settings and the run_id of each as
+    columns. Damaged: a file of one; no run is left out unsaid."""
     if runs is None or isinstance(runs, Path):
         runs = finished(runs or paths.RUNS)
     tables = []
     for run in runs:
-        settings = {name: value if not isinstance(value, dict | list) else json.dumps(value, sort_keys=True)
-                    for name, value in run.config.model_dump().items()}
+        settings = {
+            name: value if not isinstance(value, dict | list) else json.dumps(
+                value, sort_keys=True) for name, value in run.config.model_dump().items()
+        }
         tables.append(run.evals.assign(run_id=run.id, **settings))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -26,20 +26,27 @@ from clstudy.utils.progress import clock
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 BEAT = 5  # seconds between two signs of life of whoever drives a sweep
 LINES = 20  # seconds between two lines where no screen is
-STATE = {"name", "host", "pid", "started", "finished", "code", "workers", "beat", "tasks"}  # what a state has
+STATE = {"name", "host", "pid", "started", "finished", "code", "workers", "beat",
+         "tasks"}  # what a state has
 NOW = {"host", "pid", "share", "left"}
 SILENT = 60  # seconds without one, after which its driver counts as dead
 
 
 class Board:
-    """Keeps state.json, and shows a row for each worker with the time left, as long as the block lasts."""
+    """Keeps state.json, and shows a row for each worker with the time left, as long as the block
+    lasts."""
 
-    def __init__(self, folder: Path, tasks: Sequence[Any], made: Collection[str], workers: int, show: bool):
+    def __init__(self, folder: Path, tasks: Sequence[Any], made: Collection[str], workers: int,
+                 show: bool):
         """tasks: things with an id and a label (`grid.Task`); made: ids of those that exist."""
         self.folder, self.code, self.lock = folder, None, RLock()
         self.screen = _Screen() if show else None
-        entries = {task.id: {"label": task.label, "state": "exists" if task.id in made else "waiting",
-                             "seconds": None, "error": None, "log": None} for task in tasks}
+        entries = {
+            task.id: {
+                "label": task.label, "state": "exists" if task.id in made else "waiting",
+                "seconds": None, "error": None, "log": None
+            } for task in tasks
+        }
         self.state = {"name": folder.name, "host": platform.node(), "pid": os.getpid(),
                       "started": time.time(), "finished": None, "code": None, "workers": workers,
                       "beat": time.time(), "left": None, "tasks": entries}
@@ -61,10 +68,12 @@ class Board:
             self.screen.close()
 
     def done(self, id: str, seconds: float) -> None:
-        self._set(id, f"made   {self.label(id)}  {clock(seconds)}", state="done", seconds=round(seconds, 1))
+        self._set(id, f"made   {self.label(id)}  {clock(seconds)}", state="done", seconds=round(
+            seconds, 1))
 
     def failed(self, id: str, error: str, log: str) -> None:
-        self._set(id, f"FAILED {self.label(id)}  {first_line(error)}", state="failed", error=error, log=log)
+        self._set(id, f"FAILED {self.label(id)}  {first_line(error)}", state="failed", error=error,
+                  log=log)
 
     def label(self, id: str) -> str:
         return self.state["tasks"][id]["label"]
@@ -96,11 +105,13 @@ class Board:
 
 
 class _Screen:
-    """A table that is drawn anew in a terminal and in a notebook; elsewhere lines come every `LINES` seconds."""
+    """A table that is drawn anew in a terminal and in a notebook; elsewhere lines come every
+    `LINES` seconds."""
 
     def __init__(self):
         quiet = bool(os.environ.get("CLSTUDY_QUIET"))
-        self.console = Console(stderr=True, quiet=quiet, force_jupyter=False, highlight=False, markup=False)
+        self.console = Console(stderr=True, quiet=quiet, force_jupyter=False, highlight=False,
+                               markup=False)
         self.handle = self.live = None
         self.last = time.monotonic()
         if "ipykernel" in sys.modules and not os.environ.get("CLSTUDY_HEADLESS"):
@@ -153,7 +164,8 @@ def left(state: dict, running: Mapping[str, dict]) -> float | None:
     """Seconds until all is done, if it goes on as it went so far. None: nothing was done so far."""
     todo = {id: one for id, one in state["tasks"].items() if one["state"] != "exists"}
     ended = sum(one["state"] != "waiting" for one in todo.values())
-    begun = sum(running[id]["share"] or 0 for id, one in todo.items() if one["state"] == "waiting" and id in running)
+    begun = sum(running[id]["share"] or 0 for id, one in todo.items()
+                if one["state"] == "waiting" and id in running)
     done = ended + begun
     return (time.time() - state["started"]) * (len(todo) - done) / done if done else None
 
@@ -162,7 +174,8 @@ def _headline(state: dict) -> str:
     count = {kind: sum(one["state"] == kind for one in state["tasks"].values())
              for kind in ("exists", "done", "failed")}
     text = f"{state['name']}: {count['exists'] + count['done']} of {len(state['tasks'])} there"
-    return text + (f", {count['failed']} failed" if count["failed"] else "") + f", {clock(state['left'])} left"
+    return text + (f", {count['failed']} failed"
+                   if count["failed"] else "") + f", {clock(state['left'])} left"
 
 
 def _rows(state: dict, running: Mapping[str, dict]) -> list[tuple[str, str, float | None, str]]:
@@ -182,7 +195,8 @@ def _running(state: dict, running: Mapping[str, dict]) -> list[str]:
 
 
 def alive(state: dict | None) -> bool:
-    """Whether somebody drives the sweep: by its process, if it is of this machine, and by its signs of life."""
+    """Whether somebody drives the sweep: by its process, if it is of this machine, and by its signs
+    of life."""
     if not state or state["finished"]:
         return False
     if state["host"] == platform.node():
@@ -202,8 +216,8 @@ def states(runs: Path | None = None) -> list[dict]:
 
 
 def status(name: str | None = None, runs: Path | None = None) -> str:
-    """A sweep in words, the latest if none is named: what is done, running (and where), waiting, failed; time left.
-    ValueError: there is none of that name."""
+    """A sweep in words, the latest if none is named: what is done, running (and where), waiting,
+    failed; time left. ValueError: there is none of that name."""
     runs = runs or paths.RUNS
     known = states(runs)
     if not known:
@@ -213,26 +227,33 @@ def status(name: str | None = None, runs: Path | None = None) -> str:
     state = next(one for one in reversed(known) if name in (None, one["name"]))
     lives = alive(state)
     running = now(runs / "sweeps" / state["name"]) if lives else {}
-    lines = [_headline(state) if lives else _headline(state).rpartition(",")[0],
-             f"started {_when(state['started'])} on {state['host']}, {by(state['workers'])}; {_ending(state, lives)}"]
+    lines = [
+        _headline(state) if lives else _headline(state).rpartition(",")[0],
+        f"started {_when(state['started'])} on {state['host']}, {by(state['workers'])}; {_ending(state, lives)}"
+    ]
     lines += ["running:", *_running(state, running)] if running else []
     for kind in ("failed", "waiting", "done", "exists"):
         lines += _of_kind(state, kind, running, runs)
     others = [one for one in known if one is not state]
-    lines += ["other sweeps: " + ", ".join(f"{one['name']} ({_ending(one, alive(one))})" for one in others)] * bool(
-        others)
+    lines += [
+        "other sweeps: " + ", ".join(f"{one['name']} ({_ending(one, alive(one))})"
+                                     for one in others)
+    ] * bool(others)
     return "\n".join(lines)
 
 
 def _of_kind(state: dict, kind: str, running: Mapping[str, dict], runs: Path) -> list[str]:
     """Its lines. What waits although its result is there was made by somebody else."""
-    chosen = {id: one for id, one in state["tasks"].items() if one["state"] == kind and id not in running}
+    chosen = {
+        id: one for id, one in state["tasks"].items() if one["state"] == kind and id not in running
+    }
     lines = [f"{kind}: {len(chosen)}"] if chosen else []
     for id, one in chosen.items():
         if kind == "failed":
             lines += [f"  {one['label']}", f"    {first_line(one['error'])}", f"    {one['log']}"]
         elif kind == "waiting":
-            lines.append(f"  {one['label']}" + ("  (is there)" if (runs / id / "result.json").exists() else ""))
+            lines.append(f"  {one['label']}"
+                         + ("  (is there)" if (runs / id / "result.json").exists() else ""))
     return lines
 
 
@@ -241,7 +262,10 @@ def _ending(state: dict, lives: bool) -> str:
         return "running"
     if not state["finished"]:
         return "stopped without a word: start it again to go on"
-    words = {DONE: "all made", FAILED: "ended with failures", INTERRUPTED: "interrupted: start it again to go on"}
+    words = {
+        DONE: "all made", FAILED: "ended with failures",
+        INTERRUPTED: "interrupted: start it again to go on"
+    }
     return f"{words.get(state['code'], 'broke off')}, after {clock(state['finished'] - state['started'])}"
 
 

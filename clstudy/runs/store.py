@@ -4,10 +4,11 @@
 
     runs/<run_id>.draft    a run that is being made, or was killed: saved states, from which it goes on (`resume.py`)
 
-A run is written into a folder in its draft and renamed when `result.json` stands in it, so a run that was killed leaves
-nothing that could be read as finished. `result.json` holds the checksums of the other files: a finished run that was
-damaged since is an error where it is read, and made again by `load_or_train`. Of two processes that want the same run
-one makes it and the other waits (`lock.py`)."""
+A run is written into a folder in its draft and renamed when `result.json` stands in it, so a run
+that was killed leaves nothing that could be read as finished. `result.json` holds the checksums of
+the other files: a finished run that was damaged since is an error where it is read, and made again
+by `load_or_train`. Of two processes that want the same run one makes it and the other waits
+(`lock.py`)."""
 import hashlib
 import json
 import os
@@ -34,7 +35,8 @@ from clstudy.utils.files import clear_dead, write_text
 from clstudy.utils import paths
 
 EVERY = 60.0  # seconds between two saved states, where nothing else is said
-TABLES = ("config.json", "evals.jsonl", "steps.jsonl", "correct.parquet")  # what every finished run has, besides its result
+TABLES = ("config.json", "evals.jsonl", "steps.jsonl", "correct.parquet"
+          )  # what every finished run has, besides its result
 
 
 def environment() -> dict:
@@ -44,13 +46,18 @@ def environment() -> dict:
     import torch
 
     packages = ("torch", "open_clip_torch", "peft", "numpy")
-    return {"python": platform.python_version(), "machine": platform.machine(), "threads": torch.get_num_threads(),
-            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            **{name: version(name) for name in packages}}
+    return {
+        "python": platform.python_version(), "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None, **{
+            name: version(name) for name in packages
+        }
+    }
 
 
 def _usable(run: Run | None, keep_model: bool, probes: Sequence[str]) -> bool:
-    """Whether a run is finished and whole, and has its weights and probe tables where they are wanted."""
+    """Whether a run is finished and whole, and has its weights and probe tables where they are
+    wanted."""
     wanted = ["model.safetensors"] * keep_model + [f"{name}.parquet" for name in probes]
     return (run is not None and all((run.folder / name).exists() for name in wanted)
             and not _fault(run.folder, wanted))
@@ -67,15 +74,17 @@ def _fault(folder: Path, more: Iterable[str] = ()) -> str:
     return ""
 
 
-def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool = False, progress=None,
-                  probes: Sequence[str] = (), save_every: float | None = None, wait: bool = True) -> Run:
+def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool = False,
+                  progress=None, probes: Sequence[str] = (), save_every: float | None = None,
+                  wait: bool = True) -> Run:
     """Read a finished run, take up one that was killed, or make it.
 
-    keep_model: also store the tuned weights. probes: also store the tables of these probes (`probes.PROBES`), which
-    change no number. A finished run that lacks what is wanted, or is damaged, is made again, with all that it had.
-    save_every: seconds between two saved states, from which a killed run goes on; 0: at stage ends only; default 60,
-    or CLSTUDY_SAVE_EVERY. wait: for another process that makes the same run.
-    ValueError: an unknown probe, save_every. Busy: another process makes it, and wait is False."""
+    keep_model: also store the tuned weights. probes: also store the tables of these probes
+    (`probes.PROBES`), which change no number. A finished run that lacks what is wanted, or is
+    damaged, is made again, with all that it had. save_every: seconds between two saved states, from
+    which a killed run goes on; 0: at stage ends only; default 60, or CLSTUDY_SAVE_EVERY. wait: for
+    another process that makes the same run. ValueError: an unknown probe, save_every. Busy: another
+    process makes it, and wait is False."""
     runs, every = runs or paths.RUNS, _save_every(save_every)
     _check_probes(probes)
     fingerprints = config.fingerprints()  # once: files may change while the run is made
@@ -92,9 +101,10 @@ def load_or_train(config: RunConfig, runs: Path | None = None, keep_model: bool 
     return Run(config, folder)
 
 
-def _make(config: RunConfig, folder: Path, fingerprints: list[str], keep_model: bool, probes: Sequence[str], progress,
-          every: float) -> None:
-    """Make a run in a draft that is ours, or resume it. What is saved stays there, unless the run ends well.
+def _make(config: RunConfig, folder: Path, fingerprints: list[str], keep_model: bool,
+          probes: Sequence[str], progress, every: float) -> None:
+    """Make a run in a draft that is ours, or resume it. What is saved stays there, unless the run
+    ends well.
 
     A run whose numbers are not finite leaves nothing: the next call starts it anew."""
     from clstudy.training.checkpoint import Saver, states
@@ -117,10 +127,14 @@ def _make(config: RunConfig, folder: Path, fingerprints: list[str], keep_model: 
         made = train(config, progress, probes, saver)
         _write(done, config, made, keep_model)
         if config.fingerprints() != fingerprints:
-            warnings.warn(f"run {folder.name}: its files changed while it was made. Its numbers are of both versions; "
-                          "remove its folder and call again", stacklevel=4)
-        result = {"run_id": folder.name, "fingerprints": fingerprints, "seconds": round(saver.seconds + time.perf_counter() - started, 1),
-                  "finished": time.time(), "resumed": saver.taken_up, "sha256": _seal(done), **made.cost}
+            warnings.warn(
+                f"run {folder.name}: its files changed while it was made. Its numbers are of both versions; "
+                "remove its folder and call again", stacklevel=4)
+        result = {
+            "run_id": folder.name, "fingerprints": fingerprints, "seconds": round(
+                saver.seconds + time.perf_counter() - started, 1), "finished": time.time(),
+            "resumed": saver.taken_up, "sha256": _seal(done), **made.cost
+        }
         write_text(done / "result.json", json.dumps(result))
         _publish(done, folder, again)
         shutil.rmtree(draft, ignore_errors=True)
@@ -133,14 +147,19 @@ def _make(config: RunConfig, folder: Path, fingerprints: list[str], keep_model: 
 
 
 def _surroundings(config: RunConfig, probes: Sequence[str]) -> dict[str, Any]:
-    """What the numbers of a run depend on besides its settings: a state that was saved in others is not resumed."""
+    """What the numbers of a run depend on besides its settings: a state that was saved in others is
+    not resumed."""
     from clstudy.methods import METHODS
     from clstudy.training.checkpoint import code
     from clstudy.training.setup import pick_device
     from clstudy.utils import distributed
 
-    found = {name: value for name, value in environment().items() if name != "python"}  # moves no number
-    found |= {"device": pick_device(config.device).type, "code": code(METHODS[config.method]), "probes": probes}
+    found = {name: value for name, value in environment().items()
+             if name != "python"}  # moves no number
+    found |= {
+        "device": pick_device(config.device).type, "code": code(METHODS[config.method]),
+        "probes": probes
+    }
     return found | ({"processes": distributed.world_size()} if distributed.world_size() > 1 else {})
 
 
@@ -161,14 +180,16 @@ def _write(folder: Path, config: RunConfig, made: Any, keep_model: bool) -> None
     write_text(folder / "config.json", config.model_dump_json(indent=1))
     write_text(folder / "env.json", json.dumps(environment(), indent=1))
     for name, table in (("evals", made.evals), ("steps", made.steps)):
-        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in table.to_dict("records")))
+        write_text(folder / f"{name}.jsonl", "".join(
+            json.dumps(row) + "\n" for row in table.to_dict("records")))
     for name, table in {"correct": made.correct, **made.probes}.items():
         table.to_parquet(folder / f"{name}.parquet")
 
 
 def _publish(done: Path, folder: Path, again: bool) -> None:
     """Give a whole run its name; a process of another host may have been first."""
-    if again or not (folder / "result.json").exists():  # without a result: what a killed removal left
+    if again or not (folder
+                     / "result.json").exists():  # without a result: what a killed removal left
         shutil.rmtree(folder, ignore_errors=True)
     try:
         done.rename(folder)
@@ -187,13 +208,18 @@ def _seal(folder: Path) -> dict[str, str]:
     return found
 
 
-def _asked(draft: Path, folder: Path, keep_model: bool, probes: Sequence[str]) -> tuple[bool, list[str]]:
-    """What a run is to hold: what is wanted now, what the finished one has, and what its draft was begun with.
+def _asked(draft: Path, folder: Path, keep_model: bool,
+           probes: Sequence[str]) -> tuple[bool, list[str]]:
+    """What a run is to hold: what is wanted now, what the finished one has, and what its draft was
+    begun with.
 
-    A draft that was begun without a probe that is wanted has missed its first steps: its states are not taken up."""
+    A draft that was begun without a probe that is wanted has missed its first steps: its states are
+    not taken up."""
     if (folder / "result.json").exists():
         keep_model |= (folder / "model.safetensors").exists()
-        probes = {*probes, *(path.stem for path in folder.glob("*.parquet") if path.stem in _probes())}
+        probes = {
+            *probes, *(path.stem for path in folder.glob("*.parquet") if path.stem in _probes())
+        }
     try:
         begun = json.loads((draft / "asked.json").read_text())
         if set(probes) <= set(begun["probes"]) <= set(_probes()):
@@ -211,7 +237,8 @@ def _save_every(given: float | None) -> float:
     except ValueError:
         seconds = -1.0
     if not seconds >= 0:
-        raise ValueError(f"save_every={said!r}: must be a number of seconds, or 0 for stage ends only")
+        raise ValueError(
+            f"save_every={said!r}: must be a number of seconds, or 0 for stage ends only")
     return seconds
 
 
@@ -227,11 +254,11 @@ def _probes() -> Iterable[str]:
 
 
 def save_tuned(clip, folder: Path) -> None:
-    """The tuned parameters of a model and its buffers (a prompt pool counts there), as safetensors."""
+    """The tuned parameters of a model and its buffers (a prompt pool counts there), as
+    safetensors."""
     from safetensors.torch import save_file
 
     tuned = {name: p for name, p in clip.named_parameters() if p.requires_grad}
     tuned |= {name: buffer for name, buffer in clip.named_buffers() if name in clip.state_dict()}
-    save_file({name: p.detach().cpu().contiguous() for name, p in tuned.items()}, folder / "model.safetensors")
-
-
+    save_file({name: p.detach().cpu().contiguous() for name, p in tuned.items()},
+              folder / "model.safetensors")

@@ -3,8 +3,9 @@
     made = sweep({"method": ["sit", "finetune"], "seed": "0..4"}, workers=2)       made.runs, made.failed, made.code
     print(plan({"method": ["sit", "finetune"], "seed": "0..4"}))                   shows only what would be done
 
-Finished runs are reused, so a sweep that was stopped goes on when it is started again. Exit codes: 0 all is
-made, 1 something failed, 2 the grid is impossible and nothing was started, 130 interrupted."""
+Finished runs are reused, so a sweep that was stopped goes on when it is started again. Exit codes:
+0 all is made, 1 something failed, 2 the grid is impossible and nothing was started, 130
+interrupted."""
 import hashlib
 import json
 import platform
@@ -43,7 +44,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker does with a task; returns its seconds, or a Failure: errors of all kinds travel as text."""
+    """What a worker does with a task; returns its seconds, or a Failure: errors of all kinds travel
+    as text."""
 
     folder: Path  # of the sweep
     runs: Path
@@ -68,7 +70,8 @@ class Work:
         log = self.folder / f"{task.id}.log"
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(f"{task.label}\non {platform.node()}, {time.ctime()}\n\n{traceback.format_exc()}")
+            log.write_text(
+                f"{task.label}\non {platform.node()}, {time.ctime()}\n\n{traceback.format_exc()}")
         except OSError as error:
             return f"no log: {error}"
         return str(log)
@@ -92,23 +95,26 @@ class Plan:
         return [task for task in self.tasks if task.id not in self.made]
 
     def __str__(self) -> str:
-        lines = [f"sweep {self.name}: {len(self.tasks)} in all, {len(self.made)} exist, {len(self.todo)} to do, "
-                 f"{by(self.workers)}"]
+        lines = [
+            f"sweep {self.name}: {len(self.tasks)} in all, {len(self.made)} exist, {len(self.todo)} to do, "
+            f"{by(self.workers)}"
+        ]
         for task in self.tasks:
             lines.append(f"  {task.label:50}  {'exists' if task.id in self.made else 'to do'}")
         return "\n".join(lines)
 
 
-def plan(grid: Mapping[str, Any] | Sequence, *, workers: int | None = None, runs: Path | None = None,
-         name: str | None = None, keep_model: bool = False, probes: Sequence[str] = (),
-         timeout: float | None = None) -> Plan:
+def plan(grid: Mapping[str, Any] | Sequence, *, workers: int | None = None,
+         runs: Path | None = None, name: str | None = None, keep_model: bool = False,
+         probes: Sequence[str] = (), timeout: float | None = None) -> Plan:
     """Check everything and look what exists; nothing is started.
 
-    grid: a dict of choices (see `clstudy.runs.grid`), several of them, or RunConfigs. workers: default one per core, or
-    one where a GPU computes. ValueError, OSError: impossible settings, missing data, an unknown probe."""
+    grid: a dict of choices (see `clstudy.runs.grid`), several of them, or RunConfigs. workers:
+    default one per core, or one where a GPU computes. ValueError, OSError: impossible settings,
+    missing data, an unknown probe."""
     store._check_probes(probes)
-    return arrange(_tasks(grid), workers=workers, runs=runs, name=name, keep_model=keep_model, probes=probes,
-                   timeout=timeout)
+    return arrange(_tasks(grid), workers=workers, runs=runs, name=name, keep_model=keep_model,
+                   probes=probes, timeout=timeout)
 
 
 def _tasks(grid: Mapping[str, Any] | Sequence) -> list[Task]:
@@ -119,13 +125,16 @@ def _tasks(grid: Mapping[str, Any] | Sequence) -> list[Task]:
     return grids.run_tasks(grid)
 
 
-def arrange(tasks: list[Task], *, workers: int | None = None, runs: Path | None = None, name: str | None = None,
-            keep_model: bool = False, probes: Sequence[str] = (), timeout: float | None = None) -> Plan:
+def arrange(tasks: list[Task], *, workers: int | None = None, runs: Path | None = None,
+            name: str | None = None, keep_model: bool = False, probes: Sequence[str] = (),
+            timeout: float | None = None) -> Plan:
     """A plan of tasks that are checked already."""
     runs = (runs or paths.RUNS).absolute()
     at_least("workers", workers or 1, 1)
-    name = name or hashlib.sha256(json.dumps(sorted(task.id for task in tasks)).encode()).hexdigest()[:8]
-    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+    name = name or hashlib.sha256(json.dumps(sorted(task.id
+                                                    for task in tasks)).encode()).hexdigest()[:8]
+    if not name.replace("-", "").replace("_", "").replace(".",
+                                                          "").isalnum() or name.startswith("."):
         raise ValueError(f"name={name!r}: letters, digits, - _ and . only, for it names a folder")
     work = Work(runs / "sweeps" / name, runs, keep_model, tuple(probes), timeout)
     made = {task.id for task in tasks if task.made(work)}
@@ -158,15 +167,19 @@ class Sweep:
 
     def __str__(self) -> str:
         made = len(self.plan.tasks) - len(self.failed)
-        lines = [f"sweep {self.plan.name}: {made} of {len(self.plan.tasks)} are there, {len(self.failed)} failed"]
+        lines = [
+            f"sweep {self.plan.name}: {made} of {len(self.plan.tasks)} are there, {len(self.failed)} failed"
+        ]
         for label, failure in self.failed.items():
             lines += [f"  FAILED {label}", f"         {first_line(failure.error)}",
                       f"         {failure.log}"]
         return "\n".join(lines)
 
 
-def sweep(grid: Mapping[str, Any] | Sequence, *, engine: Engine | None = None, show: bool = True, **options) -> Sweep:
-    """Plan (see `plan` for the options) and carry out. Failures stop nothing; they are in what is returned."""
+def sweep(grid: Mapping[str, Any] | Sequence, *, engine: Engine | None = None, show: bool = True,
+          **options) -> Sweep:
+    """Plan (see `plan` for the options) and carry out. Failures stop nothing; they are in what is
+    returned."""
     return carry_out(plan(grid, **options), engine, show)
 
 
@@ -194,7 +207,8 @@ def carry_out(planned: Plan, engine: Engine | None = None, show: bool = True) ->
 
 
 def _outcomes(engine: Engine, work: Work, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-    """First what nobody else makes; then, waited for, what others were at: they may be killed before they are done."""
+    """First what nobody else makes; then, waited for, what others were at: they may be killed
+    before they are done."""
     later = []
     with closing(engine(work, tasks)) as found:
         for task, outcome in found:

@@ -2,8 +2,8 @@
 
     for item, outcome in local(function, items, workers=2): ...
 
-An outcome is what the function returned, or the exception that it raised. `dask_workers.on_dask` has the same form, for
-workers elsewhere."""
+An outcome is what the function returned, or the exception that it raised. `dask_workers.on_dask`
+has the same form, for workers elsewhere."""
 import os
 import signal
 import time
@@ -37,18 +37,25 @@ def train_all(
     keep_model: bool = False,
     probes: Sequence[str] = (),
 ) -> Runs:
-    """`load_or_train` for each, in worker processes that divide the cores; finished runs are reused.
+    """`load_or_train` for each, in worker processes that divide the cores; finished runs are
+    reused.
 
-    workers: default one per core, or one where a GPU computes. A run that another process makes is waited for when the
-    others are done. A run that fails stops no other; the first error is raised when all others are done. The processes
-    stay for the next call, with what they have loaded: for two minutes, since each holds up to 2 GB. They end with this
-    one; an interrupt ends them at once."""
+    workers: default one per core, or one where a GPU computes. A run that another process makes is
+    waited for when the others are done. A run that fails stops no other; the first error is raised
+    when all others are done. The processes stay for the next call, with what they have loaded: for
+    two minutes, since each holds up to 2 GB. They end with this one; an interrupt ends them at
+    once."""
     runs = runs or paths.RUNS
     _check_probes(probes)
-    todo = {config.run_id: config for config in configs if not _usable(find(config, runs), keep_model, probes)}
-    work = partial(load_or_train, runs=runs, keep_model=keep_model, probes=tuple(probes), wait=False)
+    todo = {
+        config.run_id: config for config in configs
+        if not _usable(find(config, runs), keep_model, probes)
+    }
+    work = partial(load_or_train, runs=runs, keep_model=keep_model, probes=tuple(probes),
+                   wait=False)
     errors = []
-    with bar(total=len(configs), initial=len(configs) - len(todo), desc="runs", unit="run") as shown:
+    with bar(total=len(configs), initial=len(configs) - len(todo), desc="runs",
+             unit="run") as shown:
         with closing(local(work, todo.values(), workers or default(configs))) as outcomes:
             for _, outcome in outcomes:
                 if isinstance(outcome, BaseException) and not isinstance(outcome, Busy):
@@ -60,7 +67,8 @@ def train_all(
 
 
 def cores() -> int:
-    """The cores that this process may use. CLSTUDY_CORES is the share of a notebook that runs beside others."""
+    """The cores that this process may use. CLSTUDY_CORES is the share of a notebook that runs
+    beside others."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get("CLSTUDY_CORES", "")
     return min(mine, int(given)) if given.isdigit() and int(given) else mine
@@ -70,18 +78,21 @@ def default(configs: Sequence[RunConfig]) -> int:
     """One worker for each core, or one where a GPU computes."""
     import torch
 
-    return 1 if torch.cuda.is_available() and any(config.device != "cpu" for config in configs) else cores()
+    return 1 if torch.cuda.is_available() and any(config.device != "cpu"
+                                                  for config in configs) else cores()
 
 
 # ---- the engine
 
 
 def local(function: Callable, items: Iterable, workers: int) -> Iterator[tuple[Any, Any]]:
-    """Yields (item, what `function(item)` returned or the exception it raised), in the order in which they end.
+    """Yields (item, what `function(item)` returned or the exception it raised), in the order in
+    which they end.
 
-    As many items as workers are out at a time. A process that dies (out of memory, killed) takes the others of its
-    pool with it: those that were out are tried again, one after the other, and one that then dies alone is the
-    culprit, whose outcome is BrokenProcessPool. Leaving the loop early ends the processes."""
+    As many items as workers are out at a time. A process that dies (out of memory, killed) takes
+    the others of its pool with it: those that were out are tried again, one after the other, and
+    one that then dies alone is the culprit, whose outcome is BrokenProcessPool. Leaving the loop
+    early ends the processes."""
     waiting, suspects, out = deque(items), deque(), {}
     if not waiting:
         return
@@ -114,11 +125,13 @@ def local(function: Callable, items: Iterable, workers: int) -> Iterator[tuple[A
 
 
 def _pool(workers: int) -> Executor:
-    """Worker processes: those of the last call, unless they died, or code, surroundings or numbers changed since."""
+    """Worker processes: those of the last call, unless they died, or code, surroundings or numbers
+    changed since."""
     threads = max(cores() // workers, 1)
     code = max(path.stat().st_mtime_ns for path in paths.PACKAGE.rglob("*.py"))
     settings = sorted(item for item in os.environ.items() if item[0].startswith("CLSTUDY_"))
-    warnings.filterwarnings("ignore", "A worker (stopped|was restarted)")  # loky replaced one: no news
+    warnings.filterwarnings("ignore",
+                            "A worker (stopped|was restarted)")  # loky replaced one: no news
     return get_reusable_executor(
         workers,
         "loky_init_main",  # what a program registers at its top, its workers know too
@@ -138,7 +151,8 @@ def _submit(pool: Executor, function: Callable, item: Any) -> Future:
 
 
 def _end(pool: Executor) -> None:
-    """End the worker processes. loky would kill them; here each saves the state of its run first."""
+    """End the worker processes. loky would kill them; here each saves the state of its run
+    first."""
     processes = list(pool._processes.values())
     pool._processes.clear()
     pool.shutdown(kill_workers=True)
@@ -147,9 +161,11 @@ def _end(pool: Executor) -> None:
 
 
 def _begin(threads: int, parent: int, *_) -> None:
-    """What each worker process does first. Two processes with all threads each would be five times slower.
+    """What each worker process does first. Two processes with all threads each would be five times
+    slower.
 
-    Code and settings are among the arguments because processes stay as long as their arguments are equal."""
+    Code and settings are among the arguments because processes stay as long as their arguments are
+    equal."""
     import torch
 
     end_with(parent)
@@ -159,7 +175,8 @@ def _begin(threads: int, parent: int, *_) -> None:
 
 
 def end_with(parent: int) -> None:
-    """From now on this process ends when its parent is gone, and saves the state of its run first."""
+    """From now on this process ends when its parent is gone, and saves the state of its run
+    first."""
     from clstudy.training.checkpoint import GRACE
 
     def watch() -> None:

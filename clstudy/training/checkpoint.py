@@ -46,7 +46,8 @@ class Position:
     images: int = 0  # of the stream, in all
     order: np.ndarray | None = None  # of the images in this epoch
     seen: list[int] = field(default_factory=list)  # classes, in order of their first appearance
-    moving: dict[str, bool] = field(default_factory=lambda: {"image": False, "text": False})  # towers trained so far
+    moving: dict[str, bool] = field(
+        default_factory=lambda: {"image": False, "text": False})  # towers trained so far
     evals: list[dict] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)
     correct: list[dict] = field(default_factory=list)  # which images were right at stage ends
@@ -230,7 +231,10 @@ def interruptible(saver: Saver) -> Iterator[None]:
     outside of the main thread."""
     here = threading.current_thread() is threading.main_thread()
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    ours = {number: known for number, known in usual.items() if here and signal.getsignal(number) is known}
+    ours = {
+        number: known for number, known in usual.items()
+        if here and signal.getsignal(number) is known
+    }
     came = []
 
     def ask(number: int, *_) -> None:
@@ -254,7 +258,8 @@ def interruptible(saver: Saver) -> Iterator[None]:
 
 
 def code(method: type) -> str:
-    """sha256 of the sources that a number can depend on, as they were when this module was imported."""
+    """sha256 of the sources that a number can depend on, as they were when this module was
+    imported."""
     if method.__module__.startswith("clstudy."):
         return SOURCES
     try:
@@ -297,4 +302,3 @@ def _random(clip: Clip) -> dict[str, Tensor]:
     """States of torch's global generators."""
     cuda = {"cuda": torch.cuda.get_rng_state(clip.device)} if clip.device.type == "cuda" else {}
     return {"cpu": torch.get_rng_state(), **cuda}
-

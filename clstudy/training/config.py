@@ -1,6 +1,8 @@
-"""A run, as one small frozen object. A notebook, a test, the command line and a worker build the same thing.
+"""A run, as one small frozen object. A notebook, a test, the command line and a worker build the
+same thing.
 
-Names are checked here, before anything is loaded; `run_id` is a hash of everything that can change the numbers."""
+Names are checked here, before anything is loaded; `run_id` is a hash of everything that can change
+the numbers."""
 import hashlib
 import json
 from collections.abc import Mapping
@@ -34,7 +36,8 @@ def registry(axis: str) -> Mapping[str, Any]:
 
 
 def check_choice(name: str, value: Any) -> None:
-    """Refuse a word that no RunConfig has in the field of this name; what is no field, or free, passes."""
+    """Refuse a word that no RunConfig has in the field of this name; what is no field, or free,
+    passes."""
     field = RunConfig.model_fields.get(name)
     if field is None or not isinstance(value, str):
         return
@@ -45,7 +48,8 @@ def check_choice(name: str, value: Any) -> None:
 
 
 def with_path(benchmark: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """`folder:PATH` as the benchmark `folder` with that path, which is made absolute: workers may stand elsewhere."""
+    """`folder:PATH` as the benchmark `folder` with that path, which is made absolute: workers may
+    stand elsewhere."""
     if benchmark.startswith("folder:"):
         benchmark, options = "folder", {**options, "path": benchmark.removeprefix("folder:")}
     if benchmark == "folder" and isinstance(options.get("path"), str | Path):
@@ -57,8 +61,8 @@ def with_path(benchmark: str, options: dict[str, Any]) -> tuple[str, dict[str, A
 
 
 class RunConfig(BaseModel):
-    """One point of the grid benchmark × stream × tuner × method, and how to optimise it. Impossible values fail
-    here."""
+    """One point of the grid benchmark × stream × tuner × method, and how to optimise it. Impossible
+    values fail here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -78,12 +82,15 @@ class RunConfig(BaseModel):
     weight_decay: float = Field(1e-5, ge=0)
     clip_norm: float | None = Field(None, gt=0)  # largest gradient norm; None: not clipped
     batch_size: int = Field(64, ge=1)  # images
-    steps_per_batch: int = Field(3, ge=1)  # optimiser steps on each incoming batch, each with a fresh augmentation
+    steps_per_batch: int = Field(
+        3, ge=1)  # optimiser steps on each incoming batch, each with a fresh augmentation
     epochs: int = Field(1, ge=1)  # passes over a stage; 1 is online
     milestones: list[int] = []  # epochs of each stage after which lr is divided by ten
     augmentation: str = "light"
-    eval_every: int | None = Field(None, ge=1)  # images of the stream between two evaluations; None: at stage ends only
-    held_out_every: int = Field(1, ge=1)  # stages between two looks at the held-out sets; before and last always
+    eval_every: int | None = Field(
+        None, ge=1)  # images of the stream between two evaluations; None: at stage ends only
+    held_out_every: int = Field(
+        1, ge=1)  # stages between two looks at the held-out sets; before and last always
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
     compile: bool = False
     channels_last: bool = False
@@ -112,16 +119,18 @@ class RunConfig(BaseModel):
         choose("augmentation", self.augmentation, registry("augmentation"))
         for epoch in self.milestones:
             if not 1 <= epoch < self.epochs:
-                raise ValueError(f"milestones={self.milestones!r}: must be numbers from 1 to epochs - 1 = "
-                                 f"{self.epochs - 1}")
+                raise ValueError(
+                    f"milestones={self.milestones!r}: must be numbers from 1 to epochs - 1 = "
+                    f"{self.epochs - 1}")
         _, _, tuner, method = (self.make(axis) for axis in AXES)
         tuner.check_tower(self.tower)
         needs = method.needs_tuner or self.tuner
         if self.tuner != needs:
             raise ValueError(f"method={self.method!r} needs tuner={needs!r}, not {self.tuner!r}")
         if self.tuner == "none" and self.method != "frozen":
-            raise ValueError(f"tuner='none' leaves method={self.method!r} nothing to train; choose another tuner, or "
-                             "method='frozen'")
+            raise ValueError(
+                f"tuner='none' leaves method={self.method!r} nothing to train; choose another tuner, or "
+                "method='frozen'")
         return self
 
     def make(self, axis: str) -> Any:
@@ -130,14 +139,16 @@ class RunConfig(BaseModel):
 
     @property
     def run_id(self) -> str:
-        """The identity of the run with the files as they are now; a run that is being made keeps the one it began
-        with."""
+        """The identity of the run with the files as they are now; a run that is being made keeps
+        the one it began with."""
         return self.id_of(self.fingerprints())
 
     def id_of(self, fingerprints: list[str]) -> str:
-        """Twelve hexadecimal digits of a hash: the settings, the files behind them, and the version of the results."""
+        """Twelve hexadecimal digits of a hash: the settings, the files behind them, and the version
+        of the results."""
         settings = self.model_dump(mode="json", exclude={"device"})
-        return hashlib.sha256(json.dumps([RESULTS, settings, fingerprints], sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(
+            json.dumps([RESULTS, settings, fingerprints], sort_keys=True).encode()).hexdigest()[:12]
 
     def fingerprints(self) -> list[str]:
         """Of the files that the numbers depend on: embedded data and weights, folders."""

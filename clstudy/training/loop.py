@@ -1,7 +1,9 @@
-"""The loop. `train(config)` runs one point of the grid and returns its tables; read it from top to bottom.
+"""The loop. `train(config)` runs one point of the grid and returns its tables; read it from top to
+bottom.
 
-A method is called by its verbs, all of them below. Nothing on the device is waited for in a step: losses are
-gathered and looked at every `LOOK` steps (on the CPU, where nothing waits, at every step).
+A method is called by its verbs, all of them below. Nothing on the device is waited for in a step:
+losses are gathered and looked at every `LOOK` steps (on the CPU, where nothing waits, at every
+step).
 """
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,16 +31,16 @@ LOOK = 20  # steps between two looks at the losses
 STEPS = ("stage", "images_seen", "step", "term", "value")  # columns of `Trained.steps`
 
 
-def batches(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: Tensor, size: int, order: np.ndarray
-            ) -> Iterator[Batch]:
+def batches(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: Tensor, size: int,
+            order: np.ndarray) -> Iterator[Batch]:
     """The stage's images in the order given; classes join `seen` when their first image arrives."""
     for chunk in np.array_split(order, range(size, len(order), size)) if len(order) else []:
         labels = benchmark.train.labels[chunk]
         seen.extend(label for label in dict.fromkeys(labels.tolist()) if label not in seen)
         images = benchmark.train.images
         image = images[torch.from_numpy(chunk).to(images.device)].to(prompts.device).float() / 255
-        yield Batch(image, tuple(labels.tolist()), tuple(chunk.tolist()), tuple(seen), prompts, stage,
-                    reference=benchmark.reference)
+        yield Batch(image, tuple(labels.tolist()), tuple(chunk.tolist()), tuple(seen), prompts,
+                    stage, reference=benchmark.reference)
 
 
 def one_pass(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: Tensor,
@@ -49,7 +51,8 @@ def one_pass(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: T
 
 def own_bar(config: RunConfig, stages: Sequence[Stage]):
     """Progress over all images of a run."""
-    return bar(total=total(config, stages), unit="img", desc=f"{config.method} {config.tuner}", leave=False)
+    return bar(total=total(config, stages), unit="img", desc=f"{config.method} {config.tuner}",
+               leave=False)
 
 
 def total(config: RunConfig, stages: Sequence[Stage]) -> int:
@@ -57,9 +60,11 @@ def total(config: RunConfig, stages: Sequence[Stage]) -> int:
     return config.epochs * sum(len(stage.index) for stage in stages)
 
 
-def arriving(at: Position, stage: Stage, benchmark: BenchmarkData, prompts: Tensor, config: RunConfig,
-             shuffle: np.random.Generator, optimizer: torch.optim.Optimizer | None) -> Iterator[Batch]:
-    """The batches of a stage that are still to come, epoch by epoch. Who takes one counts it in `at.batch`."""
+def arriving(at: Position, stage: Stage, benchmark: BenchmarkData, prompts: Tensor,
+             config: RunConfig, shuffle: np.random.Generator,
+             optimizer: torch.optim.Optimizer | None) -> Iterator[Batch]:
+    """The batches of a stage that are still to come, epoch by epoch. Who takes one counts it in
+    `at.batch`."""
     while at.epoch < config.epochs:
         if at.batch == 0:
             decay(optimizer, config, at.epoch)
@@ -91,32 +96,40 @@ class Trained:
     model: Clip  # as it is deployed
 
 
-def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), saver: Saver | None = None) -> Trained:
+def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
+          saver: Saver | None = None) -> Trained:
     """Run the stream once.
 
-    progress: has `update(images)` and `close()`, and may have `begin(position, probes, total)`. probes: of `PROBES`.
-    saver: saves now and then, and resumes. NotFinite: a loss or a weight. KeyboardInterrupt: Ctrl-C, once saved."""
+    progress: has `update(images)` and `close()`, and may have `begin(position, probes, total)`.
+    probes: of `PROBES`. saver: saves now and then, and resumes. NotFinite: a loss or a weight.
+    KeyboardInterrupt: Ctrl-C, once saved."""
     clip, benchmark, stages = prepare(config)
     method = config.make("method")
-    augmentation, generator = AUGMENTATIONS[config.augmentation], torch.Generator().manual_seed(config.seed)
+    augmentation, generator = AUGMENTATIONS[config.augmentation], torch.Generator().manual_seed(
+        config.seed)
     shuffle = np.random.default_rng(config.seed)
-    prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(clip.device)
-    at, cost, waiting, cache, saver = Position(), Cost(clip.device), [], _start(config), saver or Saver()
-    shown, at_once = progress or own_bar(config, stages), clip.device.type == "cpu"  # nobody waits for a look there
+    prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(
+        clip.device)
+    at, cost, waiting, cache, saver = Position(), Cost(
+        clip.device), [], _start(config), saver or Saver()
+    shown, at_once = progress or own_bar(
+        config, stages), clip.device.type == "cpu"  # nobody waits for a look there
 
     def look(stage: int, complete: bool) -> None:
         cache.forget(**at.moving)
         model, tasks = method.deploy(clip), [stage.classes for stage in stages]
         sides = complete and (stage % config.held_out_every == 0 or stage == len(stages))
         with distributed.sharing():
-            found = evaluate(model, benchmark, tasks, at.seen, complete, sides, cache if model is clip else None,
-                             method.scores)
-        at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row} for row in found.rows)
+            found = evaluate(model, benchmark, tasks, at.seen, complete, sides,
+                             cache if model is clip else None, method.scores)
+        at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row}
+                        for row in found.rows)
         at.correct.extend(packed(stage, found.correct) if complete else ())
 
-    with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # takes up what was saved, in place
-            clip, unchanging(benchmark, stages, prompts), at=at, method=method, cost=cost, probes=watching,
-            augmentation=generator, shuffle=shuffle):
+    with open_probes(probes, clip, benchmark,
+                     prompts) as watching, saver.open(  # takes up what was saved, in place
+                         clip, unchanging(benchmark, stages, prompts), at=at, method=method,
+                         cost=cost, probes=watching, augmentation=generator, shuffle=shuffle):
         getattr(progress, "begin", lambda *_: None)(at, watching, total(config, stages))
         shown.update(distributed.agreed("at the start", at.images))
         if not at.evals:
@@ -124,9 +137,11 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
         cache = cache.copy()
         for stage in stages[at.stage:]:
             if not at.inside:
-                method.before_stage(clip, stage, one_pass(stage, benchmark, list(at.seen), prompts, config))
+                method.before_stage(clip, stage,
+                                    one_pass(stage, benchmark, list(at.seen), prompts, config))
             trained = method.trainable(clip)
-            optimizer = saver.resumed(make_optimizer(config, trained))  # a fresh one per stage, as SIT's code does
+            optimizer = saver.resumed(make_optimizer(
+                config, trained))  # a fresh one per stage, as SIT's code does
             at.moving |= towers_of(clip, trained)
             for batch in arriving(at, stage, benchmark, prompts, config, shuffle, optimizer):
                 cost.start()
@@ -161,11 +176,12 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (), s
             distributed.save(saver)
     shown.close()
     tables = {**watching.tables(), **own_table(method)}
-    return Trained(pd.DataFrame(at.evals), pd.DataFrame(at.steps, columns=STEPS), pd.DataFrame(at.correct), tables, cost.table(method),
-                   method.deploy(clip))
+    return Trained(pd.DataFrame(at.evals), pd.DataFrame(at.steps, columns=STEPS),
+                   pd.DataFrame(at.correct), tables, cost.table(method), method.deploy(clip))
 
 
 def packed(stage: int, correct: dict[tuple[str, str], np.ndarray]) -> list[dict]:
-    """Rows of `Trained.correct`: truth values of the images of a set, eight to a byte, the first in the highest bit."""
+    """Rows of `Trained.correct`: truth values of the images of a set, eight to a byte, the first in
+    the highest bit."""
     return [{"stage": stage, "set": name, "candidates": candidates, "count": len(right),
              "bits": np.packbits(right).tobytes()} for (name, candidates), right in correct.items()]

@@ -15,7 +15,8 @@ from clstudy.probes.drift import Drift
 from clstudy.probes.parameter_gradients import Gradients
 from clstudy.utils.validation import choose
 
-MEMORY = ("looks", "before", "weights", "moved", "measured", "last")  # of a probe, from one look to the next
+MEMORY = ("looks", "before", "weights", "moved", "measured", "last"
+          )  # of a probe, from one look to the next
 
 
 IMAGES_PER_CLASS = 10  # test images of each class whose features `Drift` follows in `train`
@@ -27,7 +28,8 @@ def _gradients(clip, benchmark: BenchmarkData, prompts: Tensor) -> Gradients:
 
 
 def _classes(clip, benchmark: BenchmarkData, prompts: Tensor) -> Classes:
-    """The push on the texts and images of every class; references are the test images and prompts before training."""
+    """The push on the texts and images of every class; references are the test images and prompts
+    before training."""
     with Drift(clip, *_followed(benchmark, prompts)) as drift:
         image, text = drift.start
         means = [F.normalize(image[rows].mean(0), dim=-1) for rows in drift.members]
@@ -40,10 +42,12 @@ def _drift(clip, benchmark: BenchmarkData, prompts: Tensor) -> Drift:
     return Drift(clip, *_followed(benchmark, prompts))
 
 
-def _followed(benchmark: BenchmarkData, prompts: Tensor) -> tuple[Tensor, list[int], Tensor, list[int]]:
+def _followed(benchmark: BenchmarkData,
+              prompts: Tensor) -> tuple[Tensor, list[int], Tensor, list[int]]:
     """Some test images of every class that has any, and the prompts of these classes."""
     labels = benchmark.test.labels
-    rows = np.sort(np.concatenate([np.flatnonzero(labels == k)[:IMAGES_PER_CLASS] for k in np.unique(labels)]))
+    rows = np.sort(
+        np.concatenate([np.flatnonzero(labels == k)[:IMAGES_PER_CLASS] for k in np.unique(labels)]))
     classes = sorted(set(labels[rows].tolist()))
     images = benchmark.test.images[torch.from_numpy(rows).to(benchmark.test.images.device)]
     return images, labels[rows].tolist(), prompts[torch.tensor(classes).to(prompts.device)], classes
@@ -78,7 +82,8 @@ class Watching:
 
 
 @contextmanager
-def open_probes(names: Sequence[str], clip, benchmark: BenchmarkData, prompts: Tensor) -> Iterator[Watching]:
+def open_probes(names: Sequence[str], clip, benchmark: BenchmarkData,
+                prompts: Tensor) -> Iterator[Watching]:
     """Probes by name, for the length of a run. Classes are written by their names in the tables."""
     with ExitStack() as stack:
         chosen = {name: PROBES[choose("probes", name, PROBES)] for name in names}

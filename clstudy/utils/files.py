@@ -22,8 +22,8 @@ def _fingerprint(path: Path, size: int, changed: int) -> str:
 
 
 def clear_dead(runs: Path) -> None:
-    """Remove drafts `NAME.draft-HOST-PID` of processes of this machine that are no more: those of caches, for a run's
-    draft bears no process in its name and is taken up."""
+    """Remove drafts `NAME.draft-HOST-PID` of processes of this machine that are no more: those of
+    caches, for a run's draft bears no process in its name and is taken up."""
     for draft in runs.glob(f"*.draft-{platform.node()}-*"):
         try:
             os.kill(int(draft.name.rsplit("-", 1)[1]), 0)

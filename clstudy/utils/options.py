@@ -118,7 +118,9 @@ def in_words(annotation: Any) -> str:
 @cache
 def _checks(kind: type) -> dict[str, tuple[Any, TypeAdapter]]:
     strict = ConfigDict(strict=True)
-    return {one.name: (one.type, TypeAdapter(one.type, config=strict)) for one in _init_fields(kind)}
+    return {
+        one.name: (one.type, TypeAdapter(one.type, config=strict)) for one in _init_fields(kind)
+    }
 
 
 def _check(name: str, value: Any, annotation: Any, adapter: TypeAdapter) -> None:

@@ -1,7 +1,8 @@
 """Every folder of the project, and the variables that move them: CLSTUDY_RUNS, CLSTUDY_FIGURES,
 CLSTUDY_DATA, CLSTUDY_CACHE.
 
-Modules read them here when they need them (`paths.RUNS`), so that one assignment moves a folder for all."""
+Modules read them here when they need them (`paths.RUNS`), so that one assignment moves a folder for
+all."""
 import os
 from pathlib import Path
 

@@ -8,7 +8,8 @@ def choose(field: str, value: str, choices) -> str:
     if value not in choices:
         near = difflib.get_close_matches(str(value), list(choices), 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"{field}={value!r} is unknown.{hint} Choices: {', '.join(sorted(choices))}")
+        raise ValueError(
+            f"{field}={value!r} is unknown.{hint} Choices: {', '.join(sorted(choices))}")
     return value
 
 

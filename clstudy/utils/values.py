@@ -25,7 +25,8 @@ def parts(text: str) -> list[str]:
     for i, sign in enumerate(text):
         if quote:
             quote = "" if sign == quote else quote
-        elif sign in "\"'" and not text[i - 1:i].isalnum():  # the apostrophe of a word opens nothing
+        elif sign in "\"'" and not text[i
+                                        - 1:i].isalnum():  # the apostrophe of a word opens nothing
             quote = sign
         elif sign in "[{(" or sign in ")}]":
             depth += 1 if sign in "[{(" else -1
@@ -52,7 +53,8 @@ def literal(text: str) -> Any:
 
 
 def numbers(text: str) -> list[int]:
-    """Read 0..4 as its numbers; no numbers if the text is no range. ValueError: it goes down or is too long."""
+    """Read 0..4 as its numbers; no numbers if the text is no range. ValueError: it goes down or is
+    too long."""
     ends = re.fullmatch(r"\s*(-?\d+)\.\.(-?\d+)\s*", text)
     if not ends:
         return []

@@ -14,12 +14,14 @@ from clstudy.widgets.common import WHOLE, card, headless, stack
 PREPARED = 40  # things that are drawn before they are asked for
 
 
-def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], draw: Callable) -> object:
-    """Walk through what was made: a list of the first parts of the keys, a slider over the second parts of the one
-    chosen. `draw(groups[key])` is shown. names: what the two parts are called.
+def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str],
+            draw: Callable) -> object:
+    """Walk through what was made: a list of the first parts of the keys, a slider over the second
+    parts of the one chosen. `draw(groups[key])` is shown. names: what the two parts are called.
 
-    Headless: what is drawn of the first. (An `Output` there would make nbclient send messages while it waits for the
-    cell's reply, through a second handle on the socket that can swallow the sign of the reply: the notebook hangs.)"""
+    Headless: what is drawn of the first. (An `Output` there would make nbclient send messages while
+    it waits for the cell's reply, through a second handle on the socket that can swallow the sign
+    of the reply: the notebook hangs.)"""
     if headless():
         kind = next(one for one, _ in groups)
         return draw(groups[kind, min(two for one, two in groups if one == kind)])
@@ -30,8 +32,10 @@ def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], dr
 
     for key in list(groups)[:PREPARED]:  # a figure takes longer than a reader likes to wait
         drawn(*key)
-    first = ipw.Dropdown(options=list(dict.fromkeys(one for one, _ in groups)), description=names[0])
-    second = ipw.SelectionSlider(options=[0], description=names[1], continuous_update=False, style=WHOLE)
+    first = ipw.Dropdown(options=list(dict.fromkeys(one for one, _ in groups)),
+                         description=names[0])
+    second = ipw.SelectionSlider(options=[0], description=names[1], continuous_update=False,
+                                 style=WHOLE)
     shown = ipw.Output()
 
     def fill(_=None) -> None:
@@ -51,16 +55,21 @@ def chooser(groups: Mapping[tuple[str, float], object], names: Sequence[str], dr
     return stack(ipw.HBox([first, second]), shown)
 
 
-def map_walker(runs: Sequence[Run] = (), names: Sequence[str] = ("A_last",), **start: str) -> ipw.Widget:
-    """Four lists choose a point of the map (`themap.describe`): who published it, its objective, how to run it, and
-    what `runs` gave there, in the metrics `names`. start: the choices to begin with."""
-    lists = [ipw.Dropdown(options=values, value=start.get(name, values[0]), description=name.replace("_", " "),
-                          style=WHOLE) for name, values in design_space.CHOICES.items()]
+def map_walker(
+        runs: Sequence[Run] = (), names: Sequence[str] = ("A_last", ), **start: str) -> ipw.Widget:
+    """Four lists choose a point of the map (`themap.describe`): who published it, its objective,
+    how to run it, and what `runs` gave there, in the metrics `names`. start: the choices to begin
+    with."""
+    lists = [
+        ipw.Dropdown(options=values, value=start.get(name, values[0]), description=name.replace(
+            "_", " "), style=WHOLE) for name, values in design_space.CHOICES.items()
+    ]
     shown = ipw.HTML()
 
     def draw(_=None) -> None:
         chosen = dict(zip(design_space.CHOICES, (one.value for one in lists), strict=True))
-        shown.value = card(f'<pre style="margin:0">{escape(design_space.describe(chosen, runs, names))}</pre>')
+        shown.value = card(
+            f'<pre style="margin:0">{escape(design_space.describe(chosen, runs, names))}</pre>')
 
     for one in lists:
         one.observe(draw, "value")

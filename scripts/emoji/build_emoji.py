@@ -2,9 +2,9 @@
 
     python scripts/emoji/build_emoji.py            # needs npm and `pip install -e .[build]`
 
-A concept is one emoji of `emojibase-data` without skin tone; of variants by gender only the neutral one is kept where
-there is one. A family's icon belongs to a concept by its code point where the set lists them, and otherwise
-by its name. A picture is kept if it shows anything on white.
+A concept is one emoji of `emojibase-data` without skin tone; of variants by gender only the neutral
+one is kept where there is one. A family's icon belongs to a concept by its code point where the set
+lists them, and otherwise by its name. A picture is kept if it shows anything on white.
 """
 import argparse
 import io
@@ -18,8 +18,9 @@ from draw import IconSet, draw, on_white, packages
 from PIL import Image
 from tqdm import tqdm
 
-FAMILIES = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "streamline-emojis",
-            "openmoji", "noto-v1", "emojione", "emojione-v1", "emojione-monotone", "fxemoji")
+FAMILIES = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast",
+            "streamline-emojis", "openmoji", "noto-v1", "emojione", "emojione-v1",
+            "emojione-monotone", "fxemoji")
 OUT = Path(__file__).parents[2] / "data" / "emoji.parquet"
 
 
@@ -33,7 +34,8 @@ def plain(hexcode: str) -> str:
 
 
 def concepts(modules: Path) -> list[dict]:
-    """The emoji that count: no components, no skin tones, and one entry where only the gender differs."""
+    """The emoji that count: no components, no skin tones, and one entry where only the gender
+    differs."""
     base = modules / "emojibase-data"
     rows = json.loads((base / "en" / "data.json").read_text(encoding="utf-8"))
     words = json.loads((base / "meta" / "groups.json").read_text(encoding="utf-8"))
@@ -44,18 +46,22 @@ def concepts(modules: Path) -> list[dict]:
         if row.get("group") is None or words["groups"][str(row["group"])] == "component":
             continue
         code = plain(row["hexcode"])
-        neutral = re.sub(r"-200D-(2640|2642)$", "", re.sub(r"^(1F468|1F469)(?=-200D)", "1F9D1", code))
+        neutral = re.sub(r"-200D-(2640|2642)$", "", re.sub(r"^(1F468|1F469)(?=-200D)", "1F9D1",
+                                                           code))
         if neutral != code and neutral in known:
             continue
-        kept.append({"hexcode": row["hexcode"], "code": code, "emoji": row["emoji"], "label": row["label"],
-                     "tags": row.get("tags", []), "group": words["groups"][str(row["group"])],
-                     "subgroup": words["subgroups"][str(row["subgroup"])],
-                     "unicode_name": unicode_names.get(row["hexcode"], "")})
+        kept.append({
+            "hexcode": row["hexcode"], "code": code, "emoji": row["emoji"], "label": row["label"],
+            "tags": row.get("tags", []), "group": words["groups"][str(row["group"])],
+            "subgroup": words["subgroups"][str(row["subgroup"])], "unicode_name": unicode_names.get(
+                row["hexcode"], "")
+        })
     return kept
 
 
 def name_table(found: list[dict], sets: dict[str, IconSet], modules: Path) -> dict[str, str]:
-    """Icon name → code. Labels first, then the names that sets with code points use, then Unicode's and shortcodes."""
+    """Icon name → code. Labels first, then the names that sets with code points use, then Unicode's
+    and shortcodes."""
     table: dict[str, str] = {}
     for concept in found:
         table.setdefault(slug(concept["label"]), concept["code"])
@@ -85,7 +91,8 @@ def match(icons: IconSet, table: dict[str, str]) -> dict[str, str]:
     return matched
 
 
-def build(out: Path, families: tuple[str, ...] = FAMILIES, limit: int | None = None) -> dict[str, int]:
+def build(out: Path, families: tuple[str, ...] = FAMILIES,
+          limit: int | None = None) -> dict[str, int]:
     modules = packages("emojibase-data", *(f"@iconify-json/{family}" for family in families))
     found = concepts(modules)[:limit]
     sets = {family: IconSet(modules, family) for family in families}
@@ -102,21 +109,27 @@ def build(out: Path, families: tuple[str, ...] = FAMILIES, limit: int | None = N
                 continue
             file = io.BytesIO()
             Image.fromarray(picture, "RGBA").save(file, "WEBP", lossless=True, quality=75, method=4)
-            rows.append({"family": family, "hexcode": concept["hexcode"], "emoji": concept["emoji"],
-                         "label": concept["label"], "tags": concept["tags"], "group": concept["group"],
-                         "subgroup": concept["subgroup"], "icon": name,
-                         "image": {"bytes": file.getvalue(), "path": f"{family}/{name}.webp"}})
+            rows.append({
+                "family": family, "hexcode": concept["hexcode"], "emoji": concept["emoji"],
+                "label": concept["label"], "tags": concept["tags"], "group": concept["group"],
+                "subgroup": concept["subgroup"], "icon": name, "image": {
+                    "bytes": file.getvalue(), "path": f"{family}/{name}.webp"
+                }
+            })
             counts[family] = counts.get(family, 0) + 1
     write(rows, out)
     return counts
 
 
 def write(rows: list[dict], out: Path) -> None:
-    """Parquet with the feature types that `datasets` reads, so that the column `image` arrives as pictures."""
+    """Parquet with the feature types that `datasets` reads, so that the column `image` arrives as
+    pictures."""
     text = pa.string()
     image = pa.struct({"bytes": pa.binary(), "path": text})
-    schema = pa.schema({"family": text, "hexcode": text, "emoji": text, "label": text, "tags": pa.list_(text),
-                        "group": text, "subgroup": text, "icon": text, "image": image})
+    schema = pa.schema({
+        "family": text, "hexcode": text, "emoji": text, "label": text, "tags": pa.list_(text),
+        "group": text, "subgroup": text, "icon": text, "image": image
+    })
     word = {"dtype": "string", "_type": "Value"}
     features = {name: word for name in schema.names} | {"tags": {"feature": word, "_type": "List"},
                                                         "image": {"_type": "Image"}}
@@ -125,7 +138,8 @@ def write(rows: list[dict], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     for family, count in build(arguments.out).items():

@@ -1,7 +1,8 @@
 """Icon sets of npm's `@iconify-json/*` packages, as pixels.
 
-An icon set is one JSON file: `icons` (a name and an SVG body each), `aliases` (other names, perhaps turned or
-mirrored) and default sizes. Nothing here knows what an icon means; that is for the two scripts that use it.
+An icon set is one JSON file: `icons` (a name and an SVG body each), `aliases` (other names, perhaps
+turned or mirrored) and default sizes. Nothing here knows what an icon means; that is for the two
+scripts that use it.
 """
 import io
 import json
@@ -18,9 +19,11 @@ SIZE = 64  # pixels
 
 
 def packages(*names: str, cache: Path = CACHE) -> Path:
-    """Install the npm packages named in `scripts/emoji/package.json` (exact versions) and return `node_modules`.
+    """Install the npm packages named in `scripts/emoji/package.json` (exact versions) and return
+    `node_modules`.
 
-    `names` restricts the installation; npm is needed only here, and only where a package is missing."""
+    `names` restricts the installation; npm is needed only here, and only where a package is
+    missing."""
     wanted = json.loads((HERE / "package.json").read_text())["dependencies"]
     modules = cache / "node_modules"
     missing = []
@@ -39,7 +42,8 @@ def packages(*names: str, cache: Path = CACHE) -> Path:
 
 
 class IconSet:
-    """One family of icons. `names()` lists icons and aliases in a stable order; `svg(name)` is a whole document."""
+    """One family of icons. `names()` lists icons and aliases in a stable order; `svg(name)` is a
+    whole document."""
 
     def __init__(self, modules: Path, prefix: str):
         folder = modules / "@iconify-json" / prefix
@@ -50,11 +54,13 @@ class IconSet:
         self.version = json.loads((folder / "package.json").read_text(encoding="utf-8"))["version"]
 
     def names(self, aliases: bool = True) -> list[str]:
-        return sorted(self.data["icons"]) + (sorted(self.data.get("aliases", {})) if aliases else [])
+        return sorted(
+            self.data["icons"]) + (sorted(self.data.get("aliases", {})) if aliases else [])
 
     def svg(self, name: str) -> str:
         icon, turns, flips = self._resolve(name)
-        left, top = icon.get("left", self.data.get("left", 0)), icon.get("top", self.data.get("top", 0))
+        left, top = icon.get("left", self.data.get("left", 0)), icon.get(
+            "top", self.data.get("top", 0))
         width = icon.get("width", self.data.get("width", 16))
         height = icon.get("height", self.data.get("height", 16))
         body = icon["body"].replace("currentColor", "#000")
@@ -63,8 +69,9 @@ class IconSet:
             sx, sy = (-1 if "h" in flips else 1), (-1 if "v" in flips else 1)
             move = f"translate({cx} {cy}) rotate({90 * turns}) scale({sx} {sy}) translate({-cx} {-cy})"
             body = f'<g transform="{move}">{body}</g>'
-        return (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-                f'viewBox="{left} {top} {width} {height}" width="{SIZE}" height="{SIZE}">{body}</svg>')
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{left} {top} {width} {height}" width="{SIZE}" height="{SIZE}">{body}</svg>')
 
     def _resolve(self, name: str) -> tuple[dict, int, set[str]]:
         turns, flips, changes = 0, set(), {}
@@ -72,7 +79,9 @@ class IconSet:
             alias = self.data["aliases"][name]
             turns += alias.get("rotate", 0)
             flips ^= {axis for axis in "hv" if alias.get(f"{axis}Flip")}
-            changes = {**{k: alias[k] for k in ("left", "top", "width", "height") if k in alias}, **changes}
+            changes = {
+                **{k: alias[k] for k in ("left", "top", "width", "height") if k in alias}, **changes
+            }
             name = alias["parent"]
         return {**self.data["icons"][name], **changes}, turns % 4, flips
 

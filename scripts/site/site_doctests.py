@@ -7,7 +7,8 @@ import griffe
 class Doctests(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         if obj.docstring:
-            obj.docstring.value = re.sub(r"^>>> (?:.+\n?)+", fenced, obj.docstring.value, flags=re.M)
+            obj.docstring.value = re.sub(r"^>>> (?:.+\n?)+", fenced, obj.docstring.value,
+                                         flags=re.M)
 
 
 def fenced(found: re.Match) -> str:

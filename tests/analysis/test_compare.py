@@ -1,4 +1,5 @@
-"""`grid`, `Runs`, `scores` and `compare` on finished runs written by hand, with differences that can be computed."""
+"""`grid`, `Runs`, `scores` and `compare` on finished runs written by hand, with differences that
+can be computed."""
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,8 +9,8 @@ from clstudy import RunConfig, Runs, compare, grid, scores
 from clstudy.analysis.comparisons import above_zero, changes, compare_values, tell
 from clstudy.runs.run import Run
 
-LAST = {("finetune", "lora"): [.40, .50, .60], ("sit", "lora"): [.55, .60, .75], ("finetune", "full"): [.50, .50, .50],
-        ("sit", "full"): [.50, .60, .40]}
+LAST = {("finetune", "lora"): [.40, .50, .60], ("sit", "lora"): [.55, .60, .75],
+        ("finetune", "full"): [.50, .50, .50], ("sit", "full"): [.50, .60, .40]}
 
 
 @pytest.fixture
@@ -32,17 +33,21 @@ def test_runs_are_chosen_by_settings_and_joined(runs):
 
 
 def test_options_of_an_axis_are_found_flat_and_dotted(tmp_path):
-    small, large, none = (Run(RunConfig.model_construct(method_args=options), tmp_path / str(options))
+    small, large, none = (Run(RunConfig.model_construct(method_args=options),
+                              tmp_path / str(options))
                           for options in ({"size": 10}, {"size": 100}, {}))
     found = Runs([small, large, none])
     assert list(found.where(size=None)) == [none]
-    assert list(found.where(size=100)) == list(found.where(**{"method_args.size": [100]})) == [large]
+    assert list(found.where(size=100)) == list(
+        found.where(**{"method_args.size": [100]})) == [large]
 
 
 def test_scores_have_a_row_per_run_and_a_column_per_setting_that_varies(runs):
     table = scores(runs, ["A_last", "concepts"])
-    assert table.columns.tolist() == ["tuner", "method", "seed", "A_last", "concepts"] and len(table) == 12
-    assert table.A_last.tolist() == pytest.approx([100 * value for values in LAST.values() for value in values])
+    assert table.columns.tolist() == ["tuner", "method", "seed", "A_last", "concepts"
+                                      ] and len(table) == 12
+    assert table.A_last.tolist() == pytest.approx(
+        [100 * value for values in LAST.values() for value in values])
     with pytest.raises(ValueError, match="A_lst.*Did you mean A_last"):
         scores(runs, "A_lst")
 
@@ -50,8 +55,10 @@ def test_scores_have_a_row_per_run_and_a_column_per_setting_that_varies(runs):
 def test_differences_are_paired_by_seed_in_every_group(runs):
     found = compare(runs, "A_last", by=["tuner"]).set_index("tuner")
     assert found.difference.tolist() == pytest.approx([40 / 3, 0]) and found.n.tolist() == [3, 3]
-    half = 4.302652729911275 * np.std([15, 10, 15], ddof=1) / np.sqrt(3)  # Student t with two degrees of freedom
-    assert found.loc["lora", ["low", "high"]].tolist() == pytest.approx([40 / 3 - half, 40 / 3 + half])
+    half = 4.302652729911275 * np.std([15, 10, 15], ddof=1) / np.sqrt(
+        3)  # Student t with two degrees of freedom
+    assert found.loc["lora", ["low", "high"]].tolist() == pytest.approx(
+        [40 / 3 - half, 40 / 3 + half])
     assert found.verdict.tolist() == ["higher", "not significantly different"]
     p = found.p.tolist()
     assert found.p_corrected.tolist() == pytest.approx([min(1, 2 * p[0]), p[1]])  # Holm over two
@@ -65,13 +72,16 @@ def test_the_order_of_runs_does_not_matter_and_a_missing_pair_is_left_out(runs):
 def test_one_seed_decides_nothing(runs):
     found = compare(runs.where(seed=0, tuner="lora"), ["A_last", "concepts"])
     assert found.verdict.tolist() == ["not decided by one run"] * 2 and found.p.isna().all()
-    assert tell(found).splitlines()[0] == "A_last: sit is not decided by one run against finetune: +15.0 points."
+    assert tell(found).splitlines(
+    )[0] == "A_last: sit is not decided by one run against finetune: +15.0 points."
 
 
 def test_sentences_name_both_sides_the_interval_and_the_number_of_pairs(runs):
     said = tell(compare(runs, "A_last", by=["tuner"]), {"sit": "SIT", "finetune": "fine-tuning"})
     first, second = said.splitlines()
-    assert first.startswith("lora, A_last: SIT is higher than fine-tuning: +13.3 points (95 % interval +6.2 to +20.5, n")
+    assert first.startswith(
+        "lora, A_last: SIT is higher than fine-tuning: +13.3 points (95 % interval +6.2 to +20.5, n"
+    )
     assert "full, A_last: SIT is not significantly different from fine-tuning" in second
 
 
@@ -79,14 +89,18 @@ def test_a_column_of_any_table_is_compared_in_the_same_way(runs):
     table = scores(runs, "A_last")
     found = compare_values(table, "A_last", by=["tuner"])
     pd.testing.assert_frame_equal(found, compare(runs, "A_last", by=["tuner"]))
-    said = tell(compare_values(table[table.tuner == "full"], "A_last"), unit="", digits=2, means=True)
-    assert said.startswith("A_last: sit is not significantly different from finetune: 50.00 against 50.00, +0.00 (95 %")
+    said = tell(compare_values(table[table.tuner == "full"], "A_last"), unit="", digits=2,
+                means=True)
+    assert said.startswith(
+        "A_last: sit is not significantly different from finetune: 50.00 against 50.00, +0.00 (95 %"
+    )
     with pytest.raises(ValueError, match="tunr.*tuner"):
         compare_values(table, "A_last", by=["tunr"])
 
 
 def test_what_cannot_be_compared_is_refused_with_what_to_do(runs):
-    with pytest.raises(ValueError, match="differ in tuner: name it in by=, or choose runs with where"):
+    with pytest.raises(ValueError,
+                       match="differ in tuner: name it in by=, or choose runs with where"):
         compare(runs.where(method="sit") + runs.where(method="finetune", tuner="lora"), "A_last")
     with pytest.raises(ValueError, match="er.*Choices: finetune, sit"):
         compare(runs, "A_last", base="er")
@@ -96,9 +110,9 @@ def test_what_cannot_be_compared_is_refused_with_what_to_do(runs):
 
 def test_a_grid_has_every_combination_once_and_an_option_goes_where_it_belongs():
     made = grid(method=["finetune", "vr_lwf"], weight=[1, 8], seed=range(2), tasks=5)
-    assert [(c.method, c.method_args.get("weight"), c.seed) for c in made] == [
-        ("finetune", None, 0), ("finetune", None, 1), ("vr_lwf", 1, 0), ("vr_lwf", 1, 1), ("vr_lwf", 8, 0),
-        ("vr_lwf", 8, 1)]
+    assert [(c.method, c.method_args.get("weight"), c.seed)
+            for c in made] == [("finetune", None, 0), ("finetune", None, 1), ("vr_lwf", 1, 0),
+                               ("vr_lwf", 1, 1), ("vr_lwf", 8, 0), ("vr_lwf", 8, 1)]
     assert {c.stream_args["tasks"] for c in made} == {5}
     assert grid(method="vr_lwf", weight=2) == grid(method="vr_lwf", **{"method_args.weight": 2})
     shared = {"benchmark_args": {"families": ["noto", "twemoji"]}, "milestones": [1], "epochs": 2}
@@ -115,15 +129,19 @@ def test_a_grid_has_every_combination_once_and_an_option_goes_where_it_belongs()
 
 def test_a_metric_after_training_is_compared_with_the_same_before(runs):
     found = changes(runs.where(tuner="lora"), "concepts", by=["method"])
-    after, before = (scores(runs.where(tuner="lora"), name) for name in ("concepts", "concepts before"))
+    after, before = (scores(runs.where(tuner="lora"), name)
+                     for name in ("concepts", "concepts before"))
     expected = (after.concepts - before["concepts before"]).groupby(after.method, sort=False).mean()
-    assert found.difference.tolist() == pytest.approx(expected.tolist()) and found.n.tolist() == [3, 3]
+    assert found.difference.tolist() == pytest.approx(
+        expected.tolist()) and found.n.tolist() == [3, 3]
     assert tell(found).startswith("finetune, concepts: after training is ")
 
 
 def test_numbers_of_runs_are_told_against_zero():
-    said = above_zero(pd.DataFrame({"gain": [1.0, 2.0, 3.0], "loss": [-1.0, 1.0, 0.5]}), "", 2).splitlines()
-    assert said[0] == "gain is not significantly different from zero: +2.00 (95 % interval -0.48 to +4.48, n = 3)."
+    said = above_zero(pd.DataFrame({"gain": [1.0, 2.0, 3.0], "loss": [-1.0, 1.0, 0.5]}), "",
+                      2).splitlines()
+    assert said[
+        0] == "gain is not significantly different from zero: +2.00 (95 % interval -0.48 to +4.48, n = 3)."
     assert above_zero({"gain": [2.0, 2.1]}) == (
         "gain is above zero: +2.0 points (95 % interval +1.4 to +2.7, n = 2).")
     assert above_zero({"loss": [-2.0, -2.1]}).startswith("loss is below zero: -2.0")
@@ -136,5 +154,7 @@ def test_nothing_to_compare_is_refused(runs):
 
 
 def test_labels_of_groups_may_be_numbers(runs):
-    found = compare({8: runs.where(tuner="lora"), 100: runs.where(tuner="full")}, "A_last", "label", 8, by=["method"])
-    assert found.label.tolist() == [100, 100] and found.difference.tolist() == pytest.approx([0, -40 / 3])
+    found = compare({8: runs.where(tuner="lora"), 100: runs.where(tuner="full")}, "A_last", "label",
+                    8, by=["method"])
+    assert found.label.tolist() == [100, 100] and found.difference.tolist() == pytest.approx(
+        [0, -40 / 3])

@@ -1,4 +1,5 @@
-"""From the tables of the probes to what figures show: tables written by hand, numbers worked out by hand."""
+"""From the tables of the probes to what figures show: tables written by hand, numbers worked out by
+hand."""
 import math
 
 import pandas as pd
@@ -12,48 +13,60 @@ PARTS = ["push", "push attraction", "push repulsion"]
 
 
 def classes(*rows) -> pd.DataFrame:
-    """Probe `classes`: step, stage, images_seen, class, present, attraction, repulsion; another term is ten times
-    that."""
-    table = pd.DataFrame(rows, columns=["step", "stage", "images_seen", "class", "present", *PARTS[1:]])
+    """Probe `classes`: step, stage, images_seen, class, present, attraction, repulsion; another
+    term is ten times that."""
+    table = pd.DataFrame(rows,
+                         columns=["step", "stage", "images_seen", "class", "present", *PARTS[1:]])
     table["push"] = table["push attraction"] + table["push repulsion"]
-    return pd.concat([table.assign(term="task"), table.assign(term="distil", **{c: 10 * table[c] for c in PARTS})])
+    return pd.concat([
+        table.assign(term="task"),
+        table.assign(term="distil", **{c: 10 * table[c] for c in PARTS})
+    ])
 
 
 # a and b come in stage 1, which has two steps on its first batch; c in stage 2
-CLASSES = classes((0, 1, 10, "a", True, .4, -.2), (0, 1, 10, "b", False, 0., -.1), (1, 1, 10, "a", True, .2, -.2),
-                  (2, 1, 20, "a", False, 0., -.3), (2, 1, 20, "b", True, .5, -.1),
-                  (3, 2, 30, "c", True, .9, -.1), (3, 2, 30, "a", False, 0., -.5), (3, 2, 30, "b", False, 0., -.1),
+CLASSES = classes((0, 1, 10, "a", True, .4, -.2), (0, 1, 10, "b", False, 0., -.1),
+                  (1, 1, 10, "a", True, .2, -.2), (2, 1, 20, "a", False, 0., -.3),
+                  (2, 1, 20, "b", True, .5, -.1), (3, 2, 30, "c", True, .9, -.1),
+                  (3, 2, 30, "a", False, 0., -.5), (3, 2, 30, "b", False, 0., -.1),
                   (4, 2, 40, "c", True, .1, -.1))
 
 
 def drift(values: dict) -> pd.DataFrame:
     """Probe `drift`, from (step, stage, images_seen) → class → (text, image, match)."""
-    rows = [(*head, name, *numbers) for head, found in values.items() for name, numbers in found.items()]
-    return pd.DataFrame(rows, columns=["step", "stage", "images_seen", "class", "text", "image", "match"])
+    rows = [(*head, name, *numbers) for head, found in values.items()
+            for name, numbers in found.items()]
+    return pd.DataFrame(rows,
+                        columns=["step", "stage", "images_seen", "class", "text", "image", "match"])
 
 
-DRIFT = drift({(0, 0, 0): {"a": (0., 0., .9), "b": (0., 0., .7), "c": (0., 0., .5)},
-               (2, 1, 20): {"a": (.1, .2, .4), "b": (.2, .3, .4), "c": (.8, .8, .8)},
-               (3, 1, 20): {"a": (.2, .3, .5), "b": (.4, .5, .9), "c": (.8, .8, .8)},  # the end of stage 1
-               (5, 2, 40): {"a": (.3, .5, .1), "b": (.7, .7, .7), "c": (.9, .9, .9)}})
+DRIFT = drift({
+    (0, 0, 0): {"a": (0., 0., .9), "b": (0., 0., .7), "c": (0., 0., .5)},
+    (2, 1, 20): {"a": (.1, .2, .4), "b": (.2, .3, .4), "c": (.8, .8, .8)},
+    (3, 1, 20): {"a": (.2, .3, .5), "b": (.4, .5, .9), "c": (.8, .8, .8)},  # the end of stage 1
+    (5, 2, 40): {"a": (.3, .5, .1), "b": (.7, .7, .7), "c": (.9, .9, .9)}
+})
 
 
 def gradients() -> pd.DataFrame:
-    """Probe `gradients`: two steps on one batch, one on the next; the image tower has two blocks, the text tower
-    one."""
+    """Probe `gradients`: two steps on one batch, one on the next; the image tower has two blocks,
+    the text tower one."""
     rows = []
     for step, images, size, previous in ((0, 10, 1., math.nan), (1, 10, 3., .5), (2, 20, 4., -.5)):
-        for tower, block, factor in (("image", "all", 5), ("image", "0", 3), ("image", "1", 4), ("text", "all", 10),
-                                     ("text", "0", 10)):
+        for tower, block, factor in (("image", "all", 5), ("image", "0", 3), ("image", "1", 4),
+                                     ("text", "all", 10), ("text", "0", 10)):
             angle = previous if block == "all" else math.nan
             rows.append((step, 1, images, "task", tower, block, factor * size, angle))
             rows.append((step, 1, images, "distil", tower, block, 99., .9))
-    return pd.DataFrame(rows, columns=["step", "stage", "images_seen", "term", "tower", "block", "norm", "previous"])
+    return pd.DataFrame(
+        rows,
+        columns=["step", "stage", "images_seen", "term", "tower", "block", "norm", "previous"])
 
 
 @pytest.fixture
 def run(tmp_path):
-    return make(tmp_path / "a", seed=5, probes={"classes": CLASSES, "drift": DRIFT, "gradients": gradients()})
+    return make(tmp_path / "a", seed=5,
+                probes={"classes": CLASSES, "drift": DRIFT, "gradients": gradients()})
 
 
 def line(table: pd.DataFrame, panel: str, part: str | None = None) -> dict:
@@ -63,7 +76,8 @@ def line(table: pd.DataFrame, panel: str, part: str | None = None) -> dict:
 
 
 def test_a_class_is_learned_in_the_stage_of_its_first_image(run):
-    assert anatomy.learned(run).to_dict() == {"a": 1, "b": 1, "c": 2}  # not where it was only offered
+    assert anatomy.learned(run).to_dict() == {"a": 1, "b": 1,
+                                              "c": 2}  # not where it was only offered
 
 
 def test_the_first_step_of_a_stage_class_by_class():
@@ -88,10 +102,13 @@ def test_pushes_add_up_over_the_stream_as_a_mean_over_the_classes_of_a_stage(run
     assert line(table, here, "attraction") == {10: .3, 20: .55, 30: .55, 40: .55}
     assert line(table, here, "repulsion") == {10: -.2, 20: -.25, 30: -.25, 40: -.25}
     assert line(table, here, "sum") == {10: .1, 20: .3, 30: .3, 40: .3}
-    assert line(table, away, "sum") == line(table, away, "repulsion") == {10: -.05, 20: -.2, 30: -.5, 40: -.5}
+    assert line(table, away, "sum") == line(table, away,
+                                            "repulsion") == {10: -.05, 20: -.2, 30: -.5, 40: -.5}
     assert line(table, away, "attraction") == dict.fromkeys((10, 20, 30, 40), 0)
-    assert line(anatomy.pushes({"sit": [run]}, stage=2), here, "sum") == {10: 0, 20: 0, 30: .8, 40: .8}
-    assert line(anatomy.pushes({"sit": [run]}, term="distil"), here, "sum") == {10: 1, 20: 3, 30: 3, 40: 3}
+    assert line(anatomy.pushes({"sit": [run]}, stage=2), here,
+                "sum") == {10: 0, 20: 0, 30: .8, 40: .8}
+    assert line(anatomy.pushes({"sit": [run]}, term="distil"), here,
+                "sum") == {10: 1, 20: 3, 30: 3, 40: 3}
 
 
 def test_pushes_of_a_run_in_which_absent_texts_are_not_in_the_loss(tmp_path):
@@ -103,7 +120,8 @@ def test_pushes_of_a_run_in_which_absent_texts_are_not_in_the_loss(tmp_path):
 
 def test_norms_are_per_tower_and_means_over_the_steps_on_a_batch(run):
     table = anatomy.norms({"sit": [run]})
-    assert line(table, "image tower") == {10: 10, 20: 20} and line(table, "text tower") == {10: 20, 20: 40}
+    assert line(table, "image tower") == {10: 10, 20: 20} and line(
+        table, "text tower") == {10: 20, 20: 40}
     assert set(table.method) == {"sit"} and set(table.seed) == {5} and len(table) == 4
     previous = anatomy.norms({"sit": [run]}, "previous")
     assert line(previous, "image tower") == {10: .5, 20: -.5}  # the first step has no step before
@@ -119,7 +137,8 @@ def test_a_batch_without_a_value_is_left_out(tmp_path):
 def test_blocks_are_means_over_all_steps(run):
     table = anatomy.blocks({"sit": [run]})
     found = {(r.panel, r.block): r.value for r in table.itertuples()}
-    assert found == pytest.approx({("image tower", "0"): 8, ("image tower", "1"): 32 / 3, ("text tower", "0"): 80 / 3})
+    assert found == pytest.approx({("image tower", "0"): 8, ("image tower", "1"): 32 / 3,
+                                   ("text tower", "0"): 80 / 3})
     assert (table.method == "sit").all() and (table.seed == 5).all()
 
 
@@ -127,8 +146,10 @@ def test_drifts_are_means_over_the_classes_of_a_stage(run):
     table = anatomy.drifts({"sit": [run]})
     text, image, match = anatomy.DRIFTS.values()
     assert list(dict.fromkeys(table.panel)) == [text, image, match]
-    assert line(table, text) == {0: 0, 20: .225, 40: .5}  # at 20 images twice: a step and the end of the stage
-    assert line(table, image) == {0: 0, 20: .325, 40: .6} and line(table, match) == {0: .8, 20: .55, 40: .4}
+    assert line(table, text) == {0: 0, 20: .225,
+                                 40: .5}  # at 20 images twice: a step and the end of the stage
+    assert line(table, image) == {0: 0, 20: .325, 40: .6} and line(
+        table, match) == {0: .8, 20: .55, 40: .4}
     late = anatomy.drifts({"sit": [run]}, stage=2, columns={"text": "texts"})
     assert set(late.panel) == {"texts"} and line(late, "texts") == {0: 0, 20: .8, 40: .9}
 
@@ -139,12 +160,16 @@ def test_the_fate_of_classes_that_had_something_to_lose(tmp_path):
             for stage, value in values.items()]
     groups = {}
     for method, table in (("finetune", CLASSES), ("sit", CLASSES[CLASSES.present])):
-        groups[method] = [make(tmp_path / method, rows, 7, probes={"classes": table, "drift": DRIFT})]
+        groups[method] = [
+            make(tmp_path / method, rows, 7, probes={"classes": table, "drift": DRIFT})
+        ]
     table = anatomy.fates(groups)
     # b was never right, and c came in the last stage
-    assert table[["method", "seed", "class"]].to_numpy().tolist() == [["finetune", 7, "a"], ["sit", 7, "a"]]
+    assert table[["method", "seed", "class"]].to_numpy().tolist() == [["finetune", 7, "a"],
+                                                                      ["sit", 7, "a"]]
     assert table.repelled.tolist() == pytest.approx([-.8, 0])  # 0.3 + 0.5 while it was absent
-    assert table.parted.tolist() == pytest.approx([-.4, -.4])  # 0.5 at the end of stage 1, 0.1 at the end
+    assert table.parted.tolist() == pytest.approx(
+        [-.4, -.4])  # 0.5 at the end of stage 1, 0.1 at the end
     assert table.change.tolist() == pytest.approx([-30, -30])
 
 
@@ -154,8 +179,10 @@ def test_agreement_is_one_rank_correlation_per_run():
 
     table = pd.concat([part(0, [.1, .2, .9], [-9, -8, 5]), part(1, [.1, .2, .3], [1, 9, 8]),
                        part(2, [.1, .1, .1], [1, 2, 3]), part(3, [.1, .2, .3], [4, 4, 4])])
-    found = anatomy.agreement(table, "parted")  # 1 and 1 − 6 · 2 / (3 · 8); nothing varies in the other two
-    assert found.mean == pytest.approx(.75) and found.half_width == pytest.approx(12.7062 * .25, rel=1e-4)
+    found = anatomy.agreement(
+        table, "parted")  # 1 and 1 − 6 · 2 / (3 · 8); nothing varies in the other two
+    assert found.mean == pytest.approx(.75) and found.half_width == pytest.approx(
+        12.7062 * .25, rel=1e-4)
     none = anatomy.agreement(table[table.seed > 1], "parted")
     assert math.isnan(none.mean) and math.isnan(none.half_width)
 
@@ -170,16 +197,18 @@ def test_a_rank_correlation_in_words(mean, half, said):
     assert anatomy.rank(Interval(mean, half)) == said
 
 
-LONG = pd.DataFrame([("p", "sit", 1, 20, 4., "sum"), ("p", "sit", 1, 10, 2., "sum"), ("p", "sit", 0, 10, 1., "sum"),
-                     ("p", "sit", 0, 30, 5., "sum"), ("p", "er", 0, 10, 8., "sum"), ("p", "er", 0, 10, 9., "other"),
+LONG = pd.DataFrame([("p", "sit", 1, 20, 4., "sum"), ("p", "sit", 1, 10, 2., "sum"),
+                     ("p", "sit", 0, 10, 1., "sum"), ("p", "sit", 0, 30, 5., "sum"),
+                     ("p", "er", 0, 10, 8., "sum"), ("p", "er", 0, 10, 9., "other"),
                      ("q", "sit", 0, 40, 99., "sum")],
                     columns=["panel", "method", "seed", "images_seen", "value", "part"])
 
 
 def test_the_end_and_the_mean_of_each_run_in_a_panel():
     ends = anatomy.at_end(LONG, "push").set_index(["panel", "method", "seed", "part"]).push
-    assert ends.to_dict() == {("p", "sit", 1, "sum"): 4, ("p", "sit", 0, "sum"): 5, ("p", "er", 0, "sum"): 8,
-                              ("p", "er", 0, "other"): 9, ("q", "sit", 0, "sum"): 99}
+    assert ends.to_dict() == {("p", "sit", 1, "sum"): 4, ("p", "sit", 0, "sum"): 5,
+                              ("p", "er", 0, "sum"): 8, ("p", "er", 0, "other"): 9,
+                              ("q", "sit", 0, "sum"): 99}
     means = anatomy.mean_over(LONG[LONG.panel == "p"].drop(columns="part"))
     assert means.columns.to_list() == ["panel", "method", "seed", "mean over the stream"]
     assert means["mean over the stream"].to_list() == [3, 3, 8.5]

@@ -1,4 +1,5 @@
-"""Lines between two models: the ends are the models, the middle is between the weights, and nothing is made twice."""
+"""Lines between two models: the ends are the models, the middle is between the weights, and nothing
+is made twice."""
 import pickle
 from dataclasses import replace
 
@@ -67,7 +68,8 @@ def test_lora_is_folded_into_the_weights_before_the_line_is_drawn(tiny, tmp_path
     monkeypatch.setattr(interpolation, "evaluate", lambda clip, *rest: seen.append(
         {name: p.detach().clone() for name, p in clip.named_parameters()}) or real(clip, *rest))
     interpolation.along(None, run, [0.5], ["shades"])
-    start, end = dict(load_clip(run.config.model).named_parameters()), dict(merge(load_tuned(run)).named_parameters())
+    start, end = dict(load_clip(run.config.model).named_parameters()), dict(
+        merge(load_tuned(run)).named_parameters())
     name = "model.visual.transformer.resblocks.0.attn.qkv.weight"
     assert not torch.equal(start[name], end[name])
     assert torch.allclose(seen[0][name], ((start[name] + end[name]) / 2).detach(), atol=1e-6)
@@ -101,7 +103,8 @@ def test_what_cannot_be_a_line_is_refused(runs, tiny, tmp_path):
     bare = load_or_train(tiny.replace(method="finetune"), runs=tmp_path)
     with pytest.raises(FileNotFoundError, match="keep_model=True"):
         interpolation.along(None, bare, [0, 1], ["shades"])
-    bent = load_or_train(tiny.replace(method="finetune", tuner="adapter"), runs=tmp_path, keep_model=True)
+    bent = load_or_train(tiny.replace(method="finetune", tuner="adapter"), runs=tmp_path,
+                         keep_model=True)
     with pytest.raises(ValueError, match="not linear in the weights"):
         interpolation.along(None, bent, [0, 1], ["shades"])
 
@@ -112,7 +115,8 @@ def test_lines_are_handed_to_workers_once_each(runs, monkeypatch):
     def here(function, items, workers):
         for item in items:
             handed.append(item)
-            made, given = pickle.loads(pickle.dumps((function, item)))  # as they reach another process
+            made, given = pickle.loads(pickle.dumps(
+                (function, item)))  # as they reach another process
             try:
                 yield item, made(given)
             except ValueError as error:
@@ -122,7 +126,8 @@ def test_lines_are_handed_to_workers_once_each(runs, monkeypatch):
     one, other = runs(), runs(seed=1, stream_seed=0)
     first = interpolation.along(None, one, [0, 0.5], ["shades"])
     pairs = [(None, one), (None, other), (one, other)]
-    found = interpolation.lines({"from the start": pairs[:2], "between": pairs[2:]}, [0, 0.5], ["shades"])
+    found = interpolation.lines({"from the start": pairs[:2], "between": pairs[2:]}, [0, 0.5],
+                                ["shades"])
     assert handed == pairs[1:]  # the first line was there
     labels, seeds, size = ["from the start"] * 2 + ["between"], [0, 1, 1], len(first)
     for i, pair in enumerate(pairs):

@@ -1,4 +1,5 @@
-"""What a memory holds, and the error of moving averages: naive loops, and cases in which there is none."""
+"""What a memory holds, and the error of moving averages: naive loops, and cases in which there is
+none."""
 import math
 
 import numpy as np
@@ -14,7 +15,8 @@ TAU = 0.1
 
 def world(seed=0, images=12, classes=3):
     generator = torch.Generator().manual_seed(seed)
-    image, text = (F.normalize(torch.randn(n, 8, generator=generator), dim=-1) for n in (images, classes))
+    image, text = (F.normalize(torch.randn(n, 8, generator=generator), dim=-1)
+                   for n in (images, classes))
     return (image, text), torch.arange(images) % classes
 
 
@@ -22,7 +24,10 @@ def naive(image, text, label, i, among):
     """log g of image i by a loop in float64."""
     image, text = image.double(), text.double()
     own = float(image[i] @ text[label[i]])
-    others = [math.exp((float(image[j] @ text[label[i]]) - own) / TAU) for j in among if label[j] != label[i]]
+    others = [
+        math.exp((float(image[j] @ text[label[i]]) - own) / TAU) for j in among
+        if label[j] != label[i]
+    ]
     return math.log(sum(others) / len(others))
 
 
@@ -30,14 +35,16 @@ def test_sums_agree_with_a_loop():
     (image, text), label = world()
     among = torch.tensor([0, 1, 2, 5, 7])
     found = log_sums((image, text), label, TAU, torch.tensor([3, 5]), among)
-    assert found.tolist() == pytest.approx([naive(image, text, label, i, among.tolist()) for i in (3, 5)], abs=1e-5)
+    assert found.tolist() == pytest.approx(
+        [naive(image, text, label, i, among.tolist()) for i in (3, 5)], abs=1e-5)
 
 
 def test_the_whole_set_as_a_batch_has_no_error():
     start, label = world()
     table = errors(start, start, label, TAU, [1.0, 0.3], size=len(label), visits=3)
     assert table.error.max() < 1e-5 and table.bias.abs().max() < 1e-5
-    assert table[["gamma", "visit"]].values.tolist() == [[g, v] for v in (1, 2, 3) for g in (1.0, 0.3)]
+    assert table[["gamma",
+                  "visit"]].values.tolist() == [[g, v] for v in (1, 2, 3) for g in (1.0, 0.3)]
 
 
 def test_errors_agree_with_a_loop_over_images():
@@ -49,11 +56,13 @@ def test_errors_agree_with_a_loop_over_images():
         gaps = {1.0: [], 0.4: []}
         for step, batch in enumerate(torch.randperm(9, generator=generator).split(4)):
             share = (visit - 1 + step / 3) / 2
-            image, text = (F.normalize((1 - share) * a + share * b, dim=-1) for a, b in zip(start, end, strict=True))
+            image, text = (F.normalize((1 - share) * a + share * b, dim=-1)
+                           for a, b in zip(start, end, strict=True))
             for i in batch.tolist():
                 if all(label[j] == label[i] for j in batch):
                     continue
-                fresh, exact = (naive(image, text, label, i, among) for among in (batch.tolist(), range(9)))
+                fresh, exact = (naive(image, text, label, i, among)
+                                for among in (batch.tolist(), range(9)))
                 before = u.get(i)
                 u[i] = math.exp(fresh) if before is None else 0.6 * before + 0.4 * math.exp(fresh)
                 gaps[1.0].append(fresh - exact)
@@ -66,15 +75,19 @@ def test_errors_agree_with_a_loop_over_images():
 
 def test_a_batch_alone_is_too_low_and_averages_help_while_nothing_moves():
     start, label = world(3, 120)
-    table = errors(start, start, label, TAU, [1.0, 0.2], size=8, visits=12).set_index(["gamma", "visit"])
+    table = errors(start, start, label, TAU, [1.0, 0.2], size=8, visits=12).set_index(
+        ["gamma", "visit"])
     assert table.bias[1.0, 1] < -0.05  # Jensen
-    assert table.error[0.2, 12] < 0.6 * table.error[1.0, 12] and table.error[0.2, 1] == table.error[1.0, 1]
+    assert table.error[0.2, 12] < 0.6 * table.error[1.0, 12] and table.error[0.2,
+                                                                             1] == table.error[1.0,
+                                                                                               1]
 
 
 def test_averages_are_late_where_everything_moves():
     start, label = world(3, 120)
     end = (-start[0], start[1])
-    slow = errors(start, end, label, TAU, [1.0, 0.05], size=60, visits=4).set_index(["gamma", "visit"])
+    slow = errors(start, end, label, TAU, [1.0, 0.05], size=60, visits=4).set_index(
+        ["gamma", "visit"])
     assert slow.error[0.05, 4] > 2 * slow.error[1.0, 4]
 
 

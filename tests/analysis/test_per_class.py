@@ -1,4 +1,5 @@
-"""Tables and sentences of small memories and of domains: runs written by hand, numbers worked out by hand."""
+"""Tables and sentences of small memories and of domains: runs written by hand, numbers worked out
+by hand."""
 import math
 
 import numpy as np
@@ -19,7 +20,9 @@ NAMES = ("a", "b", "c")
 
 
 def several(folder, lasts, **more):
-    return [make(folder / str(seed), evaluations(last), seed, **more) for seed, last in enumerate(lasts)]
+    return [
+        make(folder / str(seed), evaluations(last), seed, **more) for seed, last in enumerate(lasts)
+    ]
 
 
 # ---- over the size
@@ -32,11 +35,15 @@ def several(folder, lasts, **more):
 
 
 def weighing(folder, seed=0, old=1.5, late=(.5, 1.)):
-    """Three classes: 0 and 1 come in stage 1, 2 in stage 2; a step each and a second one in stage 2."""
+    """Three classes: 0 and 1 come in stage 1, 2 in stage 2; a step each and a second one in stage
+    2."""
     rows = [(1, 0, 0, 1.2), (1, 0, 1, .8), (2, 1, 0, old), (2, 1, 1, old - 1), (2, 1, 2, late[0]),
             (2, 2, 0, old), (2, 2, 1, old - 1), (2, 2, 2, late[1])]
     table = pd.DataFrame(rows, columns=["stage", "step", "class", "weight"])
-    before = [row(0, f"class {name}", "all", value) for name, value in zip(NAMES, (.1, .9, .5), strict=True)]
+    before = [
+        row(0, f"class {name}", "all", value)
+        for name, value in zip(NAMES, (.1, .9, .5), strict=True)
+    ]
     return make(folder, [*evaluations(), *before], seed, probes={"method": table})
 
 
@@ -56,12 +63,14 @@ def test_old_against_new_is_over_the_steps_that_have_both(tmp_path):
 
 
 def test_hard_classes_weigh_more(tmp_path):
-    run = weighing(tmp_path / "a", late=(.5, 1.))  # at the end 1.5, .5, 1.0 for accuracies .1, .9, .5
+    run = weighing(tmp_path / "a",
+                   late=(.5, 1.))  # at the end 1.5, .5, 1.0 for accuracies .1, .9, .5
     assert per_class.hard_classes([run], NAMES) == pytest.approx([1])
     run = weighing(tmp_path / "b", late=(.5, 3.))  # 1.5, .5, 3.0: ranks 2, 1, 3 against 3, 1, 2
     assert per_class.hard_classes([run], NAMES) == pytest.approx([.5])
     run = weighing(tmp_path / "c")
-    assert per_class.hard_classes([run], ("b", "a", "c")) == pytest.approx([-1])  # names, not places
+    assert per_class.hard_classes([run], ("b", "a", "c")) == pytest.approx(
+        [-1])  # names, not places
 
 
 def test_the_effective_number_of_classes(tmp_path):
@@ -76,13 +85,18 @@ def test_the_effective_number_of_classes(tmp_path):
 
 def classes(folder, ends, seed=0, before=(.1, .9, .5)):
     rows = [r for r in evaluations() if r["kind"] != "class"]
-    rows += [row(0, f"class {name}", "all", value) for name, value in zip(NAMES, before, strict=True)]
+    rows += [
+        row(0, f"class {name}", "all", value) for name, value in zip(NAMES, before, strict=True)
+    ]
     return make(folder, rows + [row(3, f"class {name}", "seen", value)
                                 for name, value in zip(NAMES, ends, strict=True)], seed)
 
 
 def test_what_each_class_gains(tmp_path):
-    ours = [classes(tmp_path / "a", (.5, .5, .5)), classes(tmp_path / "b", (.7, .5, .5), 1, (.3, .9, .5))]
+    ours = [
+        classes(tmp_path / "a", (.5, .5, .5)),
+        classes(tmp_path / "b", (.7, .5, .5), 1, (.3, .9, .5))
+    ]
     theirs = [classes(tmp_path / "c", (.2, .6, .5)), classes(tmp_path / "d", (.2, .6, .7), 1)]
     table = per_class.class_changes(ours, theirs).set_index("class")
     assert table.difference.to_dict() == pytest.approx({"a": 40, "b": -10, "c": -10})
@@ -99,7 +113,8 @@ def test_the_classes_of_the_small_runs_have_all_columns(tmp_path):
 # ---- domains
 
 HANDS = ("x", "y", "z")
-TABLE = {"x": (.3, .8, .9, .6), "y": (.4, .5, .7, .5), "z": (.5, .4, .4, .9)}  # EXAMPLE, if x, y, z is the order
+TABLE = {"x": (.3, .8, .9, .6), "y": (.4, .5, .7, .5),
+         "z": (.5, .4, .4, .9)}  # EXAMPLE, if x, y, z is the order
 
 
 def world(order=(0, 1, 2)):
@@ -107,15 +122,16 @@ def world(order=(0, 1, 2)):
     labels, hands = np.tile([0, 1], 3), np.repeat(order, 2)
     images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 2, 2)
     train = Labelled(images, labels, ("cat", "dog"), "{}", hands, HANDS)
-    return BenchmarkData("hands", train, train, ("poodle: curly", "b", "poodle: white", "d", "e", "f"), {})
+    return BenchmarkData("hands", train, train,
+                         ("poodle: curly", "b", "poodle: white", "d", "e", "f"), {})
 
 
 def drawing(folder, seed=0, stream="domains", table=TABLE, **args):
     rows = [row(stage, f"domain {name}", "all", value) for name, values in table.items()
             for stage, value in enumerate(values)]
     made = make(folder, [*evaluations(), *rows], seed)
-    config = RunConfig.model_construct(seed=seed, stream=stream, stream_args=args or {"order": "given"},
-                                       stream_seed=None)
+    config = RunConfig.model_construct(seed=seed, stream=stream, stream_args=args
+                                       or {"order": "given"}, stream_seed=None)
     return Run(config, made.folder)
 
 
@@ -139,7 +155,8 @@ def test_scores_of_domains_are_those_of_the_matrix(tmp_path):
     names = ["average", "worst domain", "forgetting", "transfer", "concepts"]
     assert found.loc[0, names].tolist() == pytest.approx([200 / 3, 50, 25, 0, 70])
     assert found.average[1] == pytest.approx(200 / 3) and math.isnan(found.transfer[1])
-    assert scores.metrics_of(runs[0])["worst domain"] == 50 and scores.metrics_of(runs[0])["worst domain before"] == 30
+    assert scores.metrics_of(runs[0])["worst domain"] == 50 and scores.metrics_of(
+        runs[0])["worst domain before"] == 30
 
 
 def test_a_table_of_domains(tmp_path):
@@ -169,7 +186,8 @@ def test_gains_are_told_apart_by_whether_the_domain_has_come(tmp_path):
     table = domains.domain_gains({"er": [drawing(tmp_path / "a")]}, world())
     wide = table.pivot(index="x", columns="panel", values="mean")
     assert wide["have come"].tolist() == pytest.approx([50, 45, (30 + 10 + 40) / 3])
-    assert wide["are still to come"].tolist()[:2] == pytest.approx([0, -10]) and math.isnan(wide.iloc[2, 0])
+    assert wide["are still to come"].tolist()[:2] == pytest.approx([0, -10]) and math.isnan(
+        wide.iloc[2, 0])
 
 
 def test_one_picture_of_each_thing_in_each_domain():
@@ -178,5 +196,3 @@ def test_one_picture_of_each_thing_in_each_domain():
     assert pictures[:, 0, 0, 0].tolist() == [0, 2, 255, 1, 3, 5]  # the third domain has no poodle
     with pytest.raises(ValueError, match="'fish'"):
         domains.in_every_domain(world(), ["fish"])
-
-

@@ -1,4 +1,5 @@
-"""From runs to the numbers and sentences of a paper: runs written by hand, numbers worked out by hand."""
+"""From runs to the numbers and sentences of a paper: runs written by hand, numbers worked out by
+hand."""
 import math
 from functools import lru_cache
 
@@ -17,7 +18,8 @@ NEAR = (.50, .31, .42)  # NEAR − BASE: 10, −10, 0 points
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory):
-    """Runs over seeds that differ in their last accuracy. Equal ones are made once: a run remembers its scores."""
+    """Runs over seeds that differ in their last accuracy. Equal ones are made once: a run remembers
+    its scores."""
     folder = tmp_path_factory.mktemp("runs")
 
     @lru_cache
@@ -31,20 +33,42 @@ def test_every_score_of_a_run(tmp_path):
     found = scores.metrics_of(make(tmp_path / "a"))
     expected = {
         "A_auc": 64,  # (90 + 80 + 50 + 60 + 40) / 5: the checkpoint at a stage end counts once
-        "A_avg": 60, "A_last": 40,
-        "forgetting": 25, "backward transfer": -20, "Transfer": 45,  # the worked examples of `metrics`
-        "F_last": 10, "worst class": 50, "worst fifth": 50, "own tasks": 80, "seen classes": 40, "all classes": 65,
-        "all classes before": 40, "concepts": 70, "concepts before": 90, "pets": 50, "pets before": 20,
-        "R@1 image to text": 35, "R@1 image to text before": 50, "R@1 text to image": 63,
-        "R@1 text to image before": 60, "ACC": 1, "BWT": 0, "BWT p+1": 0}  # of the one balanced task
+        "A_avg": 60,
+        "A_last": 40,
+        "forgetting": 25,
+        "backward transfer": -20,
+        "Transfer": 45,  # the worked examples of `metrics`
+        "F_last": 10,
+        "worst class": 50,
+        "worst fifth": 50,
+        "own tasks": 80,
+        "seen classes": 40,
+        "all classes": 65,
+        "all classes before": 40,
+        "concepts": 70,
+        "concepts before": 90,
+        "pets": 50,
+        "pets before": 20,
+        "R@1 image to text": 35,
+        "R@1 image to text before": 50,
+        "R@1 text to image": 63,
+        "R@1 text to image before": 60,
+        "ACC": 1,
+        "BWT": 0,
+        "BWT p+1": 0
+    }  # of the one balanced task
     assert list(found) == list(expected) and found == pytest.approx(expected)
 
 
 def test_a_run_without_retrieval_and_held_out_sets(tmp_path):
-    rows = [row for row in evaluations() if said(row) not in ("concepts", "pets") and "drawings" not in said(row)]
+    rows = [
+        row for row in evaluations()
+        if said(row) not in ("concepts", "pets") and "drawings" not in said(row)
+    ]
     run = make(tmp_path / "a", rows)
     assert run.held_out_sets() == [] and "concepts" not in scores.metrics_of(run)
-    assert math.isnan(scores.metrics_of(run)["R@1 image to text"]) and scores.metrics_of(run)["A_last"] == 40
+    assert math.isnan(
+        scores.metrics_of(run)["R@1 image to text"]) and scores.metrics_of(run)["A_last"] == 40
 
 
 def test_held_out_sets_are_what_is_no_task(tmp_path):
@@ -60,44 +84,58 @@ def test_one_stage_read_under_each_choice_of_candidates(tmp_path, without, expec
     """After stage 2, over the tasks 1 and 2: own 90 and 80, seen 50 and 70, all 90 and 70."""
     rows = [row for row in evaluations() if said(row) not in without]
     table = tables.readings({10.0: [make(tmp_path / "a", rows)]}, 2, ["label", "method"])
-    assert table.candidates.tolist() == ["own", "seen", "all"] and table["mean"].tolist() == pytest.approx(expected)
-    assert (table.half_width == 0).all() and (table.label == 10).all() and (table.method == "sit").all()
+    assert table.candidates.tolist() == ["own", "seen", "all"
+                                         ] and table["mean"].tolist() == pytest.approx(expected)
+    assert (table.half_width == 0).all() and (table.label == 10).all() and (table.method
+                                                                            == "sit").all()
 
 
 def test_readings_have_the_interval_over_seeds(tmp_path):
     runs = []
     for seed, value in enumerate((.4, .5, .6)):
-        rows = [{**row, "value": value} if (said(row), row["candidates"]) == ("task 1", "own") else row
+        rows = [{**row, "value": value} if
+                (said(row), row["candidates"]) == ("task 1", "own") else row
                 for row in evaluations()]
         runs.append(make(tmp_path / str(seed), rows, seed))
     own = tables.readings(runs, 1, ["method"]).iloc[0]
-    assert own["mean"] == pytest.approx(50) and own.half_width == pytest.approx(T * 10 / math.sqrt(3), rel=1e-5)
+    assert own["mean"] == pytest.approx(50) and own.half_width == pytest.approx(
+        T * 10 / math.sqrt(3), rel=1e-5)
 
 
 def test_what_runs_cost(tmp_path):
     def run(name, **result):
         return make(tmp_path / name, **result)
 
-    cpu = [run(f"cpu{speed}", parameters=12000, images_per_second=speed, peak_memory=None) for speed in (10., 40., 21.)]
-    gpu = [run(f"gpu{mega}", parameters=7, images_per_second=100., peak_memory=mega * 2**20) for mega in (3, 5)]
+    cpu = [
+        run(f"cpu{speed}", parameters=12000, images_per_second=speed, peak_memory=None)
+        for speed in (10., 40., 21.)
+    ]
+    gpu = [
+        run(f"gpu{mega}", parameters=7, images_per_second=100., peak_memory=mega * 2**20)
+        for mega in (3, 5)
+    ]
     frozen = [run("frozen", parameters=0, images_per_second=9., peak_memory=None)]
     names = ("parameters", "images/s", "GPU memory, MB")
     assert scores.cost(cpu) == dict(zip(names, ("12,000", "21", "-"), strict=True))
     assert scores.cost(gpu) == dict(zip(names, ("7", "100", "5"), strict=True))
     assert scores.cost(frozen) == dict(zip(names, ("0", "-", "-"), strict=True))
-    assert scores.cost([run("old")]) == dict(zip(names, ("0", "-", "-"), strict=True))  # of before costs were kept
+    assert scores.cost([run("old")]) == dict(zip(names, ("0", "-", "-"),
+                                                 strict=True))  # of before costs were kept
     assert scores.costs({("a",): cpu, ("b",): frozen}, ["images/s", "parameters"]) == {
         "images/s": ["21", "-"], "parameters": ["12,000", "0"]}
 
 
 def test_what_stands_in_a_cell_breaks_neither_markdown_nor_latex(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "FIGURES", tmp_path)
-    table = pd.DataFrame({"a_b": [r"{x: 1} | #2 $ 5 % & ~ ^ \ < > *", "1 ± 2 → −3"]}, index=pd.Index([1, 2], name="n"))
+    table = pd.DataFrame({"a_b": [r"{x: 1} | #2 $ 5 % & ~ ^ \ < > *", "1 ± 2 → −3"]},
+                         index=pd.Index([1, 2], name="n"))
     export.save(table, "07_table", "Signs.")
-    assert (tmp_path / "07_table.md").read_text().splitlines()[4].count("|") - 1 == 3  # one of them escaped
+    assert (tmp_path
+            / "07_table.md").read_text().splitlines()[4].count("|") - 1 == 3  # one of them escaped
     first, second = (tmp_path / "07_table.tex").read_text().splitlines()[4:6]
-    assert first == (r"1 & \{x: 1\} | \#2 \$ 5 \% \& \textasciitilde{} \textasciicircum{} \textbackslash{} "
-                     r"$<$ $>$ $^*$ \\")
+    assert first == (
+        r"1 & \{x: 1\} | \#2 \$ 5 \% \& \textasciitilde{} \textasciicircum{} \textbackslash{} "
+        r"$<$ $>$ $^*$ \\")
     assert second == r"2 & 1 $\pm$ 2 $\rightarrow$ $-$3 \\"
 
 
@@ -106,11 +144,21 @@ def test_what_stands_in_a_cell_breaks_neither_markdown_nor_latex(tmp_path, monke
 
 def updated(folder, ut: float, zs: float, seed: int = 0, balanced=metrics.EXAMPLE):
     """A run of three stages with these accuracies at its end, from 0.4 and 0.5 before."""
-    rows = [row for row in evaluations() if said(row) not in ("all classes", "task 1", "task 2", "task 3")]
-    rows += [row(0, "all classes", "all", .4), row(3, "all classes", "all", ut), row(0, "other classes", "own", .5),
-             row(3, "other classes", "own", zs)]
-    rows += [row(stage, f"task {task}", "all", value, metric) for stage, values in enumerate(balanced.tolist())
-             for task, value in enumerate(values, 1) for metric in ("accuracy", "class-balanced accuracy")]
+    rows = [
+        row for row in evaluations()
+        if said(row) not in ("all classes", "task 1", "task 2", "task 3")
+    ]
+    rows += [
+        row(0, "all classes", "all", .4),
+        row(3, "all classes", "all", ut),
+        row(0, "other classes", "own", .5),
+        row(3, "other classes", "own", zs)
+    ]
+    rows += [
+        row(stage, f"task {task}", "all", value, metric)
+        for stage, values in enumerate(balanced.tolist()) for task, value in enumerate(values, 1)
+        for metric in ("accuracy", "class-balanced accuracy")
+    ]
     return make(folder, rows, seed)
 
 
@@ -120,7 +168,8 @@ def test_vr_lwfs_metrics_of_a_run(tmp_path):
         pytest.approx({"UT-Acc": 70, "ZS-Acc": 30, "A-Acc": 50, "UT-Acc before": 40, "A-Acc before": 45})
     # the matrix of the worked examples: last row .6 .5 .9, diagonal .8 .7 .9
     assert found["ACC"] == pytest.approx(100 * (.6 + .5 + .9) / 3)
-    assert found["BWT"] == pytest.approx(100 * (-.2 - .2) / 2) and found["BWT p+1"] == pytest.approx(100 * -.4 / 3)
+    assert found["BWT"] == pytest.approx(
+        100 * (-.2 - .2) / 2) and found["BWT p+1"] == pytest.approx(100 * -.4 / 3)
 
 
 def test_a_run_without_other_classes_has_no_update_metrics(tmp_path):
@@ -134,9 +183,10 @@ SETS = {"UT-Acc": "all classes/all", "ZS-Acc": "other classes/own"}
 
 def line(ut, zs, seed) -> pd.DataFrame:
     """Rows of `interpolation.lines` at the shares 0, 0.5 and 1."""
-    return pd.DataFrame([{"label": "path", "seed": seed, "share": share, "name": name, "candidates": candidates,
-                          "metric": "accuracy", "value": value}
-                         for name, candidates, values in (("all classes", "all", ut), ("other classes", "own", zs))
+    return pd.DataFrame([{
+        "label": "path", "seed": seed, "share": share, "name": name, "candidates": candidates,
+        "metric": "accuracy", "value": value
+    } for name, candidates, values in (("all classes", "all", ut), ("other classes", "own", zs))
                          for share, value in zip((0., .5, 1.), values, strict=True)])
 
 
@@ -147,10 +197,12 @@ def walked(*seeds) -> pd.DataFrame:
 
 def test_a_road_and_the_points_of_a_line_hold_the_means_over_seeds():
     table = walked(((.4, .7, .8), (.5, .5, .2)), ((.4, .6, .8), (.5, .5, .4)))
-    assert table.columns.tolist() == ["label", "seed", "share", "UT-Acc", "ZS-Acc"] and len(table) == 6
+    assert table.columns.tolist() == ["label", "seed", "share", "UT-Acc", "ZS-Acc"
+                                      ] and len(table) == 6
     road = interpolation.road(table, "UT-Acc", "ZS-Acc")
     assert road.share.tolist() == [0, .5, 1] and set(road.label) == {"path"}
-    assert road.x.tolist() == pytest.approx([40, 65, 80]) and road.y.tolist() == pytest.approx([50, 50, 30])
+    assert road.x.tolist() == pytest.approx([40, 65, 80]) and road.y.tolist() == pytest.approx(
+        [50, 50, 30])
     assert road.x_half.tolist() == pytest.approx([0, metrics.interval([70., 60.]).half_width, 0])
     points = interpolation.points(table)
     assert points.metric.tolist() == ["UT-Acc"] * 3 + ["ZS-Acc"] * 3
@@ -161,12 +213,15 @@ def test_a_road_and_the_points_of_a_line_hold_the_means_over_seeds():
 def test_the_middle_of_a_line_is_compared_with_its_ends():
     table = walked(((.4, .7, .8), (.5, .5, .2)), ((.4, .71, .8), (.5, .51, .2)))
     found = interpolation.middle(table, ["UT-Acc", "ZS-Acc"])
-    assert found.difference.tolist() == pytest.approx([10.5, 15.5]) and set(found.verdict) == {"higher"}
-    assert comparisons.tell(found).startswith("path, UT-Acc: half-way is higher than the mean of the ends: +10.5 points")
+    assert found.difference.tolist() == pytest.approx([10.5, 15.5]) and set(
+        found.verdict) == {"higher"}
+    assert comparisons.tell(found).startswith(
+        "path, UT-Acc: half-way is higher than the mean of the ends: +10.5 points")
     both = table.assign(mean=table[["UT-Acc", "ZS-Acc"]].mean(axis=1))
     for base, difference in (("the start", 15.5), ("the end", 10.5)):
         found = interpolation.middle(both, ["mean"], base)
-        assert found.difference.tolist() == pytest.approx([difference]) and found.verdict.item() == "higher"
+        assert found.difference.tolist() == pytest.approx([difference
+                                                           ]) and found.verdict.item() == "higher"
     down = walked(((.8, .3, .8), (.5, .1, .5)), ((.8, .31, .8), (.5, .1, .5)))
     assert interpolation.middle(down, ["UT-Acc"]).verdict.item() == "lower"
     with pytest.raises(ValueError, match="base='the top'.*the start"):
@@ -176,7 +231,8 @@ def test_the_middle_of_a_line_is_compared_with_its_ends():
 def test_a_table_may_give_numbers_to_compute_with(seeds, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "FIGURES", tmp_path)
     table = tables.table({"sit": seeds((.5, .6, .7))}, ["A_last"], ["label"])
-    export.save(table, "07_table", "One group.", pd.DataFrame({"method": ["sit"], "A_last": [1 / 3]}))
+    export.save(table, "07_table", "One group.", pd.DataFrame(
+        {"method": ["sit"], "A_last": [1 / 3]}))
     assert pd.read_csv(tmp_path / "07_table.csv").A_last[0] == pytest.approx(1 / 3, abs=1e-15)
     assert "60.0 ± 24.8" in (tmp_path / "07_table.md").read_text()
 
@@ -187,12 +243,16 @@ def test_a_table_is_saved_to_read_to_compute_with_and_to_print(seeds, tmp_path, 
     table = tables.table(groups, ["A_last"], ["label"])
     export.save(table, "07_table", "Two groups.")
     folder = tmp_path / "new" / "figures"
-    assert sorted(path.name for path in folder.iterdir()) == ["07_table.csv", "07_table.md", "07_table.tex"]
+    assert sorted(
+        path.name for path in folder.iterdir()) == ["07_table.csv", "07_table.md", "07_table.tex"]
     assert (folder / "07_table.md").read_text().splitlines() == [
         "Two groups.", "", "| label | A_last |", "| --- | --- |",
         "| blurred, SIT | 60.0 ± 24.8 |", "| joint, ER | 25.0 |"]
-    assert pd.read_csv(folder / "07_table.csv", dtype=str).to_numpy().tolist() == [["blurred, SIT", "60.0 ± 24.8"],
-                                                                                   ["joint, ER", "25.0"]]
+    assert pd.read_csv(folder / "07_table.csv",
+                       dtype=str).to_numpy().tolist() == [["blurred, SIT", "60.0 ± 24.8"],
+                                                          ["joint, ER", "25.0"]]
     assert (folder / "07_table.tex").read_text().splitlines() == [
         r"\begin{tabular}{lr}", r"\toprule", r"label & A\_last \\", r"\midrule",
-        r"blurred, SIT & 60.0 $\pm$ 24.8 \\", r"joint, ER & 25.0 \\", r"\bottomrule", r"\end{tabular}"]
+        r"blurred, SIT & 60.0 $\pm$ 24.8 \\", r"joint, ER & 25.0 \\", r"\bottomrule",
+        r"\end{tabular}"
+    ]

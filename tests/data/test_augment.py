@@ -1,4 +1,5 @@
-"""AutoAugment inside a run: torchvision's, image by image, with no randomness but that of the generator."""
+"""AutoAugment inside a run: torchvision's, image by image, with no randomness but that of the
+generator."""
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -47,7 +48,8 @@ def test_it_is_the_policy_of_torchvision_and_then_the_crop(images, name, policy)
     generator = seeded(3)
     torch.manual_seed(augment._seed(generator))
     change = v2.AutoAugment(v2.AutoAugmentPolicy(policy))
-    changed = torch.stack([change((image * 255).round().to(torch.uint8)) for image in images]).float() / 255
+    changed = torch.stack([change((image * 255).round().to(torch.uint8))
+                           for image in images]).float() / 255
     assert torch.equal(autoaugment(images, seeded(3), policy), changed)
     assert torch.equal(AUGMENTATIONS[name](images, seeded(3)), crop_flip(changed, generator))
 
@@ -60,6 +62,7 @@ def test_each_image_has_a_draw_of_its_own(images, name, policy):
 
 
 def test_the_two_policies_differ(images):
-    assert not torch.equal(*(autoaugment(images, seeded(1), policy) for policy in POLICIES.values()))
+    assert not torch.equal(*(autoaugment(images, seeded(1), policy)
+                             for policy in POLICIES.values()))
     with pytest.raises(ValueError):
         autoaugment(images, seeded(1), "cifar")

@@ -1,5 +1,6 @@
-"""The published sets, on small copies in their real form: the right pictures, names and splits; a second call decodes
-nothing; what is missing or damaged is said before training. And a folder of one's own."""
+"""The published sets, on small copies in their real form: the right pictures, names and splits; a
+second call decodes nothing; what is missing or damaged is said before training. And a folder of
+one's own."""
 import json
 import os
 import shutil
@@ -24,7 +25,8 @@ from clstudy.utils import paths
 
 REPOSITORY = Path(__file__).parents[2]
 PUBLISHED = ("cifar10", "cifar100", "tiny_imagenet", "imagenet_r")
-SIZES = {"cifar10": 32, "cifar100": 32, "tiny_imagenet": 64, "eurosat": 64, "mnist": 28}  # the others are resized
+SIZES = {"cifar10": 32, "cifar100": 32, "tiny_imagenet": 64, "eurosat": 64,
+         "mnist": 28}  # the others are resized
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +73,16 @@ def test_a_benchmark_has_the_pictures_and_names_of_its_set(name, disk):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_no_training_picture_is_a_test_picture(name, disk):
     found = BENCHMARKS[name](held_out=[]).load()
-    train, test = ({image.tobytes() for image in part.images.numpy()} for part in (found.train, found.test))
+    train, test = ({image.tobytes() for image in part.images.numpy()}
+                   for part in (found.train, found.test))
     assert len(train) == len(disk[name]["train"]) and len(test) == len(disk[name]["test"])
     assert not train & test
 
 
 def test_held_out_sets_are_the_five_of_the_paper_with_their_own_names_and_the_same_prompt(disk):
     found = BENCHMARKS["cifar100"](size=40).load()
-    assert tuple(found.held_out) == SIT_HELD_OUT == ("food101", "caltech101", "eurosat", "flowers102", "oxford_pets")
+    assert tuple(found.held_out) == SIT_HELD_OUT == ("food101", "caltech101", "eurosat",
+                                                     "flowers102", "oxford_pets")
     for name, held_out in found.held_out.items():
         agree(held_out, disk[name]["test"], SIZES.get(name, 40))
         assert held_out.template == "a bad photo of a {}."
@@ -94,7 +98,8 @@ def test_any_published_set_can_be_a_held_out_set(disk):
 def test_an_order_of_a_paper_renumbers_the_classes_and_nothing_else(disk):
     plain = BENCHMARKS["cifar100"](held_out=[]).load()
     ordered = BENCHMARKS["cifar100"](held_out=[], order="icarl").load()
-    assert [plain.train.class_names.index(name) for name in ordered.train.class_names[:4]] == [87, 0, 52, 58]
+    assert [plain.train.class_names.index(name)
+            for name in ordered.train.class_names[:4]] == [87, 0, 52, 58]
     assert torch.equal(plain.train.images, ordered.train.images)
     for part in ("train", "test"):
         agree(getattr(ordered, part), disk["cifar100"][part], 32)
@@ -140,11 +145,14 @@ ONE = {  # a file of each set that is read for its test split
     "tiny_imagenet": "tiny-imagenet-200/val/images/val_3.JPEG", "imagenet_r": None,
     "food101": "food-101/images/waffles/17.jpg",
     "caltech101": "caltech101/101_ObjectCategories/airplanes/image_0002.jpg",
-    "eurosat": "eurosat/2750/SeaLake/SeaLake_2.jpg", "flowers102": "flowers-102/jpg/image_00005.jpg",
+    "eurosat": "eurosat/2750/SeaLake/SeaLake_2.jpg",
+    "flowers102": "flowers-102/jpg/image_00005.jpg",
     "oxford_pets": "oxford-iiit-pet/images/american_bulldog_4.jpg",
-    "aircraft": "fgvc-aircraft-2013b/data/images/0002001.jpg", "dtd": "dtd/dtd/images/banded/banded_0002.jpg",
+    "aircraft": "fgvc-aircraft-2013b/data/images/0002001.jpg",
+    "dtd": "dtd/dtd/images/banded/banded_0002.jpg",
     "stanford_cars": "stanford_cars/cars_test/00002.jpg", "sun397": "SUN397/a/abbey/sun_a.jpg",
-    "tiered_imagenet_test": "tiered-imagenet/test/n01494475/n01494475_100.JPEG"}
+    "tiered_imagenet_test": "tiered-imagenet/test/n01494475/n01494475_100.JPEG"
+}
 
 
 @pytest.mark.parametrize("name", ONE)
@@ -152,7 +160,8 @@ def test_a_file_that_is_cut_short_is_named_with_what_to_do(name, disk):
     chosen = ONE[name] or next(f"imagenet-r/n01443537/art_{i}.jpg" for i in range(5))
     path = paths.downloads() / chosen
     path.write_bytes(path.read_bytes()[:-200])
-    cure = f"clstudy data get {name}" if datasets.SETS[name].archives else f"into {datasets.SETS[name].folder}"
+    cure = f"clstudy data get {name}" if datasets.SETS[
+        name].archives else f"into {datasets.SETS[name].folder}"
     with pytest.raises(DamagedError, match=f"(?s){path.name}.*{cure}"):
         for split in disk[name]:
             datasets.load(name, split, 32)
@@ -166,7 +175,9 @@ def test_a_list_that_is_torn_is_said(name, disk):
             "tiny_imagenet": "tiny-imagenet-200/val/val_annotations.txt"}[name]
     file = paths.downloads() / path
     file.write_bytes(file.read_bytes()[:-4].replace(b"\t", b" "))
-    with pytest.raises(DamagedError, match=f"{datasets.SETS[name].folder} cannot be read.*clstudy data get {name}"):
+    with pytest.raises(
+            DamagedError,
+            match=f"{datasets.SETS[name].folder} cannot be read.*clstudy data get {name}"):
         datasets.load(name, "test", 32)
 
 
@@ -177,7 +188,8 @@ def test_a_set_that_is_not_whole_is_refused_with_both_counts(name, gone, disk):
     path = paths.downloads() / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     split, whole = next((split, len(rows)) for split, rows in disk[name].items())
-    with pytest.raises(DamagedError, match=f"{datasets.SETS[name].folder} has .* images, not {whole}"):
+    with pytest.raises(DamagedError,
+                       match=f"{datasets.SETS[name].folder} has .* images, not {whole}"):
         datasets.load(name, split, 32)
 
 
@@ -202,7 +214,8 @@ def test_what_cannot_be_fetched_is_said_with_what_to_do(tmp_path, monkeypatch):
     said = str(error.value)
     assert "`clstudy data get dtd` fetches about 0.62 GB" in said and "get dtd stanford_cars" not in said
     assert "needs an account at image-net.org" in said and "cars_test_annos_withlabels.mat" in said
-    with pytest.raises(ValueError, match="held_out='coco' is unknown"):  # no held-out set: a benchmark reads it
+    with pytest.raises(ValueError,
+                       match="held_out='coco' is unknown"):  # no held-out set: a benchmark reads it
         BENCHMARKS["cifar10"](held_out=["coco"])
 
 
@@ -213,9 +226,11 @@ def test_what_is_missing_is_said_with_the_folder_and_the_command(disk):
     with pytest.raises(FileNotFoundError) as error:
         BENCHMARKS["cifar100"]().load()
     said = str(error.value)
-    assert str(paths.downloads()) in said and "cifar-100-python/train" in said and "CLSTUDY_DATA" in said
+    assert str(
+        paths.downloads()) in said and "cifar-100-python/train" in said and "CLSTUDY_DATA" in said
     assert "`clstudy data get cifar100`" in said
-    with pytest.raises(FileNotFoundError, match=r"`clstudy data get food101 eurosat`.*=\{\"held_out\": \[\]\}"):
+    with pytest.raises(FileNotFoundError,
+                       match=r"`clstudy data get food101 eurosat`.*=\{\"held_out\": \[\]\}"):
         BENCHMARKS["cifar10"]().load()
     assert BENCHMARKS["cifar10"](held_out=[]).load().held_out == {}
     assert not paths.image_store().exists() or not list(
@@ -238,7 +253,8 @@ def test_missing_data_stop_a_run_before_the_model_is_loaded(tmp_path, monkeypatc
     ({"size": 0}, "size=0"), ({"template": "a photo"}, "template='a photo'"),
     ({"order": "alphabetical"}, "order='alphabetical' is unknown.*icarl"),
 ], ids=str)
-def test_impossible_options_are_refused_before_anything_is_looked_for(options, said, tmp_path, monkeypatch):
+def test_impossible_options_are_refused_before_anything_is_looked_for(options, said, tmp_path,
+                                                                      monkeypatch):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=said):
         BENCHMARKS["cifar100"](**options)
@@ -249,8 +265,9 @@ def test_impossible_options_are_refused_before_anything_is_looked_for(options, s
 def test_a_run_on_a_published_set_trains(disk, toy_model):
     from small_runs import train
 
-    config = RunConfig(benchmark="cifar10", benchmark_args={"held_out": ["oxford_pets"], "size": 64},
-                       model=str(toy_model), stream_args={"tasks": "groups"}, batch_size=10, steps_per_batch=1)
+    config = RunConfig(benchmark="cifar10", benchmark_args={
+        "held_out": ["oxford_pets"], "size": 64
+    }, model=str(toy_model), stream_args={"tasks": "groups"}, batch_size=10, steps_per_batch=1)
     evals, _ = train(config)
     assert {"oxford_pets", "all classes", "class airplane"} <= {row["set"] for row in evals}
 
@@ -267,12 +284,15 @@ def test_a_run_on_a_published_set_trains(disk, toy_model):
 def test_files_of_names_are_whole(name, count):
     about = datasets.about_classes(name)
     assert len(about["classes"]) == len(set(about["classes"].values())) == count
-    assert not [name for name in about["classes"].values() if "_" in name or name != " ".join(name.split())]
+    assert not [
+        name for name in about["classes"].values() if "_" in name or name != " ".join(name.split())
+    ]
     assert about["source"].startswith("names: ")
     for order in about.get("orders", {}).values():
         assert sorted(order) == list(range(count))
     groups = about.get("groups", {})
-    assert not groups or sorted(key for members in groups.values() for key in members) == sorted(about["classes"])
+    assert not groups or sorted(key for members in groups.values()
+                                for key in members) == sorted(about["classes"])
 
 
 def test_names_of_imagenet_are_those_of_clip():
@@ -297,7 +317,10 @@ def test_keys_are_those_that_torchvision_gives():
     from torchvision.datasets import MNIST, Flowers102
 
     found = list(datasets.about_classes("flowers102")["classes"].values())
-    other = {i for i, (mine, theirs) in enumerate(zip(found, Flowers102.classes, strict=True)) if mine != theirs}
+    other = {
+        i for i, (mine, theirs) in enumerate(zip(found, Flowers102.classes, strict=True))
+        if mine != theirs
+    }
     assert other == {15, 59, 92}  # spelt otherwise by CLIP, or by its other name
     assert list(datasets.about_classes("mnist")["classes"]) == MNIST.classes
 
@@ -333,18 +356,24 @@ def about(place: Path, **given) -> None:
 def test_a_folder_is_a_benchmark(own):
     found = BENCHMARKS["folder"](path=str(own), size=16).load()
     assert found.train.class_names == ("leaf", "red brick", "sea")
-    assert np.bincount(found.train.labels).tolist() == [8, 4, 1] and np.bincount(found.test.labels).tolist() == [2, 1]
-    colours = {tuple(image[:, 0, 0].tolist()) for part in (found.train, found.test) for image in part.images}
+    assert np.bincount(found.train.labels).tolist() == [8, 4, 1] and np.bincount(
+        found.test.labels).tolist() == [2, 1]
+    colours = {
+        tuple(image[:, 0, 0].tolist()) for part in (found.train, found.test)
+        for image in part.images
+    }
     assert len(colours) == 16
     for part in (found.train, found.test):
         assert part.images.shape[1:] == (3, 16, 16)
-        assert [int(image[:, 0, 0].argmax()) for image in part.images] == [[1, 0, 2][label] for label in part.labels]
+        assert [int(image[:, 0, 0].argmax()) for image in part.images] == [[1, 0, 2][label]
+                                                                           for label in part.labels]
     assert found.captions[0] == "a bad photo of a leaf." and found.held_out == {}
 
 
 def test_its_split_is_fixed_by_a_seed(own):
     def tested(**options) -> list:
-        return BENCHMARKS["folder"](path=str(own), size=8, **options).load().test.images[:, :, 0, 0].tolist()
+        return BENCHMARKS["folder"](path=str(own), size=8,
+                                    **options).load().test.images[:, :, 0, 0].tolist()
 
     assert tested() == tested(split_seed=0) != tested(split_seed=1)
     assert len(tested(test_share=0.5)) == 7
@@ -357,18 +386,21 @@ def test_train_and_test_of_ones_own_are_kept(own, tmp_path):
             draw(place / part / name / "a.png", (50, 100, 150) if part == "train" else (5, 10, 15))
     found = BENCHMARKS["folder"](path=str(place), size=8).load()
     assert found.train.labels.tolist() == found.test.labels.tolist() == [0, 1]
-    assert found.train.images[0, :, 0, 0].tolist() == [50, 100, 150] and found.test.images[0, 0, 0, 0] == 5
+    assert found.train.images[0, :, 0, 0].tolist() == [50, 100, 150] and found.test.images[0, 0, 0,
+                                                                                           0] == 5
     draw(place / "test" / "sky" / "a.png", (0, 0, 0))
     with pytest.raises(ValueError, match="test has classes that train has not: sky"):
         BENCHMARKS["folder"](path=str(place)).load()
 
 
 def test_a_small_file_names_orders_prompts_captions_and_groups(own):
-    about(own, classes={"leaf": "green leaf"}, order=["sea", "leaf", "red_brick"], template="this is a {}",
-          captions={"sea/0.PNG": "water in the evening"}, groups={"living": ["leaf"], "dead": ["sea", "red_brick"]})
+    about(own, classes={"leaf": "green leaf"}, order=["sea", "leaf", "red_brick"],
+          template="this is a {}", captions={"sea/0.PNG": "water in the evening"},
+          groups={"living": ["leaf"], "dead": ["sea", "red_brick"]})
     found = BENCHMARKS["folder"](path=str(own), size=8).load()
     assert found.test.class_names == ("sea", "green leaf", "red brick")
-    assert found.captions[0] == "water in the evening" and found.captions[1] == "this is a green leaf"
+    assert found.captions[0] == "water in the evening" and found.captions[
+        1] == "this is a green leaf"
     assert found.groups == {"living": (1,), "dead": (0, 2)}
     assert found.train.images[0, :, 0, 0].tolist() == [0, 0, 200]
     assert BENCHMARKS["folder"](path=str(own), size=8, template="{}").load().test.template == "{}"
@@ -393,7 +425,9 @@ def test_a_small_file_that_is_not_json_is_named(own):
     with pytest.raises(ValueError, match="clstudy.json is not JSON"):
         BENCHMARKS["folder"](path=str(own)).require()
     (own / "clstudy.json").write_text('["sea"]')
-    with pytest.raises(ValueError, match="clstudy.json: must be an object with some of the keys classes, order"):
+    with pytest.raises(
+            ValueError,
+            match="clstudy.json: must be an object with some of the keys classes, order"):
         BENCHMARKS["folder"](path=str(own)).require()
 
 
@@ -428,7 +462,10 @@ def test_a_photograph_stands_upright(own):
     for i in range(2):
         image.save(own / "sea" / f"turned_{i}.png", exif=exif)
     found = BENCHMARKS["folder"](path=str(own), size=20).load()
-    seen = [image for image in found.train.images[found.train.labels == 2] if image[:, 0, 0].sum() != 200]
+    seen = [
+        image for image in found.train.images[found.train.labels == 2]
+        if image[:, 0, 0].sum() != 200
+    ]
     assert seen and all(image[0, 0, 0] == 255 and image[0, -1, 0] == 0 for image in seen)
 
 
@@ -438,7 +475,8 @@ def test_a_path_behind_the_name_is_the_same_run(own, monkeypatch):
     assert config == RunConfig(benchmark="folder", benchmark_args={"size": 32, "path": str(own)})
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
     monkeypatch.chdir(own.parent)
-    assert RunConfig(benchmark=f"folder:{own.name}", benchmark_args={"size": 32}).run_id == config.run_id
+    assert RunConfig(benchmark=f"folder:{own.name}",
+                     benchmark_args={"size": 32}).run_id == config.run_id
     with pytest.raises(ValueError, match="benchmark_args: 'path' is needed by Folder"):
         RunConfig(benchmark="folder")
 
@@ -455,25 +493,33 @@ def test_run_id_depends_on_what_is_in_the_folder(own):
     assert len(set(seen)) == 4
 
 
-def test_run_id_of_a_published_set_does_not_need_the_set_but_depends_on_names(monkeypatch, tmp_path):
+def test_run_id_of_a_published_set_does_not_need_the_set_but_depends_on_names(
+        monkeypatch, tmp_path):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
     sides = ((), ("food101",))
-    before = {side: RunConfig(benchmark="cifar100", benchmark_args={"held_out": side}).run_id for side in sides}
+    before = {
+        side: RunConfig(benchmark="cifar100", benchmark_args={"held_out": side}).run_id
+        for side in sides
+    }
     whole = datasets.about_classes
 
     def renamed(name: str) -> dict:
         return {**whole(name), "classes": {"x": "y"}} if name == "food101" else whole(name)
 
     monkeypatch.setattr(photographs, "about_classes", renamed)
-    after = {side: RunConfig(benchmark="cifar100", benchmark_args={"held_out": side}).run_id for side in before}
+    after = {
+        side: RunConfig(benchmark="cifar100", benchmark_args={"held_out": side}).run_id
+        for side in before
+    }
     assert before[()] == after[()] and before[("food101",)] != after[("food101",)]
 
 
 def test_a_run_on_a_folder_trains(own, toy_model):
     from small_runs import train
 
-    evals, _ = train(RunConfig(benchmark=f"folder:{own}", benchmark_args={"size": 64}, model=str(toy_model),
-                               stream_args={"tasks": 3}, batch_size=4, steps_per_batch=1))
+    evals, _ = train(
+        RunConfig(benchmark=f"folder:{own}", benchmark_args={"size": 64}, model=str(toy_model),
+                  stream_args={"tasks": 3}, batch_size=4, steps_per_batch=1))
     assert "class red brick" in {row["set"] for row in evals}
 
 
@@ -481,8 +527,10 @@ def test_a_run_on_a_folder_trains(own, toy_model):
 
 
 def test_importing_the_benchmarks_is_light():
-    code = ("import sys, clstudy.data.benchmarks; "
-            "print([name for name in ('torchvision', 'scipy', 'open_clip') if name in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-                          capture_output=True, text=True, check=True)
+    code = (
+        "import sys, clstudy.data.benchmarks; "
+        "print([name for name in ('torchvision', 'scipy', 'open_clip') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code],
+                          env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True,
+                          text=True, check=True)
     assert done.stdout.strip() == "[]"

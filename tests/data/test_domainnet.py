@@ -1,4 +1,5 @@
-"""DomainNet on small files in its real form: the published lists, orders of domains, streams, what is refused."""
+"""DomainNet on small files in its real form: the published lists, orders of domains, streams, what
+is refused."""
 import os
 import shutil
 from pathlib import Path
@@ -28,7 +29,8 @@ def master(tmp_path_factory):
 
 @pytest.fixture
 def disk(master, tmp_path, monkeypatch):
-    """What should be read: split → domain → rows; an own copy of each file. Files of the cache hold five pictures."""
+    """What should be read: split → domain → rows; an own copy of each file. Files of the cache hold
+    five pictures."""
     folder, expected = master
     shutil.copytree(folder, tmp_path / "sets")
     small_sets.use(monkeypatch, tmp_path / "sets", tmp_path / "decoded", {})
@@ -73,7 +75,8 @@ def test_domains_come_in_the_order_asked_for_and_are_decoded_once(asked, order, 
 
 def test_a_domain_that_is_not_asked_for_need_not_be_there(disk):
     shutil.rmtree(place() / "real")
-    agree(BENCHMARKS["domainnet"](size=SIZE, domains=["quickdraw"]).load().test, disk["test"], ("quickdraw",))
+    agree(BENCHMARKS["domainnet"](size=SIZE, domains=["quickdraw"]).load().test, disk["test"],
+          ("quickdraw", ))
     said = r"domainnet \(real\). `clstudy data get domainnet` fetches about 17.56 GB.*\"domains\": \['clipart', 'inf"
     with pytest.raises(FileNotFoundError, match=said):
         BENCHMARKS["domainnet"]().require()
@@ -81,8 +84,13 @@ def test_a_domain_that_is_not_asked_for_need_not_be_there(disk):
 
 def test_so_many_of_each_class_in_each_domain_are_the_first_of_the_list(disk):
     found = BENCHMARKS["domainnet"](size=SIZE, per_class=1).load()
-    first = {split: {domain: [row for i, row in enumerate(rows) if row[1] not in [name for _, name in rows[:i]]]
-                     for domain, rows in domains.items()} for split, domains in disk.items()}
+    first = {
+        split: {
+            domain: [
+                row for i, row in enumerate(rows) if row[1] not in [name for _, name in rows[:i]]
+            ] for domain, rows in domains.items()
+        } for split, domains in disk.items()
+    }
     agree(found.train, first["train"], DOMAINS)
     agree(found.test, first["test"], DOMAINS)
     assert len(found.train) == 4 * 6 - 1  # no painting of a t-shirt
@@ -93,7 +101,9 @@ def test_the_stream_of_domains_follows_the_order(disk):
     stages = STREAMS["domains"](order="given").stages(found.train.labels, 0, found.train.domains)
     assert [found.train.domain_names[found.train.domains[stage.index[0]]] for stage in stages] == \
         list(domainnet.ORDERS["cassle"])
-    assert [len(stage.index) for stage in stages] == [len(disk["train"][name]) for name in domainnet.ORDERS["cassle"]]
+    assert [len(stage.index) for stage in stages] == [
+        len(disk["train"][name]) for name in domainnet.ORDERS["cassle"]
+    ]
     assert [len(stage.classes) for stage in stages] == [4, 0, 0, 0, 0, 0]
 
 
@@ -101,12 +111,14 @@ def test_the_stream_of_domains_follows_the_order(disk):
 def test_a_run_trains_and_tells_each_domain(stream, options, disk, toy_model):
     from small_runs import train
 
-    config = RunConfig(benchmark="domainnet", benchmark_args={"size": SIZE, "domains": ["real", "clipart"]},
-                       stream=stream, stream_args=options, method="gdro", method_args={"size": 8},
+    config = RunConfig(benchmark="domainnet", benchmark_args={
+        "size": SIZE, "domains": ["real", "clipart"]
+    }, stream=stream, stream_args=options, method="gdro", method_args={"size": 8},
                        model=str(toy_model), batch_size=8, steps_per_batch=1)
     evals, steps = train(config)
     told = {row["set"] for row in evals}
-    assert steps and {name for name in told if name.startswith("domain")} == {"domain real", "domain clipart"}
+    assert steps and {name for name in told if name.startswith("domain")
+                      } == {"domain real", "domain clipart"}
     assert "class t-shirt" in told and {row["stage"] for row in evals} == {0, 1, 2}
 
 
@@ -128,7 +140,8 @@ def test_a_batch_across_domains_is_the_decoded_pictures(disk):
     ({"lists": "clean"}, "lists='clean' is unknown. Did you mean cleaned"), ({"per_class": 0}, "per_class=0"),
     ({"size": 4}, "size=4"), ({"template": "x"}, "template='x'"), ({"held_out": ["x"]}, "held_out='x'"),
 ], ids=str)
-def test_impossible_options_are_refused_before_anything_is_looked_for(options, said, tmp_path, monkeypatch):
+def test_impossible_options_are_refused_before_anything_is_looked_for(options, said, tmp_path,
+                                                                      monkeypatch):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=said):
         BENCHMARKS["domainnet"](**options)
@@ -147,7 +160,9 @@ def test_a_list_that_is_cut_is_refused(disk):
     path = place() / "sketch_test.txt"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
-    refused("the lists of sketch in .* name 19 images, not the 20 of the cleaned lists. `clstudy data get domainnet`")
+    refused(
+        "the lists of sketch in .* name 19 images, not the 20 of the cleaned lists. `clstudy data get domainnet`"
+    )
     path.write_text("".join(lines)[:-5])
     refused(f"sketch_test.txt, line {len(lines)}: .* is not `sketch/<class>/<picture> <label>`")
 
@@ -155,26 +170,31 @@ def test_a_list_that_is_cut_is_refused(disk):
 def test_a_label_that_is_not_that_of_the_folder_is_refused(disk):
     path = place() / "real_train.txt"
     path.write_text(path.read_text().replace(" 327\n", " 326\n"))
-    refused("real_train.txt, line .* is not `real/<class>/<picture> <label>` with the published label")
+    refused(
+        "real_train.txt, line .* is not `real/<class>/<picture> <label>` with the published label")
 
 
 def test_other_lists_are_named_and_taken_when_they_are_asked_for(disk, monkeypatch):
     monkeypatch.setitem(TOTALS, "cleaned", {**TOTALS["cleaned"], "clipart": 19})
     monkeypatch.setitem(TOTALS, "original", {**TOTALS["cleaned"], "clipart": 20})
-    refused("name 20 images, not the 19 of the cleaned lists. They are the original ones: lists='original'")
+    refused(
+        "name 20 images, not the 19 of the cleaned lists. They are the original ones: lists='original'"
+    )
     agree(BENCHMARKS["domainnet"](size=SIZE, lists="original").load().train, disk["train"], DOMAINS)
 
 
 def test_a_picture_that_is_not_there_is_named(disk):
     path = min((place() / "quickdraw").rglob("*.png"))
     path.unlink()
-    refused(f"1 pictures of the lists of quickdraw are not in .*, the first is quickdraw/.*{path.name}")
+    refused(
+        f"1 pictures of the lists of quickdraw are not in .*, the first is quickdraw/.*{path.name}")
 
 
 def test_a_picture_that_cannot_be_read_is_named(disk):
     path = min((place() / "quickdraw").rglob("*_train*.png"))
     path.write_bytes(b"no picture")
-    with pytest.raises(DamagedError, match=f"{path.name} cannot be read.*clstudy data get domainnet"):
+    with pytest.raises(DamagedError,
+                       match=f"{path.name} cannot be read.*clstudy data get domainnet"):
         BENCHMARKS["domainnet"](size=SIZE).load()
 
 
@@ -186,4 +206,5 @@ def test_labels_are_positions_in_the_published_order():
 
 
 def test_totals_are_those_of_its_site():
-    assert sum(TOTALS["cleaned"].values()) == 586_575 and sum(TOTALS["original"].values()) == 596_010
+    assert sum(TOTALS["cleaned"].values()) == 586_575 and sum(
+        TOTALS["original"].values()) == 596_010

@@ -1,5 +1,5 @@
-"""Fetching a set from a server on this machine: going on after a cut, checksums, and that a set is there whole or not
-at all. And the command."""
+"""Fetching a set from a server on this machine: going on after a cut, checksums, and that a set is
+there whole or not at all. And the command."""
 import gzip
 import hashlib
 import io
@@ -29,7 +29,8 @@ def root(tmp_path, monkeypatch) -> Path:
 
 
 class Server:
-    """Serves `files`; `asked` lists (name, range, bytes sent). cut: how many bytes are sent before the line breaks."""
+    """Serves `files`; `asked` lists (name, range, bytes sent). cut: how many bytes are sent before
+    the line breaks."""
 
     def __init__(self, ranges: bool = True):
         self.files, self.asked, self.cut, server = {}, [], None, self
@@ -89,39 +90,74 @@ def offer(monkeypatch, server, name: str, *files: bytes) -> None:
     for known, data in zip(sets.SETS[name].archives, files, strict=True):
         file = known.url.rpartition("/")[2]
         server.files[file] = data
-        archives.append(replace(known, url=f"{server.url}/{file}", md5=hashlib.md5(data).hexdigest()))
+        archives.append(
+            replace(known, url=f"{server.url}/{file}", md5=hashlib.md5(data).hexdigest()))
     monkeypatch.setitem(sets.SETS, name, replace(sets.SETS[name], archives=tuple(archives)))
 
 
 NOISE = np.random.default_rng(0).bytes(300_000)  # does not compress
-CIFAR = {"cifar-100-python/meta": b"m", "cifar-100-python/train": NOISE, "cifar-100-python/test": b"t"}
+CIFAR = {
+    "cifar-100-python/meta": b"m", "cifar-100-python/train": NOISE, "cifar-100-python/test": b"t"
+}
 EACH = {
     "cifar100": [packed(CIFAR)],
-    "tiny_imagenet": [zipped({f"tiny-imagenet-200/{file}": b"x" for file in
-                              ("wnids.txt", "train/n1/images/a.JPEG", "val/val_annotations.txt", "val/images/v.JPEG")
-                              })],
+    "tiny_imagenet": [
+        zipped({
+            f"tiny-imagenet-200/{file}": b"x"
+            for file in ("wnids.txt", "train/n1/images/a.JPEG", "val/val_annotations.txt",
+                         "val/images/v.JPEG")
+        })
+    ],
     "imagenet_r": [packed({"imagenet-r/n01443537/a.jpg": b"x"}, "w")],
     "food101": [packed({"food-101/meta/test.json": b"{}", "food-101/images/waffles/1.jpg": b"x"})],
-    "caltech101": [zipped({"caltech-101/101_ObjectCategories.tar.gz":
-                           packed({"101_ObjectCategories/anchor/image_0001.jpg": b"x"}), "caltech-101/show.m": b"x"})],
+    "caltech101": [
+        zipped({
+            "caltech-101/101_ObjectCategories.tar.gz": packed(
+                {"101_ObjectCategories/anchor/image_0001.jpg": b"x"}), "caltech-101/show.m": b"x"
+        })
+    ],
     "eurosat": [zipped({"2750/Forest/Forest_1.jpg": b"x"})],
-    "flowers102": [packed({"jpg/image_00001.jpg": b"x"}), b"MATLAB 5.0 labels", b"MATLAB 5.0 splits"],
-    "oxford_pets": [packed({"images/Abyssinian_1.jpg": b"x"}), packed({"annotations/test.txt": b"x"})],
-    "aircraft": [packed({f"fgvc-aircraft-2013b/data/{file}": b"x" for file in
-                         ("variants.txt", "images_variant_test.txt", "images/1.jpg")})],
+    "flowers102": [
+        packed({"jpg/image_00001.jpg": b"x"}), b"MATLAB 5.0 labels", b"MATLAB 5.0 splits"
+    ],
+    "oxford_pets": [
+        packed({"images/Abyssinian_1.jpg": b"x"}),
+        packed({"annotations/test.txt": b"x"})
+    ],
+    "aircraft": [
+        packed({
+            f"fgvc-aircraft-2013b/data/{file}": b"x"
+            for file in ("variants.txt", "images_variant_test.txt", "images/1.jpg")
+        })
+    ],
     "dtd": [packed({"dtd/labels/train1.txt": b"x", "dtd/images/banded/banded_0001.jpg": b"x"})],
-    "mnist": [gzip.compress(NOISE), gzip.compress(b"a"), gzip.compress(b"b"), gzip.compress(b"c")],
+    "mnist": [gzip.compress(NOISE),
+              gzip.compress(b"a"),
+              gzip.compress(b"b"),
+              gzip.compress(b"c")],
     "sun397": [packed({"SUN397/ClassName.txt": b"x", "SUN397/a/abbey/sun_a.jpg": b"x"})],
-    "coco": [zipped({"train2014/a.jpg": b"x"}), zipped({"val2014/a.jpg": b"x"}),
-             zipped({f"annotations/instances_{year}2014.json": b"{}" for year in ("train", "val")})],
-    "domainnet": [data for name in ("clipart", "infograph", "painting", "quickdraw", "real", "sketch") for data in (
-        zipped({f"{name}/zebra/1.jpg": b"x"}), f"{name}/zebra/1.jpg 343\n".encode(), b"a list")],
-    "karpathy": [zipped({"dataset_coco.json": b"{}", "dataset_flickr30k.json": b"{}", "dataset_flickr8k.json": b"{}"})],
+    "coco": [
+        zipped({"train2014/a.jpg": b"x"}),
+        zipped({"val2014/a.jpg": b"x"}),
+        zipped({f"annotations/instances_{year}2014.json": b"{}" for year in ("train", "val")})
+    ],
+    "domainnet": [
+        data for name in ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+        for data in (zipped({f"{name}/zebra/1.jpg": b"x"}), f"{name}/zebra/1.jpg 343\n".encode(),
+                     b"a list")
+    ],
+    "karpathy": [
+        zipped({
+            "dataset_coco.json": b"{}", "dataset_flickr30k.json": b"{}",
+            "dataset_flickr8k.json": b"{}"
+        })
+    ],
 }
 
 
 def test_every_set_that_can_be_fetched_is_fetched_here():
-    assert {name for name, one in sets.SETS.items() if one.archives} == {"cifar10", *EACH}  # as cifar100
+    assert {name for name, one in sets.SETS.items() if one.archives} == {"cifar10",
+                                                                         *EACH}  # as cifar100
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -130,7 +166,8 @@ def test_a_set_is_fetched_into_its_place_and_found_there(name, root, server, mon
     assert sets.missing(name)
     place = get(name)
     assert place == root / sets.SETS[name].folder and not sets.missing(name)
-    assert [path.name for path in root.iterdir()] == [sets.SETS[name].folder]  # no archive, no draft
+    assert [path.name
+            for path in root.iterdir()] == [sets.SETS[name].folder]  # no archive, no draft
     server.files.clear()
     assert get(name) == place  # is there: nothing is asked for
 
@@ -138,7 +175,8 @@ def test_a_set_is_fetched_into_its_place_and_found_there(name, root, server, mon
 def test_a_download_that_was_cut_off_is_gone_on_with(root, server, monkeypatch):
     offer(monkeypatch, server, "cifar100", *EACH["cifar100"])
     whole, server.cut = len(EACH["cifar100"][0]), 100_000
-    with pytest.raises(ConnectionError, match=r"cut off after 100,000 of 300,\d+ bytes. Call again to go on"):
+    with pytest.raises(ConnectionError,
+                       match=r"cut off after 100,000 of 300,\d+ bytes. Call again to go on"):
         get("cifar100")
     assert sets.missing("cifar100") and not (root / "cifar-100-python").exists()
     server.cut = None
@@ -170,7 +208,8 @@ def test_another_checksum_is_refused_and_the_file_removed(root, server, monkeypa
     offer(monkeypatch, server, "cifar100", *EACH["cifar100"])
     right = server.files["cifar-100-python.tar.gz"]
     server.files["cifar-100-python.tar.gz"] = right[:-1] + b"!"
-    with pytest.raises(OSError, match=f"has md5 .*, not the published {hashlib.md5(right).hexdigest()}"):
+    with pytest.raises(OSError,
+                       match=f"has md5 .*, not the published {hashlib.md5(right).hexdigest()}"):
         get("cifar100")
     assert sets.missing("cifar100")
     server.files["cifar-100-python.tar.gz"] = right
@@ -197,7 +236,8 @@ def test_unpacking_that_was_killed_leaves_no_set_and_is_done_again(root, server,
 
 def test_an_archive_of_something_else_is_said(root, server, monkeypatch):
     offer(monkeypatch, server, "cifar100", packed({"cifar-100-python/meta": b"m"}))
-    with pytest.raises(FileNotFoundError, match="does not hold cifar-100-python/train, cifar-100-python/test"):
+    with pytest.raises(FileNotFoundError,
+                       match="does not hold cifar-100-python/train, cifar-100-python/test"):
         get("cifar100")
     assert not (root / "cifar-100-python").exists()
 
@@ -210,7 +250,8 @@ def test_a_compressed_file_is_decompressed(root, server, monkeypatch):
 def test_an_archive_without_a_published_checksum_is_held_to_its_own(root, server, monkeypatch):
     offer(monkeypatch, server, "karpathy", *EACH["karpathy"])
     only = sets.SETS["karpathy"]
-    monkeypatch.setitem(sets.SETS, "karpathy", replace(only, archives=(replace(only.archives[0], md5=""),)))
+    monkeypatch.setitem(sets.SETS, "karpathy",
+                        replace(only, archives=(replace(only.archives[0], md5=""), )))
     whole = server.files["caption_datasets.zip"]
     for torn in (whole.replace(b"{}", b"{", 1), whole.replace(b"{}", b"{!", 1), whole[:-9]):
         server.files["caption_datasets.zip"] = torn
@@ -240,7 +281,8 @@ def test_a_set_that_is_partly_there_is_left_alone(root):
 def test_a_server_out_of_reach_is_said_with_what_to_do_by_hand(root, server, monkeypatch):
     offer(monkeypatch, server, "cifar100", *EACH["cifar100"])
     server.files.clear()
-    with pytest.raises(ConnectionError, match="404.*put the file there by hand: .*cifar-100-python.tar.gz"):
+    with pytest.raises(ConnectionError,
+                       match="404.*put the file there by hand: .*cifar-100-python.tar.gz"):
         get("cifar100")
 
 
@@ -271,12 +313,18 @@ def test_the_command_lists_what_is_there(root, server, monkeypatch):
     (root / "food-101").mkdir()
     said = say()
     assert said.exit_code == 0 and str(root) in said.output and "CLSTUDY_DATA" in said.output
-    rows = {line.split()[0]: line for line in said.output.splitlines() if line.split() and line.split()[0] in sets.SETS}
+    rows = {
+        line.split()[0]: line for line in said.output.splitlines()
+        if line.split() and line.split()[0] in sets.SETS
+    }
     assert set(rows) == set(sets.SETS)
-    assert "found" in rows["cifar100"] and "benchmark" in rows["cifar100"] and "cifar-100-python" in rows["cifar100"]
+    assert "found" in rows["cifar100"] and "benchmark" in rows[
+        "cifar100"] and "cifar-100-python" in rows["cifar100"]
     assert "missing" in rows["eurosat"] and "`clstudy data get eurosat`" in rows["eurosat"]
-    assert "benchmark" in rows["eurosat"] and "0.09 GB" in rows["eurosat"] and "held-out set" in rows["dtd"]
-    assert "missing" in rows["flickr30k"] and "request form" in rows["flickr30k"] and "get flickr" not in said.output
+    assert "benchmark" in rows["eurosat"] and "0.09 GB" in rows[
+        "eurosat"] and "held-out set" in rows["dtd"]
+    assert "missing" in rows["flickr30k"] and "request form" in rows[
+        "flickr30k"] and "get flickr" not in said.output
     assert "PARTLY" in rows["food101"] and "food-101/meta/test.json" in rows["food101"]
 
 
@@ -285,7 +333,8 @@ def test_the_command_refuses_an_unknown_name_before_it_fetches(root, server, mon
     said = say("get", "cifar100", "cifar1000")
     assert said.exit_code == 2 and not server.asked
     assert "'cifar1000' is unknown" in said.output and "Choices" in said.output and "tiny_imagenet" in said.output
-    assert "Choices: get" in say("fetch", "cifar100").output and "name what to fetch" in say("get").output
+    assert "Choices: get" in say("fetch",
+                                 "cifar100").output and "name what to fetch" in say("get").output
 
 
 def test_the_command_says_what_went_wrong(root, server, monkeypatch):
@@ -314,18 +363,21 @@ def test_every_set_names_its_archives_with_checksums():
         assert bool(one.archives) == (one.megabytes > 0) == (not one.by_hand), name
         assert bool(one.read) == (one.images.get("test", 0) > 0), name
         for archive in one.archives:
-            assert len(archive.md5) == (0 if name == "karpathy" else 32) and archive.url.startswith("http"), name
+            assert len(archive.md5) == (0 if name == "karpathy" else
+                                        32) and archive.url.startswith("http"), name
 
 
 def test_urls_and_checksums_are_those_of_torchvision():
     from torchvision import datasets
 
     for name, kind in (("cifar10", datasets.CIFAR10), ("cifar100", datasets.CIFAR100)):
-        assert [(one.url, one.md5) for one in sets.SETS[name].archives] == [(kind.url, kind.tgz_md5)]
+        assert [(one.url, one.md5)
+                for one in sets.SETS[name].archives] == [(kind.url, kind.tgz_md5)]
     for name, kind in (("dtd", datasets.DTD), ("food101", datasets.Food101)):
         assert [(one.url, one.md5) for one in sets.SETS[name].archives] == [(kind._URL, kind._MD5)]
-    assert sets.SETS["aircraft"].archives[0].url == datasets.FGVCAircraft._URL  # torchvision has no md5 of it
-    assert [(one.url, one.md5) for one in sets.SETS["sun397"].archives] == [(datasets.SUN397._DATASET_URL,
-                                                                            datasets.SUN397._DATASET_MD5)]
+    assert sets.SETS["aircraft"].archives[
+        0].url == datasets.FGVCAircraft._URL  # torchvision has no md5 of it
+    assert [(one.url, one.md5) for one in sets.SETS["sun397"].archives
+            ] == [(datasets.SUN397._DATASET_URL, datasets.SUN397._DATASET_MD5)]
     files = [(datasets.MNIST.mirrors[0] + file, md5) for file, md5 in datasets.MNIST.resources]
     assert [(one.url, one.md5) for one in sets.SETS["mnist"].archives] == files

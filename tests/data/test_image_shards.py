@@ -1,4 +1,5 @@
-"""Images in many files: the same pictures as from one array, nothing decoded twice, nothing kept in memory."""
+"""Images in many files: the same pictures as from one array, nothing decoded twice, nothing kept in
+memory."""
 import os
 import shutil
 import signal
@@ -62,16 +63,19 @@ def test_a_batch_across_files_is_the_pictures_asked_for_in_their_order(place):
     assert numbers(found[rows]) == rows.tolist() and found[rows].shape == (8, 3, WIDTH, WIDTH)
     every = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
     assert numbers(found[every]) == every.tolist()
-    assert sorted(path.name for path in place.iterdir()) == [f"0000{number}.npy" for number in range(5)]
+    assert sorted(
+        path.name for path in place.iterdir()) == [f"0000{number}.npy" for number in range(5)]
 
 
 def test_it_is_indexed_split_and_measured_as_a_tensor_is():
-    found, tensor = make(), torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, WIDTH, WIDTH)
+    found, tensor = make(), torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None].expand(
+        -1, 3, WIDTH, WIDTH)
     assert len(found) == len(tensor) and found.shape == tuple(tensor.shape)
-    assert found.nbytes == COUNT * 3 * WIDTH ** 2 and found.device == tensor.device and found.dtype == tensor.dtype
+    assert found.nbytes == COUNT * 3 * WIDTH**2 and found.device == tensor.device and found.dtype == tensor.dtype
     mask = torch.arange(COUNT) % 7 == 0
-    for index in (5, -1, slice(15, 45), slice(None, None, 9), mask, torch.tensor([], dtype=torch.long),
-                  torch.tensor([[1, 50], [94, 0]])):
+    for index in (5, -1, slice(15, 45), slice(
+            None, None, 9), mask, torch.tensor([],
+                                               dtype=torch.long), torch.tensor([[1, 50], [94, 0]])):
         assert torch.equal(found[index], tensor[index])
     assert [chunk[:, 0, 0, 0].tolist() for chunk in found.split(32)] == [c[:, 0, 0, 0].tolist()
                                                                         for c in tensor.split(32)]
@@ -90,7 +94,8 @@ def test_several_are_joined_to_one():
 
 def test_only_the_files_of_a_batch_are_opened(monkeypatch):
     found, opened, load = make(), [], np.load
-    monkeypatch.setattr(np, "load", lambda file, **options: opened.append(file.name) or load(file, **options))
+    monkeypatch.setattr(np, "load",
+                        lambda file, **options: opened.append(file.name) or load(file, **options))
     found[torch.tensor([21, 90, 39, 20])]
     assert sorted(opened) == ["00001.npy", "00004.npy"]
 
@@ -119,7 +124,8 @@ def test_features_are_those_of_the_pictures(clip):
 
 
 def test_a_large_set_does_not_go_to_memory(tmp_path):
-    """1.2 GB of files, looked at once from end to end and a thousand times at random, by a process of its own."""
+    """1.2 GB of files, looked at once from end to end and a thousand times at random, by a process
+    of its own."""
     code = """
 import re, sys
 from pathlib import Path
@@ -140,8 +146,9 @@ print(found.nbytes / 1e6, used() - before)
 """
     if not Path("/proc/self/status").exists():
         pytest.skip("reads /proc")
-    said = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True, check=True).stdout
+    said = subprocess.run([sys.executable, "-c", code, str(tmp_path)],
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+                          text=True, check=True).stdout
     whole, grown = map(float, said.split())
     assert whole > 1200 and grown < 250
 
@@ -166,7 +173,8 @@ def test_a_killed_decoding_goes_on_where_it_was(place):
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and {path.name for path in place.glob("*.npy")} == {"00000.npy", "00001.npy"}
+    assert os.WIFSIGNALED(status) and {path.name for path in place.glob("*.npy")
+                                       } == {"00000.npy", "00001.npy"}
     assert list(place.glob("*.draft-*"))
     opened = []
     assert numbers(make(plain(opened))[:]) == list(range(COUNT))
@@ -191,7 +199,8 @@ def test_a_damaged_file_is_decoded_again_and_only_that(place, fault):
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_what_was_decoded_stays(place):
-    with pytest.raises(DamagedError, match=r"picture-70.png cannot be read \(OSError: truncated\). Get another."):
+    with pytest.raises(DamagedError,
+                       match=r"picture-70.png cannot be read \(OSError: truncated\). Get another."):
         make(plain(bad=70))
     assert sorted(path.name for path in place.iterdir()) == ["00000.npy", "00001.npy", "00002.npy"]
 
@@ -209,7 +218,8 @@ def test_processes_share_the_files_out(place):
         return Image.new("RGB", (WIDTH, WIDTH), (i, i, i)), 0
 
     found = make(Pictures(COUNT, read, str))
-    assert [i // EACH for i in opened[::EACH]] == [1, 2, 4, 0]  # file 0 in the end: who was at it may be dead
+    assert [i // EACH
+            for i in opened[::EACH]] == [1, 2, 4, 0]  # file 0 in the end: who was at it may be dead
     assert numbers(found[torch.tensor([0, 20, 60])]) == [0, 20, 9]
 
 
@@ -224,8 +234,9 @@ def test_threads_make_the_same(monkeypatch):
 def test_a_full_disk_is_said_before_decoding_and_counts_what_is_missing_only(place, monkeypatch):
     make()
     (place / "00004.npy").unlink()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=15 * 3 * WIDTH ** 2 - 1))
+    monkeypatch.setattr(shutil, "disk_usage",
+                        lambda path: SimpleNamespace(free=15 * 3 * WIDTH**2 - 1))
     with pytest.raises(OSError, match="set-train-8-abc needs 0.0 GB"):
         make(Pictures(COUNT, lambda i: pytest.fail("decoded"), str))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=15 * 3 * WIDTH ** 2))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=15 * 3 * WIDTH**2))
     assert numbers(make()[90:]) == list(range(90, COUNT))

@@ -1,4 +1,5 @@
-"""ImageNet-1K on small files in its real form: pictures and names, flat validation pictures, what is refused."""
+"""ImageNet-1K on small files in its real form: pictures and names, flat validation pictures, what
+is refused."""
 import os
 import shutil
 from pathlib import Path
@@ -23,13 +24,15 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def master(request, tmp_path_factory):
-    """The files, what should be read, and how validation pictures lie: in folders, but where a test asks otherwise."""
+    """The files, what should be read, and how validation pictures lie: in folders, but where a test
+    asks otherwise."""
     folder, flat = tmp_path_factory.mktemp("imagenet"), getattr(request, "param", "")
     return folder, small_sets.draw_imagenet(folder, np.random.default_rng(0), flat), flat
 
 
 def lying(*kinds: str):
-    return pytest.mark.parametrize("master", kinds, indirect=True, ids=lambda kind: kind or "folders")
+    return pytest.mark.parametrize("master", kinds, indirect=True,
+                                   ids=lambda kind: kind or "folders")
 
 
 @pytest.fixture
@@ -38,7 +41,8 @@ def disk(master, tmp_path, monkeypatch):
     folder, expected, flat = master
     shutil.copytree(folder, tmp_path / "sets")
     small_sets.use(monkeypatch, tmp_path / "sets", tmp_path / "decoded", {})
-    few_classes(monkeypatch, "imagenet", imagenet, sorted(os.listdir(folder / "imagenet" / "train")))
+    few_classes(monkeypatch, "imagenet", imagenet, sorted(os.listdir(
+        folder / "imagenet" / "train")))
     monkeypatch.setattr(imagenet, "COUNTS", {split: len(rows) for split, rows in expected.items()})
     monkeypatch.setattr(image_shards, "SHARD", 5 * 3 * SIZE ** 2)
     return expected
@@ -54,7 +58,8 @@ def agree(labelled, rows: list) -> None:
 @lying("", "solution", "devkit")
 def test_pictures_and_names_are_those_of_the_folders_or_of_the_ground_truth(disk):
     found = BENCHMARKS["imagenet"](size=SIZE).load()
-    assert isinstance(found.train.images, image_shards.Shards) and len(found.train.images.files) == 5
+    assert isinstance(found.train.images, image_shards.Shards) and len(
+        found.train.images.files) == 5
     agree(found.train, disk["train"])
     agree(found.test, disk["test"])
     assert found.train.template == "a photo of a {}." and found.held_out == {}
@@ -96,9 +101,10 @@ def test_a_changed_folder_is_decoded_again(disk):
 def test_a_run_of_class_incremental_stages_trains(disk, toy_model):
     from small_runs import train
 
-    config = RunConfig(benchmark="imagenet", benchmark_args={"size": SIZE, "order": "seed1993"}, method="gcl",
-                       method_args={"size": 6}, stream_args={"tasks": 3, "order": "given"}, model=str(toy_model),
-                       batch_size=5, steps_per_batch=1)
+    config = RunConfig(benchmark="imagenet", benchmark_args={"size": SIZE, "order": "seed1993"},
+                       method="gcl", method_args={"size": 6}, stream_args={
+                           "tasks": 3, "order": "given"
+                       }, model=str(toy_model), batch_size=5, steps_per_batch=1)
     evals, steps = train(config)
     assert {"task 3", "all classes", "class tench"} <= {row["set"] for row in evals} and steps
     last = [row["count"] for row in evals if row["set"] == "seen classes" and row["stage_end"]]
@@ -115,7 +121,8 @@ def test_a_batch_of_the_stream_is_the_decoded_pictures(disk):
     assert [len(batch.index) for batch in drawn] == [7, 7, 7, 3]
     for batch in drawn:
         for image, row in zip(batch.image, batch.index, strict=True):
-            assert np.array_equal((image * 255).round().numpy(), reference(disk["train"][row][0], SIZE))
+            assert np.array_equal((image * 255).round().numpy(),
+                                  reference(disk["train"][row][0], SIZE))
 
 
 # ---- what is refused
@@ -126,7 +133,8 @@ def test_a_batch_of_the_stream_is_the_decoded_pictures(disk):
     ({"order": "icarl"}, "order='icarl' is unknown.*seed1993"), ({"size": 4}, "size=4"),
     ({"template": "x"}, "template"), ({"held_out": "dtd"}, "held_out='dtd'"),
 ], ids=str)
-def test_impossible_options_are_refused_before_anything_is_looked_for(options, said, tmp_path, monkeypatch):
+def test_impossible_options_are_refused_before_anything_is_looked_for(options, said, tmp_path,
+                                                                      monkeypatch):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=said):
         BENCHMARKS["imagenet"](**options)
@@ -148,7 +156,8 @@ def test_a_class_without_its_folder_is_named(disk):
     place = paths.downloads() / "imagenet" / "train"
     gone = sorted(place.iterdir())[2]
     shutil.rmtree(gone)
-    with pytest.raises(FileNotFoundError, match=rf"train lacks 1 of the 6 folders of classes \({gone.name}\)"):
+    with pytest.raises(FileNotFoundError,
+                       match=rf"train lacks 1 of the 6 folders of classes \({gone.name}\)"):
         BENCHMARKS["imagenet"](per_class=1).require()
 
 
@@ -156,17 +165,22 @@ def test_a_class_without_its_folder_is_named(disk):
 def test_flat_pictures_without_their_classes_are_refused(disk):
     BENCHMARKS["imagenet"]().require()
     (paths.downloads() / "imagenet" / "LOC_val_solution.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="val has no folders of classes, and neither .*csv nor .*devkit"):
+    with pytest.raises(FileNotFoundError,
+                       match="val has no folders of classes, and neither .*csv nor .*devkit"):
         BENCHMARKS["imagenet"]().require()
 
 
 @lying("solution", "devkit")
 def test_a_ground_truth_that_is_torn_is_refused_before_decoding(disk, master):
-    told = {"solution": "LOC_val_solution.csv",
-            "devkit": "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"}[master[2]]
+    told = {
+        "solution": "LOC_val_solution.csv",
+        "devkit": "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
+    }[master[2]]
     path = paths.downloads() / "imagenet" / told
     path.write_text("\n".join(path.read_text().splitlines()[:-2]) + "\n")
-    with pytest.raises(DamagedError, match="does not tell the class of every picture in .*val .KeyError: 'ILSVRC2012"):
+    with pytest.raises(
+            DamagedError,
+            match="does not tell the class of every picture in .*val .KeyError: 'ILSVRC2012"):
         BENCHMARKS["imagenet"](size=SIZE).load()
     assert not list(Path(os.environ["CLSTUDY_CACHE"]).glob("*"))
 
@@ -203,7 +217,10 @@ def test_names_are_those_of_clip_but_for_two_that_it_uses_twice():
     about = datasets.about_classes("imagenet")
     keys, names = list(about["classes"]), list(about["classes"].values())
     assert keys == sorted(keys)
-    other = {mine: theirs for mine, theirs in zip(names, open_clip.IMAGENET_CLASSNAMES, strict=True) if mine != theirs}
+    other = {
+        mine: theirs for mine, theirs in zip(names, open_clip.IMAGENET_CLASSNAMES, strict=True)
+        if mine != theirs
+    }
     assert other == {"projectile": "missile", "sunglass": "sunglasses"}
     for name in ("imagenet_r", "tiered_imagenet_test"):  # smaller sets say the same of the same ids
         assert datasets.about_classes(name)["classes"].items() <= about["classes"].items()

@@ -1,4 +1,5 @@
-"""Memories: who stays and with which probability, the budget, and that what comes out is what went in."""
+"""Memories: who stays and with which probability, the budget, and that what comes out is what went
+in."""
 from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
@@ -12,7 +13,8 @@ from clstudy.data.replay_buffer import Policy, ReplayBuffer
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch
 
-ONLINE = [policy for policy in get_args(Policy) if policy != "quota"]  # which take an image when it comes
+ONLINE = [policy for policy in get_args(Policy)
+          if policy != "quota"]  # which take an image when it comes
 PROMPTS, STAGE = torch.zeros(9, 3, dtype=torch.long), Stage(1, (0,), np.arange(1))
 
 
@@ -34,7 +36,8 @@ def filled(size: int, policy: str, labels, batch: int = 4) -> ReplayBuffer:
 
 
 def excess(kept: Counter, images: list[int], runs: int, p: float) -> float:
-    """Σ (observed − expected)² / variance over the images; about their number if each is kept with probability p."""
+    """Σ (observed − expected)² / variance over the images; about their number if each is kept with
+    probability p."""
     return sum((kept[i] - runs * p) ** 2 for i in images) / (runs * p * (1 - p))
 
 
@@ -80,7 +83,8 @@ def test_a_balanced_memory_holds_equal_quotas(counts, size, held, seed, mixed):
 
 @pytest.mark.parametrize("size", [6, 5])  # 5: the classes take turns in holding most
 def test_a_balanced_memory_keeps_the_images_of_a_class_with_the_same_probability(size):
-    """One class, then another, then both again: early, late and returning images have the same chance."""
+    """One class, then another, then both again: early, late and returning images have the same
+    chance."""
     torch.manual_seed(0)
     labels = [0] * 10 + [1] * 10 + [0] * 6 + [1] * 6
     runs, kept = 1500, Counter()
@@ -99,9 +103,11 @@ def test_the_least_important_image_of_the_largest_class_makes_room():
     values = {10: 0.3, 11: -0.5, 12: 0.1, 20: -9.0, 21: 0.0, 22: 5.0, 13: 7.0}
     memory.add(arriving([21], [2]), importance=values)  # class 1 holds most
     assert memory.index == [10, 21, 12, 20]
-    memory.add(arriving([22], [2]), importance=values)  # with the new one class 2 would: one of its own goes
+    memory.add(arriving([22], [2]),
+               importance=values)  # with the new one class 2 would: one of its own goes
     assert memory.index == [10, 21, 12, 22]
-    memory.add(arriving([13, 30], [1, 3]), importance=values | {30: -99.0})  # a new class enters whatever its value
+    memory.add(arriving([13, 30], [1, 3]),
+               importance=values | {30: -99.0})  # a new class enters whatever its value
     assert memory.index == [10, 30, 13, 22]
 
 
@@ -117,14 +123,16 @@ def test_the_budget_is_never_exceeded_and_ids_are_unique(policy, size):
     for _ in range(20):
         ids = rng.choice(200, 9, replace=False)  # many come more than once
         memory.add(arriving(ids.tolist(), labels[ids].tolist()))
-        assert len(memory) == len(memory.labels) == len(memory.image) == min(size, len(memory.arrived)) <= size
+        assert len(memory) == len(memory.labels) == len(memory.image) == min(
+            size, len(memory.arrived)) <= size
         assert len(set(memory.index)) == len(memory)
         assert [labels[i] for i in memory.index] == memory.labels
 
 
 @pytest.mark.parametrize("policy", ONLINE)
 def test_an_image_has_one_chance(policy):
-    """A second pass over the stream changes nothing, draws nothing, and an image is never stored twice."""
+    """A second pass over the stream changes nothing, draws nothing, and an image is never stored
+    twice."""
     memory = filled(5, policy, [0, 1] * 10)
     before, generator = memory.state(), torch.get_rng_state()
     memory.add(arriving(range(20), [0, 1] * 10))
@@ -167,11 +175,13 @@ def test_what_is_drawn_is_what_arrived(policy):
     memory = ReplayBuffer(7, policy)
     for start in range(0, 60, 6):
         ids = torch.arange(start, start + 6)
-        memory.add(arriving(ids.tolist(), (ids % 3).tolist()), logits=ids[:, None] * torch.ones(6, 2), squares=ids**2)
+        memory.add(arriving(ids.tolist(), (ids % 3).tolist()),
+                   logits=ids[:, None] * torch.ones(6, 2), squares=ids**2)
     image, labels, index = memory.draw(5)
     assert torch.equal(image, arriving(index).image) and image.dtype == torch.float32
     assert labels == tuple(i % 3 for i in index)
-    assert torch.equal(memory.look_up("logits", index), torch.tensor(index)[:, None] * torch.ones(5, 2))
+    assert torch.equal(memory.look_up("logits", index),
+                       torch.tensor(index)[:, None] * torch.ones(5, 2))
     assert memory.look_up("squares", index).tolist() == [i**2 for i in index]
     assert memory.image.dtype == torch.uint8  # a quarter of the floats
 
@@ -204,7 +214,8 @@ def test_a_draw_is_without_replacement_and_uniform():
 
 
 def test_a_balanced_draw_holds_each_class_equally_often():
-    """40 images of class 0, 6 of class 1, 4 of class 2; nobody has fewer than the four that a draw of 11 takes."""
+    """40 images of class 0, 6 of class 1, 4 of class 2; nobody has fewer than the four that a draw
+    of 11 takes."""
     torch.manual_seed(0)
     labels = [0] * 40 + [1] * 6 + [2] * 4
     memory, classes, images = ReplayBuffer(50, drawing="balanced"), Counter(), Counter()
@@ -216,7 +227,8 @@ def test_a_balanced_draw_holds_each_class_equally_often():
         classes.update(drawn)
         images.update(index)
     assert all(classes[c] / 2000 == pytest.approx(11 / 3, abs=0.06) for c in range(3))
-    assert excess(images, range(40), 2000, 11 / 3 / 40) < 75  # within a class every image has the same chance
+    assert excess(images, range(40), 2000,
+                  11 / 3 / 40) < 75  # within a class every image has the same chance
 
 
 def test_a_balanced_draw_takes_others_where_a_class_has_no_more():
@@ -251,7 +263,8 @@ def test_what_is_drawn_joins_at_the_end_of_the_batch():
     batch = arriving([100, 101], [0, 1])
     assert ReplayBuffer(5).join(batch, 3) is batch  # empty still
     joined = memory.join(memory.join(batch, 3), 2)
-    assert joined.replayed == 5 and joined.index[:2] == (100, 101) and set(joined.index[2:]) <= set(range(5))
+    assert joined.replayed == 5 and joined.index[:2] == (100, 101) and set(joined.index[2:]) <= set(
+        range(5))
     assert len(set(joined.index[2:5])) == 3 and len(set(joined.index[5:])) == 2
     assert torch.equal(joined.image, arriving(joined.index).image)
     assert len(joined.target) == 7
@@ -273,7 +286,9 @@ def test_random_choices_are_torchs_and_repeat():
 def test_a_memory_continues_from_its_state(policy):
     torch.manual_seed(0)
     memory = ReplayBuffer(6, policy)
-    stream = [arriving(range(start, start + 5), [start % 2, 1, 2, 0, 1]) for start in range(0, 100, 5)]
+    stream = [
+        arriving(range(start, start + 5), [start % 2, 1, 2, 0, 1]) for start in range(0, 100, 5)
+    ]
     for batch in stream[:10]:
         memory.add(batch, twice=2.0 * torch.tensor(batch.index))
     state = memory.state()
@@ -288,9 +303,11 @@ def test_a_memory_continues_from_its_state(policy):
             one.add(batch, twice=2.0 * torch.tensor(batch.index))
         one.last = one.draw(4)
     assert memory.index == other.index != state["index"] and memory.labels == other.labels
-    assert torch.equal(memory.image, other.image) and torch.equal(memory.extra["twice"], other.extra["twice"])
+    assert torch.equal(memory.image, other.image) and torch.equal(memory.extra["twice"],
+                                                                  other.extra["twice"])
     assert memory.last[2] == other.last[2]
-    assert state["index"] == copied["index"] and torch.equal(state["image"], copied["image"])  # not changed since
+    assert state["index"] == copied["index"] and torch.equal(state["image"],
+                                                             copied["image"])  # not changed since
 
 
 def test_an_empty_memory_has_a_state_too():
@@ -322,15 +339,19 @@ def held(memory) -> dict[int, int]:
 def test_a_quota_is_exact_after_every_stage_and_shrinks_as_classes_come(size):
     memory = ReplayBuffer(size, "quota")
     memory.refill(stage_of([3] * 10 + [5] * 9))
-    assert held(memory) == {label: n for label, n in ((3, min(size // 2, 10)), (5, min(size // 2, 9))) if n}
-    memory.refill(stage_of([1] * 8 + [2] * 8 + [3] * 2, first=50))  # two images of an old class, too
+    assert held(memory) == {
+        label: n for label, n in ((3, min(size // 2, 10)), (5, min(size // 2, 9))) if n
+    }
+    memory.refill(stage_of([1] * 8 + [2] * 8 + [3] * 2,
+                           first=50))  # two images of an old class, too
     if size == 2:  # more classes than images: one of each of the first
         assert held(memory) == {3: 1, 5: 1}
     else:
         most = {3: 12, 5: 9, 1: 8, 2: 8}
         assert held(memory) == {label: min(size // 4, n) for label, n in most.items() if size // 4}
     assert len(memory) <= size and len(set(memory.index)) == len(memory)
-    for label, i, image in zip(memory.labels, memory.index, memory.image if size else (), strict=True):
+    for label, i, image in zip(memory.labels, memory.index, memory.image if size else (),
+                               strict=True):
         assert (image == i).all() and memory.arrived[i] == label
     assert memory.bytes == len(memory) * 3 * 4 * 4
 
@@ -352,7 +373,8 @@ def test_every_image_of_a_class_is_kept_with_the_same_probability_whenever_it_ca
     ids = [*range(6), *range(20, 26)]
     expected = trials * 2 / 12  # two of twelve
     assert set(counts) == set(ids)
-    assert sum((counts[i] - expected) ** 2 / expected for i in ids) < 31.3  # chi-square, 11 degrees of freedom, p 0.001
+    assert sum((counts[i] - expected)**2 / expected
+               for i in ids) < 31.3  # chi-square, 11 degrees of freedom, p 0.001
 
 
 def test_herding_takes_what_brings_the_mean_nearest(clip):
@@ -370,7 +392,9 @@ def test_herding_takes_what_brings_the_mean_nearest(clip):
         gap = {i: float((features.mean(0) - features[[*chosen, i]].mean(0)).norm()) for i in left}
         chosen.append(min(gap, key=gap.get))
     assert memory.index == chosen
-    memory.refill([replace(one, image=1 - images, labels=(7,) * 9, index=tuple(range(30, 39)), classes=(4, 7))], clip)
+    memory.refill([
+        replace(one, image=1 - images, labels=(7, ) * 9, index=tuple(range(30, 39)), classes=(4, 7))
+    ], clip)
     assert memory.labels == [4, 4, 7, 7] and set(memory.index[:2]) <= set(chosen)
 
 

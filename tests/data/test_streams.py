@@ -1,4 +1,5 @@
-"""Streams: every image once, homes that partition the classes, the blurred share, the official sampler."""
+"""Streams: every image once, homes that partition the classes, the blurred share, the official
+sampler."""
 
 import hashlib
 
@@ -77,7 +78,8 @@ def test_disjoint_classes_arrive_only_at_home():
 
 
 def test_disjoint_given_order_and_given_groups():
-    assert [s.classes for s in Disjoint(tasks=20, order="given").stages(LABELS, 0)] == [(c,) for c in range(20)]
+    assert [s.classes for s in Disjoint(tasks=20, order="given").stages(LABELS, 0)
+            ] == [(c, ) for c in range(20)]
     groups = [[5, 1], [], [0, 2, 3, 4]]
     stages = Disjoint(tasks=groups).stages(labels_of(60, 6), 0)
     assert [list(stage.classes) for stage in stages] == groups
@@ -97,9 +99,11 @@ def test_joint_is_one_shuffled_stage():
 
 
 def test_fixed_sizes_move_the_exact_share():
-    """20 classes of 30 images, T = 5, N = 40, M = 50: 12 blurry classes, homes of 3, 3, 2, 2, 2 of them."""
+    """20 classes of 30 images, T = 5, N = 40, M = 50: 12 blurry classes, homes of 3, 3, 2, 2, 2 of
+    them."""
     for seed in SEEDS:
-        stages = SiBlurry(tasks=5, disjoint_share=40, blurry_share=50, random_sizes=False).stages(LABELS, seed)
+        stages = SiBlurry(tasks=5, disjoint_share=40, blurry_share=50, random_sizes=False).stages(
+            LABELS, seed)
         assert [len(stage.classes) for stage in stages] == [5, 5, 4, 3, 3]
         pool = 2 * 45 + 3 * 30  # half of 90, 90, 60, 60, 60
         stay = [60 + 45, 60 + 45, 60 + 30, 30 + 30, 30 + 30]  # disjoint + the half that stays
@@ -109,7 +113,8 @@ def test_fixed_sizes_move_the_exact_share():
 
 @pytest.mark.parametrize(("tasks", "share"), [(5, 10), (5, 50), (10, 100)])
 def test_fixed_sizes_foreign_images_in_expectation(tasks, share):
-    """All blurry, equal homes: M % enter the pool and a share 1 − 1/T of it lands outside its home."""
+    """All blurry, equal homes: M % enter the pool and a share 1 − 1/T of it lands outside its
+    home."""
     stream = SiBlurry(tasks=tasks, disjoint_share=0, blurry_share=share, random_sizes=False)
     counts = [foreign(LABELS, stream.stages(LABELS, seed)).sum() for seed in range(100)]
     expected = 600 * share / 100 * (1 - 1 / tasks)
@@ -122,7 +127,8 @@ def test_random_sizes_never_move_more_than_asked(sampler):
     """b = ⌊M % of the blurry images⌋ bounds the moved ones; some come back to their home."""
     shares = []
     for seed in range(60):
-        stages = SiBlurry(tasks=5, disjoint_share=50, blurry_share=10, sampler=sampler).stages(LABELS, seed)
+        stages = SiBlurry(tasks=5, disjoint_share=50, blurry_share=10, sampler=sampler).stages(
+            LABELS, seed)
         moved = foreign(LABELS, stages).sum()
         assert moved <= 30  # 10 % of 10 blurry classes of 30 images
         shares.append(moved / 30)
@@ -130,25 +136,35 @@ def test_random_sizes_never_move_more_than_asked(sampler):
 
 
 def test_both_samplers_move_equally_much_of_an_unsorted_data_set():
-    moved = {sampler: [foreign(LABELS, SiBlurry(blurry_share=40, sampler=sampler).stages(LABELS, seed)).sum()
-                       for seed in range(100)] for sampler in ("random", "official")}
+    moved = {
+        sampler: [
+            foreign(LABELS,
+                    SiBlurry(blurry_share=40, sampler=sampler).stages(LABELS, seed)).sum()
+            for seed in range(100)
+        ] for sampler in ("random", "official")
+    }
     difference = np.mean(moved["random"]) - np.mean(moved["official"])
-    assert abs(difference) < 4 * np.sqrt((np.var(moved["random"]) + np.var(moved["official"])) / 100)
+    assert abs(difference) < 4 * np.sqrt(
+        (np.var(moved["random"]) + np.var(moved["official"])) / 100)
 
 
 @pytest.mark.parametrize("sampler", ["random", "official"])
 def test_sizes_of_stages_over_seeds(sampler):
-    """T = 5, N = 50, M = 10, 100 classes: the smallest stage holds 7 % of the images, the largest 37 %."""
+    """T = 5, N = 50, M = 10, 100 classes: the smallest stage holds 7 % of the images, the largest
+    37 %."""
     labels = labels_of(400, 100)
-    sizes = np.array([sorted(len(stage.index) / 400 for stage in SiBlurry(sampler=sampler).stages(labels, seed))
-                      for seed in range(300)])
+    sizes = np.array([
+        sorted(len(stage.index) / 400 for stage in SiBlurry(sampler=sampler).stages(labels, seed))
+        for seed in range(300)
+    ])
     assert sizes[:, 0].mean() == pytest.approx(.07, abs=.015)
     assert sizes[:, -1].mean() == pytest.approx(.37, abs=.02)
 
 
 def test_stage_keeps_its_amount_with_random_sizes():
     """Without a shortage stage i gives n_i and gets n_i: as many images as its classes have."""
-    stages = SiBlurry(tasks=5, blurry_share=1).stages(LABELS, 0)  # b = 3 images, fewer than any class has
+    stages = SiBlurry(tasks=5, blurry_share=1).stages(LABELS,
+                                                      0)  # b = 3 images, fewer than any class has
     amounts = [30 * len(stage.classes) for stage in stages]
     assert sum(abs(len(stage.index) - n) for stage, n in zip(stages, amounts, strict=True)) <= 2 * 3
     assert sum(amounts) == 600
@@ -159,7 +175,8 @@ def test_stage_keeps_its_amount_with_random_sizes():
 @pytest.mark.parametrize("random_sizes", [True, False])
 def test_nothing_blurred_nothing_foreign(sampler, settings, random_sizes):
     for seed in SEEDS:
-        stages = SiBlurry(random_sizes=random_sizes, sampler=sampler, **settings).stages(LABELS, seed)
+        stages = SiBlurry(random_sizes=random_sizes, sampler=sampler, **settings).stages(
+            LABELS, seed)
         assert foreign(LABELS, stages).sum() == 0 and len(arrivals(stages)) == 600
 
 
@@ -171,11 +188,13 @@ def test_disjoint_classes_of_a_blurred_stream_arrive_only_at_home():
 
 
 def test_random_sampler_moves_images_of_many_classes_of_a_sorted_data_set():
-    """The quirk of the official sampler: in a class-sorted data set the movers come from few classes."""
+    """The quirk of the official sampler: in a class-sorted data set the movers come from few
+    classes."""
     labels = labels_of(600, 20, by_class=True)
 
     def classes_that_move(sampler: str) -> int:
-        stream = SiBlurry(tasks=2, disjoint_share=0, blurry_share=20, random_sizes=False, sampler=sampler)
+        stream = SiBlurry(tasks=2, disjoint_share=0, blurry_share=20, random_sizes=False,
+                          sampler=sampler)
         stages = stream.stages(labels, 0)
         return len({c for s in stages for c in set(labels[s.index].tolist()) - set(s.classes)})
 
@@ -184,7 +203,8 @@ def test_random_sampler_moves_images_of_many_classes_of_a_sorted_data_set():
 
 
 def test_empty_stages_are_legal():
-    """With all classes disjoint and random cut points, some seeds give a stage without class and image."""
+    """With all classes disjoint and random cut points, some seeds give a stage without class and
+    image."""
     stages = SiBlurry(tasks=5, disjoint_share=100).stages(LABELS, 1)
     empty = [stage for stage in stages if not stage.classes]
     assert empty and all(len(stage.index) == 0 and stage.index.dtype == np.int64 for stage in empty)
@@ -199,17 +219,18 @@ def test_as_many_tasks_as_classes():
 
 def test_a_stage_without_disjoint_class():
     """2 disjoint classes over 5 stages: three stages at least own only blurry ones."""
-    stages = SiBlurry(tasks=5, disjoint_share=10, blurry_share=0, random_sizes=False).stages(LABELS, 0)
+    stages = SiBlurry(tasks=5, disjoint_share=10, blurry_share=0, random_sizes=False).stages(
+        LABELS, 0)
     assert [len(stage.classes) for stage in stages] == [5, 5, 4, 3, 3]
 
 
 # ---- the official sampler
 
 
-# Facts: lengths of the stages and sha256 of all indices in order (little-endian int64), made by running class
-# OnlineSampler of utils/online_sampler.py, github.com/moonjunyyy/Si-Blurry, commit
-# c4024cea223cf68da3fe9a43e01663d4433e9b72, with torch 2.14 on the CPU.
-# images, classes, sorted by class, seed, tasks, N, M, random sizes, lengths, sha256
+# Facts: lengths of the stages and sha256 of all indices in order (little-endian int64), made by
+# running class OnlineSampler of utils/online_sampler.py, github.com/moonjunyyy/Si-Blurry, commit
+# c4024cea223cf68da3fe9a43e01663d4433e9b72, with torch 2.14 on the CPU. images, classes, sorted by
+# class, seed, tasks, N, M, random sizes, lengths, sha256
 GOLDEN = [
     (600, 20, False, 1, 5, 50, 10, True, [90, 120, 94, 57, 239],
      "2ad72b0540c510c031ec075b2e3278a28eff951cfcd2ff9b4df3551e15c87acf"),
@@ -252,7 +273,8 @@ GOLDEN = [
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: "-".join(map(str, golden[:8])))
 def test_official_sampler_index_for_index(golden):
     images, classes, by_class, seed, tasks, n, m, random_sizes, lengths, sha256 = golden
-    stream = SiBlurry(tasks=tasks, disjoint_share=n, blurry_share=m, random_sizes=random_sizes, sampler="official")
+    stream = SiBlurry(tasks=tasks, disjoint_share=n, blurry_share=m, random_sizes=random_sizes,
+                      sampler="official")
     stages = stream.stages(labels_of(images, classes, by_class), seed)
     assert [len(stage.index) for stage in stages] == lengths
     assert hashlib.sha256(arrivals(stages).astype("<i8").tobytes()).hexdigest() == sha256
@@ -303,7 +325,8 @@ def test_domains_come_one_after_the_other_with_all_their_images():
     stages = Domains(order="given").stages(LABELS, 0, of)
     assert [set(of[stage.index]) for stage in stages] == [{0}, {1}, {2}, {3}]
     assert sorted(arrivals(stages)) == list(range(600))
-    assert stages[0].classes == tuple(range(20)) and all(stage.classes == () for stage in stages[1:])
+    assert stages[0].classes == tuple(range(20)) and all(stage.classes == ()
+                                                         for stage in stages[1:])
     assert not np.array_equal(stages[0].index, np.sort(stages[0].index))
 
 
@@ -316,7 +339,10 @@ def test_the_home_of_a_class_is_the_first_domain_that_has_it():
 
 def test_the_order_of_domains_is_the_seeds():
     of = np.arange(600) % 6
-    orders = [tuple(of[stage.index[0]] for stage in Domains().stages(LABELS, seed, of)) for seed in range(8)]
+    orders = [
+        tuple(of[stage.index[0]] for stage in Domains().stages(LABELS, seed, of))
+        for seed in range(8)
+    ]
     assert len(set(orders)) > 4 and all(sorted(order) == list(range(6)) for order in orders)
     assert same(Domains().stages(LABELS, 3, of), Domains().stages(LABELS, 3, of))
 

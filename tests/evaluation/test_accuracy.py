@@ -1,4 +1,5 @@
-"""Accuracy against a loop over images, in all three scenarios; held-out sets; retrieval ranks against another way."""
+"""Accuracy against a loop over images, in all three scenarios; held-out sets; retrieval ranks
+against another way."""
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +15,10 @@ from clstudy.evaluation.retrieval import ranks, retrieval
 
 
 def table(rows: list[dict]) -> dict[tuple, tuple[float, int]]:
-    found = {(said(row), row["candidates"], row["metric"].split("-image ")[-1].split("-text ")[-1]): (row["value"], row["count"])
-             for row in rows}
+    found = {
+        (said(row), row["candidates"], row["metric"].split("-image ")[-1].split("-text ")[-1]): (
+            row["value"], row["count"]) for row in rows
+    }
     assert len(found) == len(rows)
     return found
 
@@ -27,7 +30,10 @@ def random_benchmark(clip, images: int = 70, classes: int = 9) -> BenchmarkData:
     pixels = torch.from_numpy(rng.integers(0, 256, (images, 3, 64, 64), dtype=np.uint8))
     names = tuple(f"thing number {'abcdefghi'[i]}" for i in range(classes))
     test = Labelled(pixels, labels, names, "a {}")
-    held_out = {"others": Labelled(255 - pixels[:20], rng.integers(0, 3, 20), ("dog", "cat", "cow"), "the {}")}
+    held_out = {
+        "others": Labelled(255 - pixels[:20], rng.integers(0, 3, 20), ("dog", "cat", "cow"),
+                           "the {}")
+    }
     return BenchmarkData("random", test, test, ("",) * images, {}, held_out)
 
 
@@ -40,7 +46,8 @@ def best(similarity: np.ndarray, offered) -> int:
     return winner
 
 
-TASKS = [(3, 0), (), (5, 1, 4), (8, 2)]  # 6 and 7 have no home; one task is empty; one class has no test image
+TASKS = [(3, 0), (), (5, 1, 4),
+         (8, 2)]  # 6 and 7 have no home; one task is empty; one class has no test image
 
 
 def naive(clip, benchmark: BenchmarkData, seen: list[int]) -> dict[tuple, tuple[float, int]]:
@@ -48,7 +55,8 @@ def naive(clip, benchmark: BenchmarkData, seen: list[int]) -> dict[tuple, tuple[
     prompts = [test.template.format(name) for name in test.class_names]
     with torch.inference_mode():
         text = torch.cat([clip.encode_text(clip.tokenize([prompt])) for prompt in prompts])
-        similarity = (torch.cat([clip.encode_image(image[None]) for image in test.images]) @ text.T).numpy()
+        similarity = (torch.cat([clip.encode_image(image[None])
+                                 for image in test.images]) @ text.T).numpy()
     streamed = {c for task in TASKS for c in task}
     right: dict[tuple, list[bool]] = {}
     for row, label in zip(similarity, test.labels.tolist(), strict=True):
@@ -66,7 +74,8 @@ def naive(clip, benchmark: BenchmarkData, seen: list[int]) -> dict[tuple, tuple[
         right.setdefault((f"task {number}", "all"), []).append(in_all)
         if seen:
             right.setdefault((f"task {number}", "seen"), []).append(in_seen)
-    return {(*key, "accuracy"): (sum(found) / len(found), len(found)) for key, found in right.items()}
+    return {(*key, "accuracy"): (sum(found) / len(found), len(found))
+            for key, found in right.items()}
 
 
 @pytest.mark.parametrize("seen", [[], [3], [0, 3, 5], [3, 0, 5, 1, 4, 8, 2]], ids=str)
@@ -86,11 +95,15 @@ def test_a_balanced_accuracy_is_the_mean_over_the_classes_of_the_task(clip):
     for number, classes in enumerate(TASKS, 1):
         tested = [c for c in classes if c in benchmark.test.labels]
         for candidates in ("seen", "all") if tested else ():
-            each = [found[f"class {benchmark.test.class_names[c]}", candidates, "accuracy"][0] for c in tested]
+            each = [
+                found[f"class {benchmark.test.class_names[c]}", candidates, "accuracy"][0]
+                for c in tested
+            ]
             value, count = found[f"task {number}", candidates, "class-balanced accuracy"]
             assert value == pytest.approx(np.mean(each)) and count == len(tested)
     assert ("task 2", "all", "class-balanced accuracy") not in found  # no class, no row
-    plain, balanced = (found["task 3", "own", f"{kind}accuracy"][0] for kind in ("", "class-balanced "))
+    plain, balanced = (found["task 3", "own", f"{kind}accuracy"][0]
+                       for kind in ("", "class-balanced "))
     assert plain != balanced  # the classes have different numbers of images
 
 
@@ -116,7 +129,8 @@ def test_one_class_offered_is_always_right_and_a_class_not_offered_never():
     assert not hits(similarity, labels, torch.zeros(1, 3, dtype=torch.bool)).any()
     own = torch.nn.functional.one_hot(labels, 3).bool()  # an offer for each image
     assert hits(similarity, labels, own).all()
-    assert torch.equal(hits(similarity, labels, torch.ones(1, 3, dtype=torch.bool)), similarity.argmax(1) == labels)
+    assert torch.equal(hits(similarity, labels, torch.ones(1, 3, dtype=torch.bool)),
+                       similarity.argmax(1) == labels)
 
 
 def test_images_are_encoded_in_chunks_with_the_same_features(clip, monkeypatch):
@@ -133,9 +147,12 @@ def test_class_features_are_those_of_the_prompts(clip):
 
 def test_a_held_out_set_is_classified_among_its_own_classes(clip):
     held_out = random_benchmark(clip).held_out["others"]
-    image, text = features(clip, held_out.images), class_features(clip, held_out.class_names, held_out.template)
+    image, text = features(clip, held_out.images), class_features(clip, held_out.class_names,
+                                                                  held_out.template)
     similar = (image @ text.T).numpy()
-    expected = [best(row, range(3)) == label for row, label in zip(similar, held_out.labels, strict=True)]
+    expected = [
+        best(row, range(3)) == label for row, label in zip(similar, held_out.labels, strict=True)
+    ]
     assert zero_shot(clip, held_out).tolist() == expected
     rows = table(evaluate(clip, random_benchmark(clip), TASKS, [0]).rows)
     assert rows["others", "own", "accuracy"] == (pytest.approx(np.mean(expected)), 20)
@@ -154,21 +171,26 @@ def test_what_is_kept_is_the_same_and_is_encoded_once(clip, monkeypatch):
     benchmark, cache, encoded = random_benchmark(clip), Cache(), []
     plain = evaluate(clip, benchmark, TASKS, [0, 3]).rows
     original = clip.encode_image
-    monkeypatch.setattr(clip, "encode_image", lambda images: encoded.append(len(images)) or original(images))
+    monkeypatch.setattr(clip, "encode_image",
+                        lambda images: encoded.append(len(images)) or original(images))
     assert evaluate(clip, benchmark, TASKS, [0, 3], cache=cache).rows == plain
     assert encoded == [70, 20]
-    assert evaluate(clip, benchmark, TASKS, [0, 3], cache=cache).rows == plain and encoded == [70, 20]
+    assert evaluate(clip, benchmark, TASKS, [0, 3],
+                    cache=cache).rows == plain and encoded == [70, 20]
     cache.forget(image=False)
-    assert evaluate(clip, benchmark, TASKS, [0, 3], cache=cache).rows == plain and encoded == [70, 20]
+    assert evaluate(clip, benchmark, TASKS, [0, 3],
+                    cache=cache).rows == plain and encoded == [70, 20]
     cache.forget(image=True, text=False)
-    assert evaluate(clip, benchmark, TASKS, [0, 3], cache=cache).rows == plain and encoded == [70, 20, 70, 20]
+    assert evaluate(clip, benchmark, TASKS, [0, 3],
+                    cache=cache).rows == plain and encoded == [70, 20, 70, 20]
 
 
 # ---- retrieval
 
 
 def slow_ranks(similarity: np.ndarray, owner: np.ndarray) -> tuple[list[int], list[int]]:
-    """Sort every row and column, what is foreign first among equals, and look for the first of one's own."""
+    """Sort every row and column, what is foreign first among equals, and look for the first of
+    one's own."""
     images, texts = similarity.shape
     image_rank, text_rank = [], []
     for i in range(images):
@@ -192,7 +214,8 @@ def test_ranks_are_places_in_a_sorted_list_with_ties_against(levels, seed):
 
 def test_ranks_by_hand():
     similarity = np.array([[0.9, 0.1, 0.5], [0.9, 0.2, 0.3]])
-    image_rank, text_rank = ranks(similarity, np.array([0, 0, 1]))  # two captions of image 0, one of image 1
+    image_rank, text_rank = ranks(similarity, np.array(
+        [0, 0, 1]))  # two captions of image 0, one of image 1
     assert image_rank.tolist() == [0, 1]  # 0.9 leads; 0.3 of image 1 stands behind the foreign 0.9
     assert text_rank.tolist() == [1, 1, 1]  # a tie counts against; 0.1 behind 0.2; 0.3 behind 0.5
 
@@ -226,8 +249,10 @@ def test_folds_are_retrieved_from_by_themselves_and_averaged(clip, folds):
         ranked = slow_ranks(similarity[rows][:, mine], owner[mine] - rows[0])
         image_hits += [rank < 1 for rank in ranked[0]]
         text_hits += [rank < 1 for rank in ranked[1]]
-    assert found["pictures: image to text", "all", "recall@1"] == (pytest.approx(np.mean(image_hits)), 12)
-    assert found["pictures: text to image", "all", "recall@1"] == (pytest.approx(np.mean(text_hits)), 24)
+    assert found["pictures: image to text", "all", "recall@1"] == (pytest.approx(
+        np.mean(image_hits)), 12)
+    assert found["pictures: text to image", "all", "recall@1"] == (pytest.approx(
+        np.mean(text_hits)), 24)
 
 
 def test_accuracy_on_each_domain_is_that_of_a_loop(clip):
@@ -241,17 +266,25 @@ def test_accuracy_on_each_domain_is_that_of_a_loop(clip):
         here = np.flatnonzero(domain == number)
         part = replace(test, images=test.images[torch.from_numpy(here)], labels=test.labels[here])
         expected = naive(clip, replace(plain, test=part), seen)
-        assert found[f"domain {name}", "all", "accuracy"] == expected["all classes", "all", "accuracy"]
-        assert found[f"domain {name}", "seen", "accuracy"] == expected["seen classes", "seen", "accuracy"]
+        assert found[f"domain {name}", "all", "accuracy"] == expected["all classes", "all",
+                                                                      "accuracy"]
+        assert found[f"domain {name}", "seen", "accuracy"] == expected["seen classes", "seen",
+                                                                       "accuracy"]
     assert {key: row for key, row in found.items() if key in each} == {
-        key: (pytest.approx(row[0]), row[1]) for key, row in each.items()}  # and nothing else has changed
+        key: (pytest.approx(row[0]), row[1]) for key, row in each.items()
+    }  # and nothing else has changed
 
 
 def test_an_image_that_stands_in_several_sets_is_encoded_once(clip, monkeypatch):
     images = torch.randint(0, 256, (12, 3, 64, 64), dtype=torch.uint8)
-    sets = [images, images[[3, 3, 11]].clone(), torch.cat([images[:2], images[:2] ^ 1]), images.flip(0).contiguous()]
+    sets = [
+        images, images[[3, 3, 11]].clone(),
+        torch.cat([images[:2], images[:2] ^ 1]),
+        images.flip(0).contiguous()
+    ]
     encoded, real = [], type(clip).encode_image
-    monkeypatch.setattr(type(clip), "encode_image", lambda self, some: encoded.append(len(some)) or real(self, some))
+    monkeypatch.setattr(type(clip), "encode_image",
+                        lambda self, some: encoded.append(len(some)) or real(self, some))
     cache = Cache()
     found = [features(clip, some, cache) for some in sets]
     assert encoded == [12, 2]  # of the third, the two that are new

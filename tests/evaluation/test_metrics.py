@@ -1,4 +1,5 @@
-"""Metrics: hand-computed values, explicit loops, ZSCL's published rows, identities, NaN, the registry."""
+"""Metrics: hand-computed values, explicit loops, ZSCL's published rows, identities, NaN, the
+registry."""
 
 import doctest
 import inspect
@@ -97,12 +98,15 @@ def by_loops(matrix: np.ndarray) -> dict[str, float]:
         "forgetting/clipped": sum(max(drop, 0) for drop in drops) / (T - 1),
         "forgetting/first_minus_last": sum(r(j, j) - r(T, j) for j in range(1, T)) / (T - 1),
         "backward_transfer/lopez_paz2017": sum(r(T, j) - r(j, j) for j in range(1, T)) / (T - 1),
-        "backward_transfer/diaz_rodriguez2018": sum(r(s, j) - r(j, j) for s, j in later) / (T * (T - 1) / 2),
+        "backward_transfer/diaz_rodriguez2018": sum(r(s, j) - r(j, j)
+                                                    for s, j in later) / (T * (T - 1) / 2),
         "backward_transfer/vr_lwf": sum(r(T, j) - r(j, j) for j in range(1, T)) / T,
-        "forward_transfer/lopez_paz2017": sum(r(j - 1, j) - r(0, j) for j in range(2, T + 1)) / (T - 1),
+        "forward_transfer/lopez_paz2017": sum(r(j - 1, j) - r(0, j) for j in range(2, T + 1)) /
+        (T - 1),
         "forward_transfer/no_baseline": sum(r(s, j) for s, j in before) / (T * (T - 1) / 2),
-        "transfer": sum(sum(r(s, j) for s in range(1, j)) / (j - 1) for j in range(2, T + 1)) / (T - 1),
-        "average": sum(r(s, j) for s in range(1, T + 1) for j in range(1, T + 1)) / T ** 2,
+        "transfer": sum(sum(r(s, j) for s in range(1, j)) / (j - 1) for j in range(2, T + 1)) /
+        (T - 1),
+        "average": sum(r(s, j) for s in range(1, T + 1) for j in range(1, T + 1)) / T**2,
         "last": sum(r(T, j) for j in range(1, T + 1)) / T,
     }
 
@@ -112,7 +116,8 @@ def test_every_metric_of_the_matrix_by_explicit_loops(seed):
     matrix = random_matrix(seed)
     for name, expected in by_loops(matrix).items():
         assert METRICS[name].function(matrix) == pytest.approx(expected), name
-    assert set(by_loops(matrix)) == {name for name, metric in METRICS.items() if metric.takes == "matrix"}
+    assert set(
+        by_loops(matrix)) == {name for name, metric in METRICS.items() if metric.takes == "matrix"}
 
 
 def test_one_matrix_many_definitions():
@@ -122,8 +127,11 @@ def test_one_matrix_many_definitions():
         "chaudhry2018": 0.0, "clipped": .05, "first_minus_last": 0.0}
     assert {name: round(backward_transfer(matrix, name), 4) for name in BACKWARD_TRANSFER} == {
         "lopez_paz2017": 0.0, "diaz_rodriguez2018": -.0667, "vr_lwf": 0.0}
-    matrix[1, 1] = .9  # better before its home stage than after: only the maximum over all rows sees it
-    assert round(forgetting(matrix), 4) == .1 and round(forgetting(matrix, "first_minus_last"), 4) == 0.0
+    matrix[
+        1,
+        1] = .9  # better before its home stage than after: only the maximum over all rows sees it
+    assert round(forgetting(matrix), 4) == .1 and round(forgetting(matrix, "first_minus_last"),
+                                                        4) == 0.0
 
 
 # ---- ZSCL's published rows, per cent: order I of MTIL, arXiv 2303.06628, from its repository.
@@ -141,7 +149,8 @@ ZSCL_AVERAGE = [
     ([45.1, 92.0, 80.1, 64.3, 79.5, 81.6, 89.6, 75.2, 88.9, 64.7, 68.0], 75.4),  # ZSCL
 ]
 ZSCL_LAST = [
-    ([31.0, 89.3, 65.8, 67.3, 88.9, 71.1, 85.6, 99.6, 92.9, 77.3, 81.1], 77.3),  # sequential fine-tuning
+    ([31.0, 89.3, 65.8, 67.3, 88.9, 71.1, 85.6, 99.6, 92.9, 77.3,
+      81.1], 77.3),  # sequential fine-tuning
     ([20.5, 89.8, 72.3, 67.6, 85.5, 73.8, 85.7, 99.6, 93.1, 73.3, 80.9], 76.6),  # LwF-VR
     ([40.6, 92.2, 81.3, 70.5, 94.8, 90.5, 91.9, 98.7, 93.9, 85.3, 80.2], 83.6),  # ZSCL
     ([24.3, 88.4, 68.2, 44.6, 54.9, 71.0, 88.5, 59.4, 89.0, 64.7, 65.2], 65.3),  # zero-shot CLIP
@@ -214,7 +223,8 @@ def test_only_forward_transfer_reads_row_0(seed):
 def test_constant_matrix_neither_forgets_nor_transfers():
     matrix = np.full((6, 5), .5)
     for name, metric in METRICS.items():
-        if name.startswith(("forgetting", "backward_transfer")) or name == "forward_transfer/lopez_paz2017":
+        if name.startswith(
+            ("forgetting", "backward_transfer")) or name == "forward_transfer/lopez_paz2017":
             assert metric.function(matrix) == 0
     assert f_last(matrix) == 0
 
@@ -277,7 +287,8 @@ def test_interval():
     """t_{0.975, 4} = 2.776445, t_{0.95, 4} = 2.131847; 1 … 5 has s² = 2.5."""
     mean, half_width = interval([1, 2, 3, 4, 5])
     assert mean == 3 and half_width == pytest.approx(2.776445 * np.sqrt(2.5 / 5), rel=1e-6)
-    assert interval([1, 2, 3, 4, 5], level=.9).half_width == pytest.approx(2.131847 * np.sqrt(.5), rel=1e-6)
+    assert interval([1, 2, 3, 4, 5], level=.9).half_width == pytest.approx(
+        2.131847 * np.sqrt(.5), rel=1e-6)
     assert interval([.7]).mean == .7 and np.isnan(interval([.7]).half_width)
     assert np.isnan(interval([.7, NAN, .8]).mean)
 
@@ -285,7 +296,8 @@ def test_interval():
 def test_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(0)
     intervals = [interval(rng.normal(3, 2, 4)) for _ in range(1000)]
-    assert np.mean([abs(i.mean - 3) <= i.half_width for i in intervals]) == pytest.approx(.95, abs=.025)
+    assert np.mean([abs(i.mean - 3) <= i.half_width for i in intervals]) == pytest.approx(
+        .95, abs=.025)
 
 
 def test_paired_interval_is_the_interval_of_differences():
@@ -320,7 +332,8 @@ def test_registry_reaches_every_public_function():
               if value.__module__ == metrics.__name__ and not name.startswith("_")}
     variants = {"forgetting": FORGETTING, "backward_transfer": BACKWARD_TRANSFER,
                 "forward_transfer": FORWARD_TRANSFER}
-    expected = {f"{name}/{v}" for name in public for v in variants.get(name, ())} | (public - set(variants))
+    expected = {f"{name}/{v}" for name in public
+                for v in variants.get(name, ())} | (public - set(variants))
     assert set(METRICS) == expected - {"interval", "paired_interval"}
 
 
@@ -331,7 +344,8 @@ def test_registry_entries_are_complete(name):
              "class_vector": [.9, .7], "domain_vector": [.9, .7]}
     assert metric.name == name and metric.symbol and metric.direction in ("higher", "lower")
     assert "arXiv" in metric.source or metric.source.startswith("code of")
-    assert "\n" not in metric.definition and any(word in metric.definition for word in ("divi", "mean over"))
+    assert "\n" not in metric.definition and any(word in metric.definition
+                                                 for word in ("divi", "mean over"))
     assert np.isfinite(metric.function(given[metric.takes]))
     assert metric.direction == ("lower" if name.startswith(("forgetting", "f_last")) else "higher")
     assert len({m.symbol for m in METRICS.values()}) == len(METRICS)

@@ -1,4 +1,5 @@
-"""Class weights: the three forms by hand, their limits, the correction for how often a class is drawn."""
+"""Class weights: the three forms by hand, their limits, the correction for how often a class is
+drawn."""
 import math
 from dataclasses import replace
 
@@ -9,7 +10,8 @@ from clstudy import load_or_train
 from clstudy.losses.class_weights import ClassWeights, cvar
 from clstudy.methods import METHODS
 
-LOSS, LABEL = torch.tensor([1.0, 3.0, 0.5, 2.0]), torch.tensor([0, 0, 2, 4])  # class 0: 2.0, class 2: 0.5, class 4: 2.0
+LOSS, LABEL = torch.tensor([1.0, 3.0, 0.5, 2.0]), torch.tensor(
+    [0, 0, 2, 4])  # class 0: 2.0, class 2: 0.5, class 4: 2.0
 
 
 def test_kl_weights_are_a_softmax_of_class_losses_over_the_classes_seen():
@@ -33,7 +35,8 @@ def test_class_losses_are_averaged_and_those_absent_keep_theirs():
 
 @pytest.mark.parametrize(("strength", "expected"), [(1e6, [1 / 3, 1 / 3, 1 / 3]), (1e-4, [0, 0, 1])])
 def test_the_limits_of_kl_are_the_mean_and_the_worst_class(strength, expected):
-    p = ClassWeights("kl", strength=strength).update(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 1, 2]), 3)
+    p = ClassWeights("kl", strength=strength).update(torch.tensor([1.0, 2.0, 3.0]),
+                                                     torch.tensor([0, 1, 2]), 3)
     assert p.tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -48,9 +51,11 @@ def test_the_weight_of_an_image_is_corrected_cut_and_logged(batch):
     labels = (2, 5, 5, 5, 5, 5, 5, 5)
     losses, drawn = torch.rand(8, requires_grad=True), replace(batch, labels=labels)
     tame = ClassWeights("balanced", cap=3.0)
-    assert tame.of_images(losses, drawn).tolist() == pytest.approx([3.0] + [8 / 14] * 7)  # 1/2 of 1/8 is 4: cut
+    assert tame.of_images(losses, drawn).tolist() == pytest.approx(
+        [3.0] + [8 / 14] * 7)  # 1/2 of 1/8 is 4: cut
     plain = ClassWeights("balanced", correct=False).of_images(losses, drawn)
-    assert plain.tolist() == pytest.approx([3.0] * 8) and not plain.requires_grad  # p = 1/2, r = 1/6 candidates
+    assert plain.tolist() == pytest.approx(
+        [3.0] * 8) and not plain.requires_grad  # p = 1/2, r = 1/6 candidates
     assert [row["weight"] for row in tame.table()] == pytest.approx([0, 0, 3, 0, 0, 3])
     assert [row["class"] for row in tame.table()] == list(batch.classes)
 
@@ -109,8 +114,12 @@ def test_without_strength_it_is_the_mean_over_classes(clip, batch):
 
 def test_at_no_strength_it_is_the_worst_class(clip, batch):
     losses = each(clip, batch)
-    worst = max(float(losses[[i for i, y in enumerate(batch.labels) if y == c]].mean()) for c in set(batch.labels))
-    assert METHODS["gdro"](strength=1e-6, cap=1e3).loss(clip, batch)["robust"].item() == pytest.approx(worst, rel=1e-4)
+    worst = max(
+        float(losses[[i for i, y in enumerate(batch.labels) if y == c]].mean())
+        for c in set(batch.labels))
+    assert METHODS["gdro"](strength=1e-6, cap=1e3).loss(clip,
+                                                        batch)["robust"].item() == pytest.approx(
+                                                            worst, rel=1e-4)
 
 
 def test_uncorrected_and_uniform_it_is_gcl(clip, batch):
@@ -123,10 +132,12 @@ def test_uncorrected_and_uniform_it_is_gcl(clip, batch):
 
 def test_a_weight_is_cut(clip, batch):
     rare = replace(batch, labels=(5, 5, 5, 5, 5, 5, 5, 0))
-    wild, tame = (METHODS["gdro"](strength=1e9, cap=cap).loss(clip, rare)["robust"].item() for cap in (100.0, 2.0))
+    wild, tame = (METHODS["gdro"](strength=1e9, cap=cap).loss(clip, rare)["robust"].item()
+                  for cap in (100.0, 2.0))
     losses = each(clip, rare)
     assert wild == pytest.approx(float(losses[:7].mean() + losses[7]) / 2, rel=1e-4)
-    assert tame == pytest.approx(float((0.5 * 8 / 7 * losses[:7]).sum() + 2 * losses[7]) / 8, rel=1e-4)
+    assert tame == pytest.approx(
+        float((0.5 * 8 / 7 * losses[:7]).sum() + 2 * losses[7]) / 8, rel=1e-4)
 
 
 def test_the_weights_of_a_run_are_kept_class_by_class(tiny, tmp_path):
@@ -143,6 +154,10 @@ def test_the_weights_of_a_run_are_kept_class_by_class(tiny, tmp_path):
 def test_every_form_runs_and_differs(tiny, robust):
     from small_runs import train
 
-    rows = {form: [row["value"] for row in train(tiny.replace(method="gdro", method_args={"robust": form}))[1]]
-            for form in {"kl", robust}}
+    rows = {
+        form: [
+            row["value"]
+            for row in train(tiny.replace(method="gdro", method_args={"robust": form}))[1]
+        ] for form in {"kl", robust}
+    }
     assert robust == "kl" or rows["kl"] != rows[robust]

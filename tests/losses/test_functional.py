@@ -1,4 +1,5 @@
-"""Loss terms against naive double loops in float64, values by hand, closed gradients, and finite differences."""
+"""Loss terms against naive double loops in float64, values by hand, closed gradients, and finite
+differences."""
 import math
 
 import pytest
@@ -11,7 +12,8 @@ B, K, D = 5, 4, 3
 
 
 def unit(count: int, seed: int) -> torch.Tensor:
-    features = torch.randn(count, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    features = torch.randn(count, D, generator=torch.Generator().manual_seed(seed),
+                           dtype=torch.float64)
     return F.normalize(features, dim=-1)
 
 
@@ -36,7 +38,8 @@ def log_softmax(row: list[float]) -> list[float]:
 
 def logits(f, t, s) -> list[list[float]]:
     f, t = f.tolist(), t.tolist()
-    return [[float(s) * sum(a * b for a, b in zip(image, text, strict=True)) for text in t] for image in f]
+    return [[float(s) * sum(a * b for a, b in zip(image, text, strict=True)) for text in t]
+            for image in f]
 
 
 # ---- match
@@ -92,10 +95,12 @@ def test_gradients_agree_with_finite_differences(f, t):
     same = torch.eye(B, dtype=torch.float64)
     same[1, 2] = same[2, 1] = 1
     pairs = unit(B, 3).requires_grad_()
-    z = torch.randn(B, K, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    z = torch.randn(B, K, dtype=torch.float64,
+                    generator=torch.Generator().manual_seed(4)).requires_grad_()
     assert torch.autograd.gradcheck(lambda f, t, s: match(f, t, s, TARGET, weight), (f, t, s))
     assert torch.autograd.gradcheck(lambda f, t, s: contrastive(f, t, s, same), (f, pairs, s))
-    assert torch.autograd.gradcheck(lambda a, b: distillation(a, b, 2.0), (z, z.detach().flip(0).requires_grad_()))
+    assert torch.autograd.gradcheck(lambda a, b: distillation(a, b, 2.0),
+                                    (z, z.detach().flip(0).requires_grad_()))
 
 
 # ---- contrastive
@@ -115,20 +120,24 @@ def naive_contrastive(f, t, s, same) -> float:
 
 def test_contrastive_is_the_mean_of_both_directions(f):
     t = unit(B, 2)
-    assert contrastive(f, t, S).item() == pytest.approx(naive_contrastive(f, t, S, torch.eye(B)), rel=1e-12)
+    assert contrastive(f, t, S).item() == pytest.approx(naive_contrastive(f, t, S, torch.eye(B)),
+                                                        rel=1e-12)
 
 
 def test_contrastive_takes_shared_positives(f):
     t = unit(B, 2)
     same = torch.eye(B, dtype=torch.float64)
     same[0, 4] = same[4, 0] = same[1, 3] = 1  # not symmetric: rows and columns are normed apart
-    assert contrastive(f, t, S, same).item() == pytest.approx(naive_contrastive(f, t, S, same), rel=1e-12)
-    assert contrastive(f, t, S, torch.eye(B, dtype=torch.float64)).item() == pytest.approx(contrastive(f, t, S).item())
+    assert contrastive(f, t, S, same).item() == pytest.approx(naive_contrastive(f, t, S, same),
+                                                              rel=1e-12)
+    assert contrastive(f, t, S, torch.eye(B, dtype=torch.float64)).item() == pytest.approx(
+        contrastive(f, t, S).item())
 
 
 def test_contrastive_by_hand():
     pair = torch.eye(2)
-    assert contrastive(pair, pair, torch.tensor(math.log(3.0))).item() == pytest.approx(math.log(4 / 3))
+    assert contrastive(pair, pair, torch.tensor(math.log(3.0))).item() == pytest.approx(
+        math.log(4 / 3))
     # two pairs with one caption, each the positive of both: −½ (log ½ + log ½)
     assert contrastive(pair, torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor(0.0),
                        torch.ones(2, 2)).item() == pytest.approx(math.log(2))
@@ -151,7 +160,8 @@ def test_a_shared_caption_is_not_a_false_negative(f):
 @pytest.mark.parametrize("T", [1.0, 2.0, 0.5])
 def test_distillation_is_the_kl_divergence_times_t_squared(T):
     generator = torch.Generator().manual_seed(0)
-    student, teacher = (3 * torch.randn(B, K, generator=generator, dtype=torch.float64) for _ in range(2))
+    student, teacher = (3 * torch.randn(B, K, generator=generator, dtype=torch.float64)
+                        for _ in range(2))
     total = 0.0
     for i in range(B):
         q, p = (log_softmax([float(z) / T for z in row]) for row in (student[i], teacher[i]))
@@ -164,7 +174,9 @@ def test_distillation_from_itself_is_zero():
     loss = distillation(z, z.detach().clone(), 2.0)
     assert loss.item() == pytest.approx(0, abs=1e-15)
     assert torch.autograd.grad(loss, z)[0].abs().max() < 1e-15
-    assert distillation(z, z.detach() + 5.0).item() == pytest.approx(0, abs=1e-12)  # softmax does not see a shift
+    assert distillation(z,
+                        z.detach() + 5.0).item() == pytest.approx(
+                            0, abs=1e-12)  # softmax does not see a shift
 
 
 def test_distillation_by_hand():
@@ -192,23 +204,28 @@ def test_double_softmax_is_a_cross_entropy_of_probabilities(f, t, weight):
         p = [math.exp(value) for value in log_softmax(row)]
         total -= (1.0 if weight is None else weight[i]) * log_softmax(p)[TARGET[i]] / B
     given = None if weight is None else torch.tensor(weight, dtype=torch.float64)
-    assert match(f, t, S, TARGET, given, double_softmax=True).item() == pytest.approx(total, rel=1e-12)
+    assert match(f, t, S, TARGET, given, double_softmax=True).item() == pytest.approx(
+        total, rel=1e-12)
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_double_softmax_stays_within_one_unit(classes):
-    """From log(e + C − 1) − 1 for the surely right to log(e + C − 1) for the surely wrong, whatever the logits."""
+    """From log(e + C − 1) − 1 for the surely right to log(e + C − 1) for the surely wrong, whatever
+    the logits."""
     image, text = torch.eye(classes, dtype=torch.float64), torch.eye(classes, dtype=torch.float64)
     high, target = math.log(math.e + classes - 1), torch.arange(classes)
     sure = torch.tensor(1e4, dtype=torch.float64)
-    assert match(image, text, sure, target, double_softmax=True).item() == pytest.approx(high - 1, abs=1e-12)
+    assert match(image, text, sure, target, double_softmax=True).item() == pytest.approx(
+        high - 1, abs=1e-12)
     wrong = match(image, text, sure, target.roll(1), double_softmax=True)
     assert wrong.item() == pytest.approx(high, abs=1e-12)
     assert match(image, text, sure, target.roll(1)).item() > 1e3
     generator = torch.Generator().manual_seed(0)
     for scale in (0.1, 10.0, 1000.0):
-        features = F.normalize(torch.randn(classes, classes, generator=generator, dtype=torch.float64), dim=-1)
-        value = match(features, text, torch.tensor(scale, dtype=torch.float64), target, double_softmax=True).item()
+        features = F.normalize(
+            torch.randn(classes, classes, generator=generator, dtype=torch.float64), dim=-1)
+        value = match(features, text, torch.tensor(scale, dtype=torch.float64), target,
+                      double_softmax=True).item()
         assert high - 1 - 1e-12 <= value <= high + 1e-12
 
 
@@ -224,12 +241,14 @@ def test_the_gradient_of_double_softmax_has_its_closed_form(f, t):
         y = [float(TARGET[i] == k) for k in range(K)]
         inner = sum((q[i, j] - y[j]) * p[i, j] for j in range(K))
         for k in range(K):
-            assert found[i, k].item() == pytest.approx((p[i, k] * (q[i, k] - y[k] - inner) / B).item(), abs=1e-15)
+            assert found[i, k].item() == pytest.approx(
+                (p[i, k] * (q[i, k] - y[k] - inner) / B).item(), abs=1e-15)
 
 
 def test_double_softmax_does_not_learn_from_the_surely_wrong():
     z = torch.tensor([[20.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
-    eye, one, target = torch.eye(3, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64), torch.tensor([1])
+    eye, one, target = torch.eye(3, dtype=torch.float64), torch.tensor(
+        1.0, dtype=torch.float64), torch.tensor([1])
     once = torch.autograd.grad(match(z, eye, one, target), z)[0]
     twice = torch.autograd.grad(match(z, eye, one, target, double_softmax=True), z)[0]
     assert once.abs().max() > 0.99 and twice.abs().max() < 1e-8

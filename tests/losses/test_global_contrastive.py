@@ -1,4 +1,5 @@
-"""The global contrastive loss: estimates against naive double loops in float64, the averages, limits, overflow."""
+"""The global contrastive loss: estimates against naive double loops in float64, the averages,
+limits, overflow."""
 import math
 from dataclasses import replace
 
@@ -12,10 +13,13 @@ from clstudy.methods import METHODS
 from clstudy.models.clip import Encoded
 
 
-def encoded(images: int = 6, texts: int = 4, scale: float = 8.0, seed: int = 0, grad: bool = False) -> Encoded:
+def encoded(images: int = 6, texts: int = 4, scale: float = 8.0, seed: int = 0,
+            grad: bool = False) -> Encoded:
     g = torch.Generator().manual_seed(seed)
-    image, text = (F.normalize(torch.randn(n, 5, generator=g, dtype=torch.float64), dim=-1) for n in (images, texts))
-    return Encoded(image.requires_grad_(grad), text.requires_grad_(grad), torch.tensor(scale, dtype=torch.float64))
+    image, text = (F.normalize(torch.randn(n, 5, generator=g, dtype=torch.float64), dim=-1)
+                   for n in (images, texts))
+    return Encoded(image.requires_grad_(grad), text.requires_grad_(grad),
+                   torch.tensor(scale, dtype=torch.float64))
 
 
 def world(batch, labels=(2, 5, 5, 0, 2, 2), classes=(0, 5, 2, 1), index=None):
@@ -42,7 +46,8 @@ TARGET = [2, 1, 1, 0, 2, 2]  # of the labels above among the classes above
 
 def test_estimates_are_means_over_negatives_of_other_classes():
     e = encoded()
-    for (d, other), expected in zip(negatives(e.image, e.text, torch.tensor(TARGET)), naive(e, TARGET), strict=True):
+    for (d, other), expected in zip(negatives(e.image, e.text, torch.tensor(TARGET)),
+                                    naive(e, TARGET), strict=True):
         assert log_mean_exp(d * e.scale, other).exp().tolist() == pytest.approx(expected)
 
 
@@ -63,9 +68,11 @@ def test_with_gamma_1_the_loss_and_its_gradient_are_those_of_the_exact_logarithm
     exact = 0
     for i, y in enumerate(TARGET):
         own = other.image[i] @ other.text[y]
-        g1 = torch.stack([((other.image[i] @ other.text[k] - own) * 8).exp() for k in range(4) if k != y]).mean()
+        g1 = torch.stack([((other.image[i] @ other.text[k] - own) * 8).exp() for k in range(4)
+                          if k != y]).mean()
         foreign = [j for j in range(6) if TARGET[j] != y]
-        g2 = torch.stack([((other.image[j] @ other.text[y] - own) * 8).exp() for j in foreign]).mean()
+        g2 = torch.stack(
+            [((other.image[j] @ other.text[y] - own) * 8).exp() for j in foreign]).mean()
         exact = exact + (1e-14 + g1).log() / 8 + (1e-14 + g2).log() / 8
     exact.backward()
     assert (image + text).sum().item() == pytest.approx(exact.item(), rel=1e-5)
@@ -78,14 +85,16 @@ def test_u_is_a_moving_average_by_the_id_of_the_image_and_the_gradient_is_divide
     first, second = encoded(seed=1), encoded(seed=2, grad=True)
     contrast.losses(first, one)
     u1, u2 = (torch.tensor(g) for g in naive(first, TARGET))
-    back = world(batch, labels=(5, 2, 5, 2, 2, 0), index=(1, 0, 2, 4, 5, 3))  # the same images in another order
+    back = world(batch, labels=(5, 2, 5, 2, 2, 0),
+                 index=(1, 0, 2, 4, 5, 3))  # the same images in another order
     target = [1, 2, 1, 2, 2, 0]
     image, text = contrast.losses(second, back)
     g1, g2 = (torch.tensor(g) for g in naive(second, target))
     order = torch.tensor(back.index)
     for side, (u, g, found) in enumerate(((u1, g1, image), (u2, g2, text))):
         mixed = 0.7 * u[order] + 0.3 * g
-        assert contrast.averages[side].log_u.exp()[order].tolist() == pytest.approx(mixed.tolist(), rel=1e-4)
+        assert contrast.averages[side].log_u.exp()[order].tolist() == pytest.approx(
+            mixed.tolist(), rel=1e-4)
         assert found.tolist() == pytest.approx((mixed.log() / 8).tolist(), rel=1e-4)
     image.sum().backward()
     slope = torch.zeros(6, 5, dtype=torch.float64)
@@ -104,7 +113,8 @@ def test_text_negatives_are_exact_up_to_a_number_of_classes(batch):
         contrast.losses(encoded(seed=1), one)
         contrast.losses(encoded(seed=2), one)
         fresh = torch.tensor(naive(encoded(seed=2), TARGET)[0])
-        assert torch.allclose(contrast.averages[0].log_u.exp(), fresh.float(), rtol=1e-4) != averaged
+        assert torch.allclose(contrast.averages[0].log_u.exp(), fresh.float(),
+                              rtol=1e-4) != averaged
 
 
 def test_first_sight_counts_fully_and_what_is_dropped_is_seen_for_the_first_time(batch):
@@ -144,7 +154,8 @@ def test_gamma_falls_along_a_cosine_and_stays():
 @pytest.mark.parametrize("temperature", ["individual", "global"])
 def test_temperatures_take_the_step_of_their_derivative(batch, temperature):
     """∂/∂τ of τ (log g(τ) + ρ), by finite differences, with γ = 1."""
-    contrast = GlobalContrast(gamma=1.0, temperature=temperature, rate=1e-4, rho=0.5, bounds=(0.01, 1.0))
+    contrast = GlobalContrast(gamma=1.0, temperature=temperature, rate=1e-4, rho=0.5,
+                              bounds=(0.01, 1.0))
     e, one = encoded(), world(batch)
     contrast.losses(e, one)
 
@@ -152,14 +163,16 @@ def test_temperatures_take_the_step_of_their_derivative(batch, temperature):
         g = naive(replace_scale(e, 1 / tau), TARGET)[side][i]
         return tau * (math.log(g) + 0.5)
 
-    slopes = [[(objective(side, i, 0.125 + 1e-5) - objective(side, i, 0.125 - 1e-5)) / 2e-5 for i in range(6)]
-              for side in (0, 1)]
+    slopes = [[(objective(side, i, 0.125 + 1e-5) - objective(side, i, 0.125 - 1e-5)) / 2e-5
+               for i in range(6)] for side in (0, 1)]
     if temperature == "individual":
         for side in (0, 1):
-            expected = [0.125 - 1e-4 * 0.9 * max(min(s, 5), -5) for s in slopes[side]]  # the momentum was 0
+            expected = [0.125 - 1e-4 * 0.9 * max(min(s, 5), -5)
+                        for s in slopes[side]]  # the momentum was 0
             assert contrast.taus[side].tolist() == pytest.approx(expected, abs=2e-7)
     else:
-        first, second = (sum(slope) / 6 for slope in slopes)  # the text side follows, at a τ that has hardly moved
+        first, second = (sum(slope) / 6
+                         for slope in slopes)  # the text side follows, at a τ that has hardly moved
         expected = 0.125 - 1e-4 * (0.9 * first + 0.1 * 0.9 * first + 0.9 * second)
         assert contrast.taus[0].item() == pytest.approx(expected, abs=3e-7)
 
@@ -194,7 +207,8 @@ def test_gcl_remembers_images_of_the_memory_and_forgets_those_that_left(monkeypa
         def after_stage(self, clip, batches):
             super().after_stage(clip, batches)
             known = self.contrast.averages[1].log_u
-            kept[len(kept)] = set(torch.nonzero(~known.isnan()).flatten().tolist()), set(self.memory.index)
+            kept[len(kept)] = set(torch.nonzero(~known.isnan()).flatten().tolist()), set(
+                self.memory.index)
 
     monkeypatch.setitem(METHODS, "watched", Watched)
     train(tiny.replace(method="watched", method_args={"size": 12}))
@@ -206,8 +220,8 @@ def test_the_order_of_a_batch_does_not_matter(clip, batch):
     ends = []
     for order in (list(range(8)), [3, 1, 7, 0, 2, 6, 5, 4]):
         method = METHODS["gcl"]()
-        shuffled = replace(batch, image=batch.image[order], labels=tuple(batch.labels[i] for i in order),
-                           index=tuple(batch.index[i] for i in order))
+        shuffled = replace(batch, image=batch.image[order], labels=tuple(
+            batch.labels[i] for i in order), index=tuple(batch.index[i] for i in order))
         ends.append(sum(method.loss(clip, shuffled).values()).item())
     assert ends[0] == pytest.approx(ends[1], rel=1e-5)
 
@@ -220,5 +234,6 @@ def test_clips_loss_has_shared_positives_over_the_batch(clip, batch):
     total = 0.0
     for i, y in enumerate(batch.labels):
         mine = [j for j, other in enumerate(batch.labels) if other == y]
-        total -= sum(float(z[i].log_softmax(0)[j] + z[:, i].log_softmax(0)[j]) for j in mine) / len(mine)
+        total -= sum(float(z[i].log_softmax(0)[j] + z[:, i].log_softmax(0)[j])
+                     for j in mine) / len(mine)
     assert found == pytest.approx(total / 16, rel=1e-4)

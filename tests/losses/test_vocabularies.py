@@ -1,4 +1,5 @@
-"""What VR-LwF distils on: each vocabulary, each form of the loss against loops, the teacher, and its limits."""
+"""What VR-LwF distils on: each vocabulary, each form of the loss against loops, the teacher, and
+its limits."""
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +29,8 @@ def shaken(clip) -> None:
 @pytest.fixture
 def referenced(batch):
     """The batch, with three captioned pairs to refer to."""
-    pairs = Captioned(torch.zeros(3, 3, 64, 64, dtype=torch.uint8), ("a red cat", "two dogs", "the sea"), np.arange(3))
+    pairs = Captioned(torch.zeros(3, 3, 64, 64, dtype=torch.uint8),
+                      ("a red cat", "two dogs", "the sea"), np.arange(3))
     return replace(batch, reference=lambda: pairs)
 
 
@@ -42,7 +44,8 @@ def test_random_texts_are_uniform_over_all_tokens_but_the_special_ones(clip):
     ids = texts[:, 1:-1].flatten()
     assert ids.min() < 50 and START - 50 < ids.max() < START  # 32,000 draws from 49,406
     assert abs(ids.double().mean() - START / 2) < 4 * START / 12**0.5 / 32000**0.5
-    assert torch.equal(texts, clip.random_text(4000, 8, draws())) and not torch.equal(texts, clip.random_text(4000, 8))
+    assert torch.equal(texts, clip.random_text(
+        4000, 8, draws())) and not torch.equal(texts, clip.random_text(4000, 8))
 
 
 def test_a_random_text_has_a_feature_like_any_other_text(clip):
@@ -71,7 +74,8 @@ def test_words_are_tokens_that_end_a_word(clip, batch):
     texts = vocabularies.draw("words", clip, batch, 50, 4, draws())
     assert texts.shape == (50, 6)
     pieces = [clip.tokenizer.decoder[i] for i in texts[:, 1:-1].flatten().tolist()]
-    assert all(piece.endswith("</w>") and piece[:-4].isalpha() and len(piece) >= 8 for piece in pieces)
+    assert all(
+        piece.endswith("</w>") and piece[:-4].isalpha() and len(piece) >= 8 for piece in pieces)
     assert len(set(pieces)) > 150
 
 
@@ -88,8 +92,9 @@ def test_captions_and_lines_are_drawn_without_repetition(clip, referenced, tmp_p
     assert len(vocabularies.draw("captions", clip, referenced, 50, 99, draws())) == 3
     file = tmp_path / "said.txt"
     file.write_text("one line\n\n  another\n")
-    assert torch.equal(vocabularies.draw(f"file:{file}", clip, referenced, 9, 1, draws())[:, :2].sort(0).values,
-                       clip.tokenize(["one line", "another"])[:, :2].sort(0).values)
+    assert torch.equal(
+        vocabularies.draw(f"file:{file}", clip, referenced, 9, 1, draws())[:, :2].sort(0).values,
+        clip.tokenize(["one line", "another"])[:, :2].sort(0).values)
 
 
 @pytest.mark.parametrize(("name", "message"), [
@@ -123,7 +128,8 @@ def kl(p: torch.Tensor, q: torch.Tensor) -> float:
 
 @pytest.fixture
 def taught(clip, referenced):
-    """A function: a method whose teacher is the model before it was shaken, and the first stage's terms."""
+    """A function: a method whose teacher is the model before it was shaken, and the first stage's
+    terms."""
     def make(**options):
         method = METHODS["vr_lwf"](**options)
         method.before_stage(clip, Stage(1, (5, 2), np.arange(8)))
@@ -145,7 +151,8 @@ def test_the_official_form_is_kl_over_the_texts_with_each_models_own_features(cl
 def test_zscls_form_has_the_teachers_texts_both_axes_and_a_temperature(clip, taught):
     method, batch, terms = taught(weight=1.0, form="zscl", size=6)
     tokens, _ = method.kept
-    old, new = (logits(model, batch, tokens, method.teacher) / 2 for model in (method.teacher, clip))
+    old, new = (logits(model, batch, tokens, method.teacher) / 2
+                for model in (method.teacher, clip))
     rows = sum(kl(old[i], new[i]) for i in range(8)) / 8
     columns = sum(kl(old[:, v], new[:, v]) for v in range(6)) / 6
     assert tokens.shape == (6, 12)
@@ -189,8 +196,9 @@ def test_class_names_as_vocabulary_are_lwf(tiny):
     ends = []
     for method, args in (("vr_lwf", {"vocabulary": "classes", "classes": False, "weight": 2.0}),
                          ("lwf", {"weight": 2.0})):
-        train(tiny.replace(method=method, method_args=args),
-              keep=lambda clip: ends.append(torch.cat([p.flatten() for p in clip.parameters() if p.requires_grad])))
+        train(
+            tiny.replace(method=method, method_args=args), keep=lambda clip: ends.append(
+                torch.cat([p.flatten() for p in clip.parameters() if p.requires_grad])))
     assert torch.allclose(ends[0], ends[1], atol=2e-5)
 
 
@@ -207,9 +215,12 @@ def test_captions_need_a_benchmark_that_has_reference_pairs(tiny, toy, monkeypat
 
     from clstudy.data.benchmarks import BENCHMARKS
 
-    monkeypatch.setitem(BENCHMARKS, "bare", benchmark_of(lambda: replace(toy().load(), name="bare", reference=None)))
-    with pytest.raises(ValueError, match="method='vr_lwf' needs reference pairs; benchmark='bare' has none"):
-        train(tiny.replace(benchmark="bare", method="vr_lwf", method_args={"vocabulary": "captions"}))
+    monkeypatch.setitem(BENCHMARKS, "bare",
+                        benchmark_of(lambda: replace(toy().load(), name="bare", reference=None)))
+    with pytest.raises(ValueError,
+                       match="method='vr_lwf' needs reference pairs; benchmark='bare' has none"):
+        train(
+            tiny.replace(benchmark="bare", method="vr_lwf", method_args={"vocabulary": "captions"}))
     train(tiny.replace(benchmark="bare", method="vr_lwf"))
 
 

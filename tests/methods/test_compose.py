@@ -1,4 +1,5 @@
-"""One objective, four choices: weights and units by hand, what is refused, what is left out where nobody asks."""
+"""One objective, four choices: weights and units by hand, what is refused, what is left out where
+nobody asks."""
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,8 @@ def each(clip, batch, denominator: str) -> torch.Tensor:
     rows = []
     for i, y in enumerate(batch.labels):
         mine = [j for j, other in enumerate(batch.labels) if other == y]
-        rows.append(-sum(z[i].log_softmax(0)[j] + z[:, i].log_softmax(0)[j] for j in mine) / len(mine) / 2)
+        rows.append(
+            -sum(z[i].log_softmax(0)[j] + z[:, i].log_softmax(0)[j] for j in mine) / len(mine) / 2)
     return torch.stack(rows)
 
 
@@ -30,12 +32,14 @@ def each(clip, batch, denominator: str) -> torch.Tensor:
 @pytest.mark.parametrize("form", ["balanced", "kl"])
 def test_class_weights_go_with_every_denominator(clip, batch, denominator, form):
     """λ is in units of similarity: of τ times a cross-entropy."""
-    found = Compose(denominator=denominator, class_weights=form, strength=0.05).loss(clip, batch)["task"].item()
+    found = Compose(denominator=denominator, class_weights=form, strength=0.05).loss(
+        clip, batch)["task"].item()
     losses, labels = each(clip, batch, denominator), np.array(batch.labels)
     F = {c: losses[labels == c].mean() for c in sorted(set(batch.labels))}
     score = torch.stack([value / clip.scale().double() / 0.05 for value in F.values()])
     p = score.softmax(0) if form == "kl" else torch.full((3,), 1 / 3, dtype=torch.float64)
-    expected = sum(weight * value for weight, value in zip(p, F.values(), strict=True))  # Σ_c p_c F_c
+    expected = sum(
+        weight * value for weight, value in zip(p, F.values(), strict=True))  # Σ_c p_c F_c
     assert found == pytest.approx(expected.item(), rel=1e-4)
     assert found != pytest.approx(losses.mean().item(), rel=1e-4)
 
@@ -52,7 +56,8 @@ def taught(clip, batch, stage: int = 1, **options):
     with torch.no_grad():
         for p in clip.parameters():
             p.mul_(1.05)
-    return method.loss(clip, replace(batch, stage=Stage(stage, batch.stage.classes, batch.stage.index)))
+    return method.loss(clip,
+                       replace(batch, stage=Stage(stage, batch.stage.classes, batch.stage.index)))
 
 
 def test_with_moving_averages_a_nat_is_the_temperature(clip, batch):
@@ -61,7 +66,8 @@ def test_with_moving_averages_a_nat_is_the_temperature(clip, batch):
     plain = taught(clip, batch)["vocabulary"]
     clip.load_state_dict(start)
     moving = taught(clip, batch, denominator="moving")["vocabulary"]
-    assert plain > 0 and moving.item() == pytest.approx(plain.item() / clip.scale().item(), rel=1e-5)
+    assert plain > 0 and moving.item() == pytest.approx(plain.item() / clip.scale().item(),
+                                                        rel=1e-5)
 
 
 def test_terms_are_there_when_they_are_asked_for(clip, batch):
@@ -72,12 +78,14 @@ def test_terms_are_there_when_they_are_asked_for(clip, batch):
     method = Compose(vocabulary="classes")
     method.before_stage(clip, batch.stage)
     terms = method.loss(clip, batch)
-    assert set(terms) == {"task", "classes"} and terms["classes"].item() == pytest.approx(0, abs=1e-6)
+    assert set(terms) == {"task", "classes"} and terms["classes"].item() == pytest.approx(
+        0, abs=1e-6)
 
 
 def test_texts_that_nobody_asks_for_are_not_encoded(monkeypatch, clip, batch):
     rows, encode = [], clip.encode_text
-    monkeypatch.setattr(clip, "encode_text", lambda tokens: rows.append(len(tokens)) or encode(tokens))
+    monkeypatch.setattr(clip, "encode_text",
+                        lambda tokens: rows.append(len(tokens)) or encode(tokens))
     Compose().loss(clip, batch)
     Compose(candidates="seen", denominator="moving").loss(clip, batch)
     assert rows == [3, 6]
@@ -86,15 +94,19 @@ def test_texts_that_nobody_asks_for_are_not_encoded(monkeypatch, clip, batch):
 def test_without_a_weight_the_vocabulary_changes_nothing(tiny):
     ends = []
     for options in ({}, {"vocabulary": "random", "weight": 0.0}):
-        _, steps = train(tiny.replace(method="compose", method_args=options | {"candidates": "seen"}))
+        _, steps = train(
+            tiny.replace(method="compose", method_args=options | {"candidates": "seen"}))
         ends.append([row["value"] for row in steps if row["term"] == "task"])
     assert ends[0] == ends[1] and len(ends[0]) == 8
 
 
 def test_a_point_that_is_no_method_learns_the_toy_world(tiny):
-    options = {"denominator": "moving", "class_weights": "kl", "vocabulary": "random", "size": 12, "policy": "quota",
-               "draw": "balanced"}
-    config = tiny.replace(method="compose", method_args=options, stream="joint", stream_args={}, lr=3e-2, epochs=4)
+    options = {
+        "denominator": "moving", "class_weights": "kl", "vocabulary": "random", "size": 12,
+        "policy": "quota", "draw": "balanced"
+    }
+    config = tiny.replace(method="compose", method_args=options, stream="joint", stream_args={},
+                          lr=3e-2, epochs=4)
     evals, _ = train(config)
     found = {row["stage"]: row["value"] for row in evals if row["set"] == "all classes"}
     assert found[1] > found[0] + 0.3

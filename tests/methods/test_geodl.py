@@ -1,4 +1,5 @@
-"""GeoDL: the flow kernel against an integral taken another way, the loss by hand, and the method's limits."""
+"""GeoDL: the flow kernel against an integral taken another way, the loss by hand, and the method's
+limits."""
 import math
 from collections import namedtuple
 from dataclasses import replace
@@ -14,20 +15,23 @@ from clstudy.methods import METHODS
 
 
 def basis(dim: int, rank: int, seed: int, dtype=torch.float64) -> torch.Tensor:
-    drawn = torch.randn(dim, rank, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randn(dim, rank, dtype=torch.float64,
+                        generator=torch.Generator().manual_seed(seed))
     return torch.linalg.qr(drawn)[0].to(dtype)
 
 
 def near(start: torch.Tensor, far: float, seed: int = 9) -> torch.Tensor:
     """An orthonormal basis of a subspace in the neighbourhood."""
-    drawn = torch.randn(start.shape, dtype=start.dtype, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randn(start.shape, dtype=start.dtype,
+                        generator=torch.Generator().manual_seed(seed))
     return torch.linalg.qr(start + far * drawn)[0]
 
 
 def integrated(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-    """∫ Φ(t) Φ(t)ᵀ dt by Gauss's rule; Φ through the tangent at the start that leads to the end (the log and exp maps
-    of the Grassmannian), and not through cosines of angles."""
-    towards = end @ torch.linalg.inv(start.T @ end) - start  # orthogonal to start; its singular values are tan θ
+    """∫ Φ(t) Φ(t)ᵀ dt by Gauss's rule; Φ through the tangent at the start that leads to the end
+    (the log and exp maps of the Grassmannian), and not through cosines of angles."""
+    towards = end @ torch.linalg.inv(
+        start.T @ end) - start  # orthogonal to start; its singular values are tan θ
     out, tangent, within = torch.linalg.svd(towards, full_matrices=False)
     total = torch.zeros(len(start), len(start), dtype=start.dtype)
     for x, weight in zip(*np.polynomial.legendre.leggauss(40), strict=True):
@@ -39,7 +43,8 @@ def integrated(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
 
 def features(rows: int, dim: int, seed: int, dtype=torch.float64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(rows, dim, dtype=torch.float64, generator=generator), dim=-1).to(dtype)
+    return F.normalize(torch.randn(rows, dim, dtype=torch.float64, generator=generator),
+                       dim=-1).to(dtype)
 
 
 # ---- the kernel
@@ -53,7 +58,8 @@ def test_the_kernel_is_the_integral_over_the_geodesic(dim, rank, far):
     end = basis(dim, rank, 1) if far is None else near(start, far)
     expected = integrated(start, end)
     assert torch.allclose(flow_kernel(start, end), expected, atol=1e-11, rtol=0)
-    assert torch.allclose(flow_kernel(start.float(), end.float()).double(), expected, atol=2e-6, rtol=0)
+    assert torch.allclose(
+        flow_kernel(start.float(), end.float()).double(), expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-7, 0.029, 0.031, 0.5, 1.2, math.pi / 2])
@@ -63,13 +69,16 @@ def test_the_kernel_of_two_lines_by_hand(angle):
     start[0], end[0], end[1] = 1, math.cos(angle), math.sin(angle)
     t = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000 * angle  # midpoints
     cos, sin = t.cos(), t.sin()
-    expected = torch.tensor([[(cos * cos).mean(), (cos * sin).mean(), 0], [(cos * sin).mean(), (sin * sin).mean(), 0],
-                             [0, 0, 0]], dtype=torch.float64)
+    expected = torch.tensor([[(cos * cos).mean(),
+                              (cos * sin).mean(), 0], [(cos * sin).mean(),
+                                                       (sin * sin).mean(), 0], [0, 0, 0]],
+                            dtype=torch.float64)
     assert torch.allclose(flow_kernel(start, end), expected, atol=1e-9, rtol=0)
 
 
 def test_the_series_meets_the_closed_form():
-    """On both sides of the angle where one takes over, against the blocks as the papers write them."""
+    """On both sides of the angle where one takes over, against the blocks as the papers write
+    them."""
     for angle in (0.0299, 0.0301):
         start, end = torch.eye(2, 1, dtype=torch.float64), torch.eye(2, 1, dtype=torch.float64)
         end[0], end[1], a = math.cos(angle), math.sin(angle), angle
@@ -84,7 +93,8 @@ def test_of_equal_subspaces_it_is_their_projector(dtype):
     start = basis(8, 3, 0, dtype)
     turned = start @ basis(3, 3, 1, dtype)
     for end in (start, turned):
-        assert torch.allclose(flow_kernel(start, end), start @ start.T, atol=1e-12 if dtype.itemsize == 8 else 1e-6)
+        assert torch.allclose(flow_kernel(start, end), start @ start.T,
+                              atol=1e-12 if dtype.itemsize == 8 else 1e-6)
 
 
 @pytest.mark.parametrize("far", [None, 0.1, 1e-4])
@@ -94,7 +104,8 @@ def test_it_is_symmetric_positive_semidefinite_and_the_same_from_both_ends(rank,
     end = basis(8, rank, 3) if far is None else near(start, far)
     kernel = flow_kernel(start, end)
     values = torch.linalg.eigvalsh(kernel)
-    assert torch.allclose(kernel, kernel.T, atol=1e-14) and values.min() > -1e-12 and values.max() < 1 + 1e-12
+    assert torch.allclose(kernel, kernel.T,
+                          atol=1e-14) and values.min() > -1e-12 and values.max() < 1 + 1e-12
     assert kernel.trace().item() == pytest.approx(rank)  # every Φ(t) has as many columns
     assert torch.allclose(kernel, flow_kernel(end, start), atol=1e-10)
     if rank == 8:
@@ -110,9 +121,11 @@ def own_mean(f: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("rows", "dim"), [(3, 8), (6, 8), (9, 8), (8, 30)])
 def test_the_loss_by_hand(rows, dim):
-    """Subspaces from the eigenvectors of the second moments; the kernel from the integral; a loop over rows."""
+    """Subspaces from the eigenvectors of the second moments; the kernel from the integral; a loop
+    over rows."""
     new, old = features(rows, dim, 0), features(rows, dim, 1)
-    start, end = (torch.linalg.eigh(own_mean(f).T @ own_mean(f)).eigenvectors[:, -(rows - 2):] for f in (new, old))
+    start, end = (torch.linalg.eigh(own_mean(f).T @ own_mean(f)).eigenvectors[:, -(rows - 2):]
+                  for f in (new, old))
     kernel, total = integrated(start, end), 0.0
     for a, b in zip(new, old, strict=True):
         total += float((a - b) @ kernel @ (a - b)) / rows
@@ -152,7 +165,8 @@ def test_features_that_did_not_move_cost_nothing(rows):
 
 
 def test_a_move_outside_both_subspaces_is_free_and_one_inside_costs_its_square():
-    """Rows in the first four of eight coordinates, with mean zero each; moved by 0.1 along one coordinate."""
+    """Rows in the first four of eight coordinates, with mean zero each; moved by 0.1 along one
+    coordinate."""
     rows = own_mean(features(5, 4, 0))
     old = F.pad(rows, (0, 4))
     span = torch.linalg.svd(old, full_matrices=False)[2][:3]
@@ -160,8 +174,10 @@ def test_a_move_outside_both_subspaces_is_free_and_one_inside_costs_its_square()
     away[5], away[6] = 0.5**0.5, -(0.5**0.5)
     pulled = torch.linalg.svd(own_mean(old + 0.1 * away), full_matrices=False)[2][:3].T
     kernel = integrated(pulled, span.T)
-    assert geodesic(old + 0.1 * away, old).item() == pytest.approx(0.01 * float(away @ kernel @ away), rel=1e-6)
-    inside = old + 0.1 * torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) @ span
+    assert geodesic(old + 0.1 * away, old).item() == pytest.approx(
+        0.01 * float(away @ kernel @ away), rel=1e-6)
+    inside = old + 0.1 * torch.randn(5, 3, dtype=torch.float64,
+                                     generator=torch.Generator().manual_seed(1)) @ span
     assert geodesic(inside, old).item() <= float((inside - old).square().sum(1).mean()) + 1e-12
     still = old + 0.1 * torch.outer(torch.tensor([1.0, 0, 0, 0, 0], dtype=torch.float64), along)
     assert geodesic(still, old).item() > 0.9 * 0.01 / 5
@@ -223,9 +239,11 @@ def test_both_terms_compare_the_models_own_features(clip, batch):
     for name, one, other in zip(("geo_image", "geo_text"), new, old, strict=True):
         assert terms[name].item() == pytest.approx(0.3 * geodesic(one, other).item(), rel=1e-5)
         assert terms[name].item() > 1e-5
-    for name, moved in (("geo_image", clip.model.visual.proj), ("geo_text", clip.model.text_projection)):
-        grads = torch.autograd.grad(terms[name], [clip.model.visual.proj, clip.model.text_projection],
-                                    retain_graph=True, allow_unused=True)
+    for name, moved in (("geo_image", clip.model.visual.proj), ("geo_text",
+                                                                clip.model.text_projection)):
+        grads = torch.autograd.grad(
+            terms[name], [clip.model.visual.proj, clip.model.text_projection], retain_graph=True,
+            allow_unused=True)
         assert [g is not None for g in grads] == [moved is p for p in (clip.model.visual.proj,
                                                                        clip.model.text_projection)]
 
@@ -240,7 +258,10 @@ def test_a_model_that_is_its_teacher_has_no_geodesic_terms(clip, batch):
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_a_frozen_tower_has_no_term(tiny, tower):
     _, steps = train(tiny.replace(method="geodl", tower=tower))
-    values = {name: [row["value"] for row in steps if row["term"] == f"geo_{name}"] for name in ("image", "text")}
+    values = {
+        name: [row["value"] for row in steps if row["term"] == f"geo_{name}"]
+        for name in ("image", "text")
+    }
     assert max(values[tower]) > 1e-6 and not any(values["text" if tower == "image" else "image"])
 
 
@@ -263,12 +284,14 @@ def test_the_teacher_is_a_frozen_copy_that_sees_the_same_images(clip, batch):
     few = batch.among((2, 5, 0))
     assert torch.equal(method.taught(few)[1], method.teacher.encode_text(few.text))
     assert list(method.texts) == [(2, 5, 0)]
-    assert not any(p.requires_grad for p in method.teacher.parameters()) and not method.teacher.training
+    assert not any(p.requires_grad
+                   for p in method.teacher.parameters()) and not method.teacher.training
 
 
 def test_a_larger_weight_keeps_features_nearer(tiny, toy, clip):
     """To those of the pretrained model, on images and class texts of the stream."""
-    config = tiny.replace(method="geodl", stream_args={"tasks": 1}, tuner="full", lr=1e-3, steps_per_batch=3)
+    config = tiny.replace(method="geodl", stream_args={"tasks": 1}, tuner="full", lr=1e-3,
+                          steps_per_batch=3)
     test = toy().load().test
     images, text = test.images, clip.class_text(list(test.class_names), test.template)
     kept, moved = {}, {}
@@ -279,7 +302,8 @@ def test_a_larger_weight_keeps_features_nearer(tiny, toy, clip):
         for weight, model in kept.items():
             moved[weight] = (float((model.encode_image(images) - clip.encode_image(images)).norm()),
                              float((model.encode_text(text) - clip.encode_text(text)).norm()))
-    assert all(held < 0.8 * loose for held, loose in zip(moved[50.0], moved[0.0], strict=True)), moved
+    assert all(
+        held < 0.8 * loose for held, loose in zip(moved[50.0], moved[0.0], strict=True)), moved
 
 
 def test_small_batches_train_without_it(tiny, batch, clip):

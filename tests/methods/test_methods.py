@@ -1,4 +1,5 @@
-"""Every method by name: a short run, finite, equal twice; the verbs in their order; what each loss sees; its limits."""
+"""Every method by name: a short run, finite, equal twice; the verbs in their order; what each loss
+sees; its limits."""
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
@@ -45,7 +46,8 @@ def test_a_short_run_is_finite_and_equal_twice(tiny, name):
     again_evals, again_steps, again = learn(config)
     assert evals and np.isfinite(values(evals)).all() and np.isfinite(values(steps)).all()
     assert evals == again_evals and steps == again_steps
-    for (key, one), (_, other) in zip(clip.state_dict().items(), again.state_dict().items(), strict=True):
+    for (key, one), (_, other) in zip(clip.state_dict().items(),
+                                      again.state_dict().items(), strict=True):
         assert torch.equal(one, other), key
 
 
@@ -85,9 +87,13 @@ def test_a_method_at_its_defaults_is_not_fine_tuning(tiny, name):
 def test_frozen_changes_nothing(tiny):
     evals, steps, clip = learn(tiny.replace(method="frozen", tuner="none"))
     assert steps == [] and not any(p.requires_grad for p in clip.parameters())
-    at = {stage: [row for row in evals if row["stage"] == stage and row["candidates"] in ("own", "all")]
-          for stage in (0, 1, 2)}
-    strip = [[(r["set"], r["candidates"], r["metric"], r["value"]) for r in rows] for rows in at.values()]
+    at = {
+        stage: [
+            row for row in evals if row["stage"] == stage and row["candidates"] in ("own", "all")
+        ] for stage in (0, 1, 2)
+    }
+    strip = [[(r["set"], r["candidates"], r["metric"], r["value"]) for r in rows]
+             for rows in at.values()]
     assert strip[0] == strip[1] == strip[2]
 
 
@@ -98,7 +104,8 @@ def test_candidates_are_narrowed_in_their_order_and_targets_follow(batch):
     assert batch.classes == (0, 4, 5, 1, 3, 2) and batch.stage.classes == (5, 2)
     present, phase, some = batch.present(), batch.phase(), batch.among((2, 5, 0))
     assert present.classes == (0, 5, 2)  # those of the batch
-    assert phase.classes == (0, 5, 2)  # at home in the stage, and 0, whose home is elsewhere but which is here
+    assert phase.classes == (
+        0, 5, 2)  # at home in the stage, and 0, whose home is elsewhere but which is here
     assert replace(batch, labels=(5,) * 8).phase().classes == (5, 2)
     assert replace(batch, labels=(5,) * 8).present().classes == (5,)
     for narrowed in (batch, present, phase, some):
@@ -113,7 +120,9 @@ def test_sit_is_the_asymmetric_loss_when_every_seen_class_is_present(clip, batch
     sit, plain = METHODS["sit"](), METHODS["finetune"]()
     assert torch.equal(sit.loss(clip, every)["task"], plain.loss(clip, every)["task"])
     assert sit.loss(clip, batch)["task"] < plain.loss(clip, batch)["task"]  # fewer texts compete
-    assert torch.equal(sit.loss(clip, batch)["task"], sit.loss(clip, every.among((0, 5, 2)))["task"])
+    assert torch.equal(
+        sit.loss(clip, batch)["task"],
+        sit.loss(clip, every.among((0, 5, 2)))["task"])
 
 
 def test_the_losses_are_match_over_their_candidates(clip, batch):
@@ -125,7 +134,8 @@ def test_the_losses_are_match_over_their_candidates(clip, batch):
 
 
 def word_gradients(clip, batch, name: str) -> torch.Tensor:
-    """Norm of the gradient on the words of each class's prompt; no word is shared between classes."""
+    """Norm of the gradient on the words of each class's prompt; no word is shared between
+    classes."""
     clip.zero_grad()
     sum(METHODS[name]().loss(clip, batch).values()).backward()
     return clip.model.token_embedding.weight.grad[batch.prompts[:, 1:4]].norm(dim=-1).sum(-1)
@@ -162,7 +172,10 @@ class Recording(Method):
         assert clip.training
         self.calls.append(("loss", batch))
         encoded = clip.encode(batch)
-        return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target), "extra": 0 * encoded.scale}
+        return {
+            "task": match(encoded.image, encoded.text, encoded.scale, batch.target),
+            "extra": 0 * encoded.scale
+        }
 
     def edit_gradients(self, clip):
         assert any(p.grad is not None for p in clip.parameters())
@@ -203,7 +216,8 @@ def test_verbs_are_called_in_this_order_and_number(recorded):
 
 
 def looks_after(stage: int) -> list[int]:
-    """Batches after which `images // 20` has grown; a stage is 30 images in batches of 8, 8, 8, 6."""
+    """Batches after which `images // 20` has grown; a stage is 30 images in batches of 8, 8, 8,
+    6."""
     ends = np.cumsum([8, 8, 8, 6]) + 30 * (stage - 1)
     starts = np.concatenate([[30 * (stage - 1)], ends[:-1]])
     return np.flatnonzero(starts // 20 < ends // 20).tolist()
@@ -216,7 +230,8 @@ def test_batches_bring_images_labels_and_candidates_in_order_of_arrival(recorded
     for batch in batches:
         index = list(batch.index)
         assert batch.labels == tuple(benchmark.train.labels[index])
-        assert torch.equal(batch.image, benchmark.train.images[index].float() / 255)  # as it came, not augmented
+        assert torch.equal(batch.image,
+                           benchmark.train.images[index].float() / 255)  # as it came, not augmented
         seen += [label for label in dict.fromkeys(batch.labels) if label not in seen]
         assert batch.classes == tuple(seen)
         assert set(batch.labels) <= set(batch.stage.classes)
@@ -228,17 +243,21 @@ def test_each_step_sees_its_batch_under_a_fresh_augmentation(recorded):
     losses = [call[1] for call in calls if call[0] == "loss"]
     for first, second, third in zip(losses[::3], losses[1::3], losses[2::3], strict=True):
         assert first.index == second.index == third.index
-        assert not torch.equal(first.image, second.image) and not torch.equal(second.image, third.image)
+        assert not torch.equal(first.image, second.image) and not torch.equal(
+            second.image, third.image)
 
 
 def test_what_a_memory_joins_is_augmented_and_not_in_the_stream(recorded):
     calls, _, _ = recorded
-    offered, losses = ([call[1] for call in calls if call[0] == name] for name in ("rehearse", "loss"))
+    offered, losses = ([call[1] for call in calls if call[0] == name]
+                       for name in ("rehearse", "loss"))
     after = [call[1] for call in calls if call[0] == "after_step"]
-    for before, batch, last in zip(offered, losses, [batch for batch in after for _ in range(3)], strict=True):
+    for before, batch, last in zip(offered, losses, [batch for batch in after for _ in range(3)],
+                                   strict=True):
         assert before.replayed == 0 and before.index == batch.index[:-2] == last.index and last is before
         assert batch.replayed == 2 and batch.labels[-2:] == batch.labels[:2] == before.labels[:2]
-        assert not torch.equal(batch.image[-2:], batch.image[:2])  # each with an augmentation of its own
+        assert not torch.equal(batch.image[-2:],
+                               batch.image[:2])  # each with an augmentation of its own
 
 
 def test_the_pass_after_a_stage_is_the_stage_once_without_augmentation(recorded, toy):
@@ -246,11 +265,13 @@ def test_the_pass_after_a_stage_is_the_stage_once_without_augmentation(recorded,
     for number, (_, batches) in enumerate((call for call in calls if call[0] == "after_stage"), 1):
         assert all(batch.stage.number == number for batch in batches)
         assert [i for batch in batches for i in batch.index] == batches[0].stage.index.tolist()
-        assert torch.equal(batches[0].image, toy().load().train.images[list(batches[0].index)].float() / 255)
+        assert torch.equal(batches[0].image,
+                           toy().load().train.images[list(batches[0].index)].float() / 255)
 
 
 def test_what_a_method_deploys_is_what_is_evaluated(monkeypatch, tiny):
-    """A method that trains but deploys the model of the beginning: every accuracy of `all` stays that of row 0."""
+    """A method that trains but deploys the model of the beginning: every accuracy of `all` stays
+    that of row 0."""
     class Conservative(Recording):
         start = None
 
@@ -261,14 +282,18 @@ def test_what_a_method_deploys_is_what_is_evaluated(monkeypatch, tiny):
     monkeypatch.setitem(METHODS, "conservative", Conservative)
     kept = []
     evals, steps = train(tiny.replace(method="conservative"), keep=kept.append)
-    rows = {stage: [row["value"] for row in evals if row["stage"] == stage and row["candidates"] == "all"]
-            for stage in (0, 1, 2)}
+    rows = {
+        stage: [
+            row["value"] for row in evals if row["stage"] == stage and row["candidates"] == "all"
+        ] for stage in (0, 1, 2)
+    }
     assert rows[0] == rows[1] == rows[2] and steps
     assert all((p == 0).all() for name, p in kept[0].named_parameters() if "lora_B" in name)
 
 
 def test_a_method_may_free_a_tower_that_the_tuner_froze(monkeypatch, tiny):
-    """What it trains is what is evaluated, also where evaluation keeps features of a tower that does not move."""
+    """What it trains is what is evaluated, also where evaluation keeps features of a tower that
+    does not move."""
     from clstudy.evaluation.accuracy import evaluate
     from clstudy.training.setup import prepare
 
@@ -382,10 +407,12 @@ def test_impossible_settings_are_refused_before_anything_is_loaded(tiny, name, a
 @pytest.mark.parametrize("name", ["finetune", "sit"])
 def test_double_softmax_is_the_loss_of_the_released_code(clip, batch, name):
     candidates = batch if name == "finetune" else batch.present()
-    p = (clip.scale() * clip.encode_image(batch.image) @ clip.encode_text(candidates.text).T).softmax(-1)
+    p = (clip.scale() * clip.encode_image(batch.image)
+         @ clip.encode_text(candidates.text).T).softmax(-1)
     expected = -p.log_softmax(-1)[range(8), candidates.target].mean()
     found = METHODS[name](double_softmax=True).loss(clip, batch)["task"]
-    assert torch.allclose(found, expected) and not torch.allclose(found, METHODS[name]().loss(clip, batch)["task"])
+    assert torch.allclose(
+        found, expected) and not torch.allclose(found, METHODS[name]().loss(clip, batch)["task"])
 
 
 # replay
@@ -416,18 +443,21 @@ def test_the_policy_of_a_memory_is_an_option():
 def test_replay_is_one_mean_over_all_classes_seen(clip, batch):
     joined = batch.join(batch.image[:3] / 2, (4, 1, 3), (20, 21, 22))
     z = clip.scale() * clip.encode_image(joined.image) @ clip.encode_text(batch.text).T
-    expected = -sum(z[i].log_softmax(-1)[batch.classes.index(label)] for i, label in enumerate(joined.labels)) / 11
+    expected = -sum(z[i].log_softmax(-1)[batch.classes.index(label)]
+                    for i, label in enumerate(joined.labels)) / 11
     assert torch.allclose(METHODS["er"]().loss(clip, joined)["task"], expected)
 
 
 def test_sit_with_a_memory_stays_symmetric(clip, batch):
-    """The candidates are the classes of stream and memory; if these are all seen, it is plain replay."""
+    """The candidates are the classes of stream and memory; if these are all seen, it is plain
+    replay."""
     sit = METHODS["sit"](size=20, replay=20)
     sit.after_step(clip, replace(batch, labels=(0,) * 8))
     new = replace(batch, labels=(5,) * 8, index=tuple(range(8, 16)))
     joined = sit.rehearse(clip, new)
     assert joined.replayed == 8 and set(joined.labels) == {0, 5} and joined.classes == batch.classes
-    two, six = (METHODS["er"]().loss(clip, joined.among(classes))["task"] for classes in ((0, 5), batch.classes))
+    two, six = (METHODS["er"]().loss(clip, joined.among(classes))["task"]
+                for classes in ((0, 5), batch.classes))
     assert torch.equal(sit.loss(clip, joined)["task"], two) and two < six
     every = joined.among((5, 0))
     assert torch.equal(sit.loss(clip, every)["task"], METHODS["er"]().loss(clip, every)["task"])
@@ -447,9 +477,12 @@ def shaken(clip, seed: int = 0):
 
 
 def test_the_terms_of_derpp_by_hand(clip, batch):
-    """Logits on the first draw, over the classes seen when they were stored; labels on the second, over all."""
-    method, few = METHODS["derpp"](replay=3, alpha=0.7, beta=0.3, temperature=0.2), batch.among((5, 0, 2))
-    assert list(method.loss(clip, replace(few, image=few.image.flip(0)))) == ["task"]  # a step before
+    """Logits on the first draw, over the classes seen when they were stored; labels on the second,
+    over all."""
+    method, few = METHODS["derpp"](replay=3, alpha=0.7, beta=0.3, temperature=0.2), batch.among(
+        (5, 0, 2))
+    assert list(method.loss(clip, replace(few,
+                                          image=few.image.flip(0)))) == ["task"]  # a step before
     method.loss(clip, few)
     method.after_step(clip, few)
     stored = (clip.encode_image(few.image) @ clip.encode_text(few.text).T).detach() / 0.2
@@ -460,8 +493,10 @@ def test_the_terms_of_derpp_by_hand(clip, batch):
     terms = method.loss(clip, joined)
     cosine = (clip.encode_image(joined.image) @ clip.encode_text(joined.text).T).detach()
     log_p = (clip.scale() * cosine).log_softmax(-1).detach()
-    total = sum(float(cosine[row, new.classes.index(label)] / 0.2 - stored[image, few.classes.index(label)]) ** 2
-                for row, image in zip((8, 9, 10), joined.index[8:11], strict=True) for label in (5, 0, 2))
+    total = sum(
+        float(cosine[row, new.classes.index(label)] / 0.2
+              - stored[image, few.classes.index(label)])**2
+        for row, image in zip((8, 9, 10), joined.index[8:11], strict=True) for label in (5, 0, 2))
     ce = [-float(log_p[row, new.classes.index(label)]) for row, label in enumerate(joined.labels)]
     assert set(terms) == {"task", "logits", "replay"} and total > 1e-3
     assert terms["logits"].item() == pytest.approx(0.7 * total / 9, rel=1e-4)
@@ -470,10 +505,12 @@ def test_the_terms_of_derpp_by_hand(clip, batch):
 
 
 def test_an_unchanged_model_has_no_logits_term(clip, batch):
-    method, batch = METHODS["derpp"](), replace(batch, image=(batch.image * 255).round() / 255)  # as it is stored
+    method, batch = METHODS["derpp"](), replace(
+        batch, image=(batch.image * 255).round() / 255)  # as it is stored
     method.loss(clip, batch)
     method.after_step(clip, batch)
-    assert method.loss(clip, method.rehearse(clip, batch))["logits"].item() == pytest.approx(0, abs=1e-9)
+    assert method.loss(clip, method.rehearse(clip, batch))["logits"].item() == pytest.approx(
+        0, abs=1e-9)
 
 
 def test_derpp_keeps_what_the_model_said_at_the_last_step(monkeypatch, tiny):
@@ -482,7 +519,10 @@ def test_derpp_keeps_what_the_model_said_at_the_last_step(monkeypatch, tiny):
     batches = watched(monkeypatch, tiny, method, steps_per_batch=2)
     logits = method.memory.extra["logits"]
     assert logits.shape == (12, 6) and [batch.replayed for batch in batches] == [0, 0] + [8] * 14
-    seen_at = {i: set(batch.classes) for batch in batches[::2] for i in batch.index[:len(batch.index) - batch.replayed]}
+    seen_at = {
+        i: set(batch.classes) for batch in batches[::2]
+        for i in batch.index[:len(batch.index) - batch.replayed]
+    }
     for image, row in zip(method.memory.index, logits, strict=True):
         assert {k for k in range(6) if not row[k].isnan()} == seen_at[image]
 
@@ -498,15 +538,18 @@ def test_clib_trains_on_its_memory_only(monkeypatch, tiny):
     arrived = [i for stage in (batches[0].stage, batches[-1].stage) for i in stage.index.tolist()]
     for number, batch in enumerate(batches):
         so_far = sum(len(b.index) for b in batches[:number + 1])
-        assert set(batch.index) <= set(arrived[:so_far]) and len(set(batch.index)) == len(batch.index)
+        assert set(batch.index) <= set(arrived[:so_far]) and len(set(batch.index)) == len(
+            batch.index)
     assert sorted(np.bincount(method.memory.labels, minlength=6)) == [2] * 6
     assert set(method.importance) == set(method.memory.index) and any(method.importance.values())
 
 
 def test_the_importance_of_an_image_by_hand(monkeypatch, clip, batch):
-    """ρ H + (1 − ρ)(ℓ − ℓ') for what was drawn in between; a new image starts with the mean of its class."""
+    """ρ H + (1 − ρ)(ℓ − ℓ') for what was drawn in between; a new image starts with the mean of its
+    class."""
     losses = iter([5.0, 3.0, 4.0, 4.4, 9.0])  # from 5 to 3 on one draw, from 4 to 4.4 on the next
-    monkeypatch.setattr("clstudy.methods.clib.loss_of", lambda clip, batch: torch.tensor(next(losses)))
+    monkeypatch.setattr("clstudy.methods.clib.loss_of",
+                        lambda clip, batch: torch.tensor(next(losses)))
     method = METHODS["clib"](size=24, replay=3, every=2, decay=0.75)
     drawn = set(method.rehearse(clip, batch).index) | set(method.rehearse(clip, batch).index)
     assert method.importance == dict.fromkeys(range(8), 0.0) and 3 <= len(drawn) <= 6
@@ -515,7 +558,8 @@ def test_the_importance_of_an_image_by_hand(monkeypatch, clip, batch):
     found = {i: 0.25 * 2.0 if i in drawn else 0.0 for i in range(8)}
     assert {i: method.importance[i] for i in range(8)} == found
     for i, label in zip(new.index, new.labels, strict=True):
-        mates = [found[j] for j, other in enumerate(batch.labels) if other == label] or list(found.values())
+        mates = [found[j]
+                 for j, other in enumerate(batch.labels) if other == label] or list(found.values())
         assert method.importance[i] == pytest.approx(np.mean(mates))
     assert 0 < np.mean(list(found.values())) < 0.5
     again |= set(method.rehearse(clip, new).index)
@@ -577,7 +621,8 @@ def test_distillation_is_over_all_classes_seen_with_each_models_own_texts(clip, 
     terms = method.loss(clip, batch)
     assert terms["distil"].item() == pytest.approx(0.3 * 4 * total, rel=1e-4) and total > 1e-4
     terms["distil"].backward()
-    assert clip.model.visual.proj.grad.abs().max() > 0 and clip.model.token_embedding.weight.grad.abs().max() > 0
+    assert clip.model.visual.proj.grad.abs().max(
+    ) > 0 and clip.model.token_embedding.weight.grad.abs().max() > 0
 
 
 def test_the_teachers_texts_are_kept_while_the_candidates_are_the_same(clip, batch):
@@ -587,7 +632,8 @@ def test_the_teachers_texts_are_kept_while_the_candidates_are_the_same(clip, bat
     text = method.texts[batch.classes]
     assert torch.equal(method.taught(batch), first) and method.texts[batch.classes] is text
     few = batch.among((2, 5))
-    assert torch.equal(method.taught(few), clip.scale() * clip.encode_image(few.image) @ clip.encode_text(few.text).T)
+    assert torch.equal(method.taught(few),
+                       clip.scale() * clip.encode_image(few.image) @ clip.encode_text(few.text).T)
     method.taught(batch)
     method.before_stage(shaken(clip), batch.stage)  # another teacher, the same candidates
     fresh = clip.scale() * clip.encode_image(batch.image) @ clip.encode_text(batch.text).T
@@ -607,7 +653,8 @@ def test_the_fisher_decays_and_each_stage_counts_the_same(monkeypatch, tiny):
 
     method.after_stage = watch
     watched(monkeypatch, tiny, method, stream_args={"tasks": 3})
-    assert [fisher.mean().item() for fisher, _, _ in seen] == pytest.approx([1, 1.6, 1 + 0.6 * 1.6], rel=1e-4)
+    assert [fisher.mean().item() for fisher, _, _ in seen] == pytest.approx([1, 1.6, 1 + 0.6 * 1.6],
+                                                                            rel=1e-4)
     for fisher, anchor, end in seen:
         assert (fisher >= 0).all() and fisher.std() > 0.5 and torch.equal(anchor, end)
     assert not torch.equal(seen[0][1], seen[1][1])
@@ -619,9 +666,11 @@ def test_the_penalty_by_hand(clip, batch):
     assert method.loss(clip, batch)["penalty"].item() == 0
     before = [p.detach().clone() for p in clip.parameters()]
     shaken(clip)
-    moved = torch.cat([(p - q).flatten() for p, q in zip(clip.parameters(), before, strict=True)]).double()
+    moved = torch.cat(
+        [(p - q).flatten() for p, q in zip(clip.parameters(), before, strict=True)]).double()
     expected = 1.5 * float((method.fisher.double() * moved**2).sum())
-    assert method.loss(clip, batch)["penalty"].item() == pytest.approx(expected, rel=1e-4) and expected > 0
+    assert method.loss(clip, batch)["penalty"].item() == pytest.approx(expected,
+                                                                       rel=1e-4) and expected > 0
     assert list(METHODS["ewc"]().loss(clip, batch)) == ["task"]  # no anchor yet
 
 
@@ -635,7 +684,8 @@ def test_a_stage_without_images_leaves_the_anchor(clip, batch):
 
 @pytest.mark.parametrize("tuner", ["lora", "full"])
 def test_consolidated_weights_stay_nearer_to_where_they_were(monkeypatch, tiny, tuner):
-    """From the end of the first stage, which is the same for both, to the end of the second; most where F is large."""
+    """From the end of the first stage, which is the same for both, to the end of the second; most
+    where F is large."""
     config = tiny.replace(tuner=tuner, lr=1e-2 if tuner == "lora" else 1e-3, steps_per_batch=3)
     moved, starts, fishers = {}, {}, []
     for name in ("ewc", "finetune"):
@@ -650,7 +700,8 @@ def test_consolidated_weights_stay_nearer_to_where_they_were(monkeypatch, tiny, 
     assert torch.equal(starts["ewc"][1], starts["finetune"][1])
     fisher = fishers[1]
     weighted = {name: float((fisher * m**2).sum()) for name, m in moved.items()}
-    assert moved["ewc"].norm() < moved["finetune"].norm() and weighted["ewc"] < 0.5 * weighted["finetune"]
+    assert moved["ewc"].norm() < moved["finetune"].norm(
+    ) and weighted["ewc"] < 0.5 * weighted["finetune"]
 
 
 def test_the_start_can_be_an_anchor(tiny):
@@ -665,11 +716,13 @@ def test_the_start_can_be_an_anchor(tiny):
 @pytest.mark.parametrize("tuner", ["full", "lora", "adapter", "prompts", "rescale"])
 @pytest.mark.parametrize("name", ["finetune", "lwf", "vr_lwf", "geodl", "imm", "wise_ft", "zscl", "agem", "ewc"])
 def test_a_method_runs_in_one_session_and_in_several_with_every_tuner(tiny, name, tuner):
-    point = tiny.replace(method=name, method_args={"candidates": "phase"}, tuner=tuner, lr=1e-3, epochs=2,
-                     benchmark_args={"images": 4})
+    point = tiny.replace(method=name, method_args={"candidates": "phase"}, tuner=tuner, lr=1e-3,
+                         epochs=2, benchmark_args={"images": 4})
     for stream, stages in (("joint", 1), ("disjoint", 2)):
-        evals, steps, _ = learn(point.replace(stream=stream, stream_args={"tasks": 2} if stages == 2 else {}))
+        evals, steps, _ = learn(
+            point.replace(stream=stream, stream_args={"tasks": 2} if stages == 2 else {}))
         assert np.isfinite(values(evals)).all() and np.isfinite(values(steps)).all()
-        assert max(row["stage"] for row in evals) == stages and {row["stage"] for row in steps} == set(
-            range(1, stages + 1))
+        assert max(row["stage"]
+                   for row in evals) == stages and {row["stage"]
+                                                    for row in steps} == set(range(1, stages + 1))
         assert {"task 1", "shades", "drawings: image to text"} <= {row["set"] for row in evals}

@@ -1,5 +1,5 @@
-"""The methods as one axis: what importing them costs, what each declares, what a new one takes; and the two verbs that
-reach beyond the step."""
+"""The methods as one axis: what importing them costs, what each declares, what a new one takes; and
+the two verbs that reach beyond the step."""
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -26,8 +26,8 @@ from clstudy.utils import paths
 def test_importing_the_methods_costs_torch_and_no_library_of_models():
     heavy = "('open_clip', 'torchvision', 'peft', 'transformers', 'matplotlib')"
     program = f"import sys, clstudy.methods; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
-                          cwd=paths.REPOSITORY)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          check=True, cwd=paths.REPOSITORY)
     assert done.stdout.strip() == "[]"
 
 
@@ -79,8 +79,10 @@ def test_a_new_method_is_one_file_and_one_line(tmp_path, monkeypatch, tiny):
     _, others = train(tiny.replace(method="finetune"))
     assert steps[0]["value"] == pytest.approx(2 * others[0]["value"])
     rows = [("one", name, 1.0, 2.0, 0.0) for name in ("sit", "mine")]
-    figure = plots.series(pd.DataFrame(rows, columns=["panel", "method", "x", "mean", "half_width"]), "x", "y")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["symmetric (SIT)", "twice"]
+    figure = plots.series(
+        pd.DataFrame(rows, columns=["panel", "method", "x", "mean", "half_width"]), "x", "y")
+    assert [text.get_text()
+            for text in figure.legends[0].get_texts()] == ["symmetric (SIT)", "twice"]
     assert "| `mine` | A loss twice as steep | A. Reader 2026 |  |" in cli.markdown("methods")
 
 
@@ -116,7 +118,8 @@ def test_a_look_at_the_batches_of_a_stage_changes_no_number(monkeypatch, tiny):
     """Neither do classes count as seen from then on, nor is a random number drawn."""
     method = Looking()
     register(monkeypatch, "looking", method)
-    assert train(tiny.replace(method="looking", eval_every=16)) == train(tiny.replace(method="finetune", eval_every=16))
+    assert train(tiny.replace(method="looking", eval_every=16)) == train(
+        tiny.replace(method="finetune", eval_every=16))
     assert len(method.stages) == 2
 
 
@@ -142,7 +145,8 @@ def test_evaluation_ranks_by_the_scores_of_the_method(monkeypatch, tiny):
     test, held_out = len(benchmark.test), [len(one) for one in benchmark.held_out.values()]
     assert Contrary.asked[0] == (test, 6, tuple(range(6)))
     assert [one[0] for one in Contrary.asked[1:1 + len(held_out)]] == held_out
-    assert all(classes is None for _, _, classes in Contrary.asked[1:]) and len(Contrary.asked) > 1 + len(held_out)
+    assert all(classes is None
+               for _, _, classes in Contrary.asked[1:]) and len(Contrary.asked) > 1 + len(held_out)
     monkeypatch.setitem(METHODS, "contrary", Contrary)
     evals, _ = train(tiny.replace(method="contrary"))
     before = evaluate(clip, benchmark, tasks, [], scores=Contrary().scores).rows

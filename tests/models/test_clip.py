@@ -1,4 +1,5 @@
-"""The two exact changes made to open_clip's model, the way back to its files, and the errors of `load_clip`."""
+"""The two exact changes made to open_clip's model, the way back to its files, and the errors of
+`load_clip`."""
 import copy
 import json
 import shutil
@@ -22,10 +23,17 @@ CASES = {
     "no causal mask": {"text_cfg": {"no_causal_mask": True}},
     "pooled over the last token": {"text_cfg": {"pool_type": "last"}},
     "linear projection": {"text_cfg": {"proj_bias": True}},
-    "images pooled by attention": {"vision_cfg": {"attentional_pool": True, "attn_pooler_heads": 2, "width": 64}},
-    "images pooled by attention of one width": {"vision_cfg": {"attentional_pool": True, "attn_pooler_heads": 2,
-                                                               "width": 16, "head_width": 8}},
-    "residual network": {"vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "patch_size": None}},
+    "images pooled by attention": {
+        "vision_cfg": {"attentional_pool": True, "attn_pooler_heads": 2, "width": 64}
+    },
+    "images pooled by attention of one width": {
+        "vision_cfg": {
+            "attentional_pool": True, "attn_pooler_heads": 2, "width": 16, "head_width": 8
+        }
+    },
+    "residual network": {
+        "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "patch_size": None}
+    },
 }
 
 
@@ -68,7 +76,8 @@ def test_features_are_those_of_open_clip(case, toy_cfg, tokenizer, images):
     clip = Clip(copy.deepcopy(original), tokenizer).eval()
     assert any(isinstance(module, Attention) for module in clip.modules())
     close(clip.encode_image(images), original.encode_image(clip.pixels(images), normalize=True))
-    close(clip.encode_text(clip.tokenize(TEXTS)), original.encode_text(tokenizer(TEXTS), normalize=True))
+    close(clip.encode_text(clip.tokenize(TEXTS)),
+          original.encode_text(tokenizer(TEXTS), normalize=True))
     close(clip.scale(), original.logit_scale.exp())
 
 
@@ -79,8 +88,10 @@ def test_a_text_tower_of_its_own_keeps_its_forward_pass_and_its_name(toy_cfg, ch
     original = build(toy_cfg, changes, open_clip.model.CustomTextCLIP)
     tokenizer = open_clip.SimpleTokenizer(context_length=original.context_length)
     clip = Clip(copy.deepcopy(original), tokenizer).eval()
-    assert clip.tokenize(TEXTS).shape[1] == original.context_length  # not cut: its forward pass is not ours
-    close(clip.encode_text(clip.tokenize(TEXTS)), original.encode_text(tokenizer(TEXTS), normalize=True))
+    assert clip.tokenize(
+        TEXTS).shape[1] == original.context_length  # not cut: its forward pass is not ours
+    close(clip.encode_text(clip.tokenize(TEXTS)),
+          original.encode_text(tokenizer(TEXTS), normalize=True))
     assert {name.split(".")[1] for name, _ in clip.tower("text")} == {"text"}
 
 
@@ -90,8 +101,10 @@ def test_gradients_are_those_of_open_clip(toy_cfg, tokenizer, images):
     tokens, pixels = clip.tokenize(TEXTS[:1] * 5), clip.pixels(images)
     (clip.encode_image(images) * clip.encode_text(tokens)).sum().backward()
     full = tokenizer(TEXTS[:1] * 5)
-    (original.encode_image(pixels, normalize=True) * original.encode_text(full, normalize=True)).sum().backward()
-    ours = openclip_keys({name: p.grad for name, p in clip.model.named_parameters() if p.grad is not None})
+    (original.encode_image(pixels, normalize=True)
+     * original.encode_text(full, normalize=True)).sum().backward()
+    ours = openclip_keys(
+        {name: p.grad for name, p in clip.model.named_parameters() if p.grad is not None})
     theirs = {name: p.grad for name, p in original.named_parameters() if p.grad is not None}
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
@@ -100,12 +113,14 @@ def test_gradients_are_those_of_open_clip(toy_cfg, tokenizer, images):
 
 @torch.inference_mode()
 def test_the_two_ways_of_attending_agree(toy_cfg):
-    """The CPU writes attention out; elsewhere the fused kernel is called, with the same scale and mask."""
+    """The CPU writes attention out; elsewhere the fused kernel is called, with the same scale and
+    mask."""
     attention = Attention(build(toy_cfg).transformer.resblocks[0].attn)
     x, mask = torch.randn(3, 7, 32), torch.full((7, 7), float("-inf")).triu(1)
     q, k, v = attention.qkv(x).view(3, 7, 3, 2, 16).permute(2, 0, 3, 1, 4)
     for given in (None, mask):
-        fused = F.scaled_dot_product_attention(q, k, v, attn_mask=given).transpose(1, 2).reshape(3, 7, 32)
+        fused = F.scaled_dot_product_attention(q, k, v, attn_mask=given).transpose(1, 2).reshape(
+            3, 7, 32)
         close(attention(x, attn_mask=given)[0], attention.out_proj(fused))
 
 
@@ -123,7 +138,10 @@ def test_a_block_read_at_one_token_gives_what_it_gives_there(toy_cfg, at, masked
 
 
 def test_the_last_block_of_an_image_tower_computes_what_is_read(toy_cfg, tokenizer):
-    lasts = {case: Clip(build(toy_cfg, changes), tokenizer).model.visual for case, changes in CASES.items()}
+    lasts = {
+        case: Clip(build(toy_cfg, changes), tokenizer).model.visual
+        for case, changes in CASES.items()
+    }
     for case, visual in lasts.items():
         if case != "residual network":
             *others, last = visual.transformer.resblocks
@@ -171,7 +189,8 @@ def test_class_text_puts_names_into_the_template(clip):
 def test_images_of_any_size_and_both_kinds_are_taken(clip):
     small = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     assert torch.equal(clip.pixels(small), clip.pixels(small.float() / 255))
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3]))  # the folder's own
+    mean, std = (torch.tensor(v).view(3, 1, 1)
+                 for v in ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3]))  # the folder's own
     close(clip.pixels(small), (small / 255 - mean) / std)
     assert clip.pixels(torch.rand(2, 3, 100, 80)).shape == (2, 3, 64, 64)
 
@@ -196,14 +215,16 @@ def test_bf16_gives_fp32_features_near_those_of_fp32(clip, images):
     tokens = clip.tokenize(TEXTS)
     exact = clip.encode_image(images), clip.encode_text(tokens)
     clip.precision = "bf16"
-    for near, true in zip((clip.encode_image(images), clip.encode_text(tokens)), exact, strict=True):
+    for near, true in zip((clip.encode_image(images), clip.encode_text(tokens)), exact,
+                          strict=True):
         assert near.dtype == torch.float32
         close(near.norm(dim=-1), torch.ones(len(near)))
         assert 0 < (near - true).abs().max() < 0.05
 
 
 def test_towers_part_the_parameters(clip):
-    image, text, both = ([name for name, _ in clip.tower(tower)] for tower in ("image", "text", "both"))
+    image, text, both = ([name for name, _ in clip.tower(tower)]
+                         for tower in ("image", "text", "both"))
     assert set(image) | set(text) == set(both) and not set(image) & set(text)
     assert {name for name, _ in clip.named_parameters()} - set(both) == {"model.logit_scale"}
     assert all(name.startswith("model.visual.") for name in image)
@@ -219,7 +240,8 @@ def test_exported_weights_load_strictly_in_open_clip(toy_cfg, tokenizer, images)
     assert any("attn.qkv" in name for name in clip.model.state_dict())
     fresh.load_state_dict(openclip_keys(clip.model.state_dict()), strict=True)
     close(fresh.encode_image(clip.pixels(images), normalize=True), clip.encode_image(images))
-    close(fresh.encode_text(tokenizer(TEXTS), normalize=True), clip.encode_text(clip.tokenize(TEXTS)))
+    close(fresh.encode_text(tokenizer(TEXTS), normalize=True), clip.encode_text(
+        clip.tokenize(TEXTS)))
 
 
 def test_names_of_towers_that_are_not_open_clips_own_stay():
@@ -249,7 +271,8 @@ def test_a_folder_takes_random_weights_and_weights_of_another_file(toy_model, tm
     stored = load_clip(str(toy_model))
     copied = shutil.copy(toy_model / "open_clip_model.safetensors", tmp_path / "other.safetensors")
     assert not torch.equal(random.encode_image(images), stored.encode_image(images))
-    assert torch.equal(load_clip(str(toy_model), str(copied)).encode_image(images), stored.encode_image(images))
+    assert torch.equal(
+        load_clip(str(toy_model), str(copied)).encode_image(images), stored.encode_image(images))
 
 
 # ---- errors, before anything is downloaded

@@ -1,5 +1,6 @@
-"""Pools of prompts and the methods made of them: how many parameters, what is chosen, what the prompts do in the tower,
-each term against naive code, and the ways on: copies, half precision, a device without values."""
+"""Pools of prompts and the methods made of them: how many parameters, what is chosen, what the
+prompts do in the tower, each term against naive code, and the ways on: copies, half precision, a
+device without values."""
 import copy
 import math
 from dataclasses import replace
@@ -25,8 +26,11 @@ from clstudy.runs.store import load_or_train
 from clstudy.training.setup import prepare
 
 NAMES = ("l2p", "dualprompt", "mvp")  # of tuners, and of the methods made of them
-SHORT = {"l2p": {"pool": 4, "length": 2, "top": 2}, "dualprompt": {"general": 2, "expert": 3, "experts": 4},
-         "mvp": {"general": 2, "expert": 3, "experts": 4}}
+SHORT = {
+    "l2p": {"pool": 4, "length": 2,
+            "top": 2}, "dualprompt": {"general": 2, "expert": 3, "experts": 4},
+    "mvp": {"general": 2, "expert": 3, "experts": 4}
+}
 EACH = pytest.mark.parametrize("name", NAMES)
 
 
@@ -53,8 +57,8 @@ def values(rows: list[dict]) -> list[float]:
 @pytest.fixture
 def short(tiny):
     """A run of two stages under a tuner and its method."""
-    return lambda name, method=None, **changes: tiny.replace(tower="image", tuner=name, tuner_args=SHORT[name],
-                                                         method=method or name, **changes)
+    return lambda name, method=None, **changes: tiny.replace(
+        tower="image", tuner=name, tuner_args=SHORT[name], method=method or name, **changes)
 
 
 # ---- how many
@@ -72,8 +76,11 @@ def test_parameters_on_vit_b_16(name, options, count):
         names = {key for key, _ in clip.named_parameters()}
         TUNERS[name](**options).apply(clip, "image")
     assert sum(p.numel() for p in free(clip).values()) == count
-    assert {key for key, _ in clip.named_parameters()} == names | set(free(clip)) and not names & set(free(clip))
-    assert set(free(clip)) <= {f"model.visual.transformer.{part}" for part in ("general", "expert", "keys", "mask")}
+    assert {key for key, _ in clip.named_parameters()
+            } == names | set(free(clip)) and not names & set(free(clip))
+    assert set(free(clip)) <= {
+        f"model.visual.transformer.{part}" for part in ("general", "expert", "keys", "mask")
+    }
 
 
 @pytest.mark.parametrize(("depth", "general", "expert"), [
@@ -146,12 +153,14 @@ def test_the_query_is_the_frozen_feature(clip, batch, name):
     before = clip.encode_image(batch.image)
     tune(clip, name).eval().encode_image(batch.image)
     pool = pool_of(clip)
-    assert torch.allclose(F.normalize(pool.query @ clip.model.visual.proj, dim=-1), before, atol=1e-6)
+    assert torch.allclose(F.normalize(pool.query @ clip.model.visual.proj, dim=-1), before,
+                          atol=1e-6)
     assert not pool.query.requires_grad
     keys = pool.keys.detach()
     distance = [[1 - float(q @ k) / float(q.norm() * k.norm()) for k in keys] for q in pool.query]
     assert pool.choice[:, 0].tolist() == np.argmin(distance, 1).tolist()
-    chosen = [[row[k] for k in choice] for row, choice in zip(distance, pool.choice.tolist(), strict=True)]
+    chosen = [[row[k] for k in choice]
+              for row, choice in zip(distance, pool.choice.tolist(), strict=True)]
     assert np.allclose(pool.distance().tolist(), chosen, atol=1e-6)
 
 
@@ -206,7 +215,8 @@ def test_the_tower_against_one_image_at_a_time(clip, name):
     pool = pool_of(tune(clip, name).eval())
     x = torch.randn(3, 5, 32)
     found = pool(x)
-    read = found.shape[1]  # the last block may give the first token alone, which is the one that is read
+    read = found.shape[
+        1]  # the last block may give the first token alone, which is the one that is read
     assert found.shape == (3, read, 32) and read in (1, 5)
     for i, chosen in enumerate(pool.choice.tolist()):
         assert torch.allclose(found[i], naive_tower(name, pool, x[i], chosen)[:read], atol=1e-5)
@@ -223,15 +233,18 @@ def test_prompts_of_no_length_change_nothing(clip, batch, name, options):
 
 @EACH
 def test_only_chosen_prompts_get_a_gradient(clip, batch, name):
-    tune(clip, name, **({"pool": 6, "top": 2, "batchwise": False} if name == "l2p" else {"experts": 6}))
+    tune(clip, name,
+         **({"pool": 6, "top": 2, "batchwise": False} if name == "l2p" else {"experts": 6}))
     sum(METHODS[name]().loss(clip.train(), batch).values()).backward()
     pool = pool_of(clip)
-    chosen, others = pool.choice.unique().tolist(), set(range(6)) - set(pool.choice.unique().tolist())
+    chosen, others = pool.choice.unique().tolist(), set(range(6)) - set(
+        pool.choice.unique().tolist())
     assert chosen and others
     size = pool.expert.grad.flatten(1).norm(dim=1)
     assert (size[chosen] > 0).all() and (size[list(others)] == 0).all()
     moved = pool.keys.grad.norm(dim=1) > 0
-    assert moved[chosen].all() and (name == "mvp" or not moved[list(others)].any())  # MVP pushes keys apart
+    assert moved[chosen].all() and (name == "mvp" or not moved[list(others)].any()
+                                    )  # MVP pushes keys apart
     assert name == "l2p" or (pool.general.grad.norm() > 0)
     assert name != "mvp" or (pool.mask.grad[chosen].norm(dim=1) > 0).all()
     assert all(p.grad is None for key, p in clip.named_parameters() if key not in free(clip))
@@ -247,14 +260,16 @@ def test_task_and_pull(clip, batch, name):
     method.before_stage(clip, batch.stage)  # the second
     terms, pool = method.loss(clip, batch), pool_of(clip)
     encoded = clip.encode(batch)
-    assert torch.equal(terms["task"], match(encoded.image, encoded.text, encoded.scale, batch.target))
+    assert torch.equal(terms["task"], match(encoded.image, encoded.text, encoded.scale,
+                                            batch.target))
     total = 0.0
     for q, chosen in zip(pool.query.tolist(), pool.choice.tolist(), strict=True):
         assert name == "l2p" or chosen == [1]
         for k in chosen:
             key = pool.keys[k].tolist()
             total += 1 - np.dot(q, key) / (math.hypot(*q) * math.hypot(*key))
-    assert math.isclose(float(terms["pull"].detach()), 3 * total / pool.choice.numel(), rel_tol=1e-5)
+    assert math.isclose(float(terms["pull"].detach()), 3 * total / pool.choice.numel(),
+                        rel_tol=1e-5)
     assert METHODS[name](weight=0).loss(clip, batch)["pull"] == 0
 
 
@@ -279,17 +294,24 @@ def test_mvps_task_is_plain_matching_without_its_parts(clip, batch, options, wei
 
 
 def mvp_by_autograd(encoded, mask, target, alpha, gamma, margin):
-    """Focus by one backward pass per image on the texts, as the papers have it; loops over images and classes."""
+    """Focus by one backward pass per image on the texts, as the papers have it; loops over images
+    and classes."""
     text = encoded.text.detach().clone().requires_grad_()
     logits = encoded.scale * encoded.image.detach() @ text.T * mask.detach()
     losses = F.cross_entropy(logits, target, reduction="none")
-    single = [torch.autograd.grad(one, text, retain_graph=True)[0][y] for one, y in zip(losses, target, strict=True)]
+    single = [
+        torch.autograd.grad(one, text, retain_graph=True)[0][y]
+        for one, y in zip(losses, target, strict=True)
+    ]
     mean, = torch.autograd.grad(losses.mean(), text)
     total = 0.0
     for i, y in enumerate(target.tolist()):
         unlike = 1 - torch.cosine_similarity(single[i], mean[y], dim=0)
         scale = 1 - torch.cosine_similarity(encoded.text[y], encoded.image[i], dim=0) + margin
-        z = [encoded.scale * (encoded.image[i] / scale) @ encoded.text[k] * mask[i, k] for k in range(len(text))]
+        z = [
+            encoded.scale * (encoded.image[i] / scale) @ encoded.text[k] * mask[i, k]
+            for k in range(len(text))
+        ]
         loss = torch.stack(z).logsumexp(0) - z[y]
         total += (1 - alpha) * loss + alpha * unlike**gamma * loss
     return total / len(target)
@@ -304,13 +326,17 @@ def test_mvps_task_against_autograd(clip, batch):
     pool.used -= pool.votes(pool.choice)  # the same choice again
     encoded = clip.encode(batch)
     assert pool.choice[:, 0].tolist() == chosen and used.sum() == 4 + len(chosen)
-    mask = torch.stack([torch.stack([2 / (1 + torch.exp(-pool.mask[e] @ t)) for t in encoded.text]) for e in chosen])
+    mask = torch.stack([
+        torch.stack([2 / (1 + torch.exp(-pool.mask[e] @ t)) for t in encoded.text]) for e in chosen
+    ])
     assert (mask - 1).abs().max() > 0.1
-    assert torch.allclose(task, mvp_by_autograd(encoded, mask, batch.target, 0.3, 1.5, 0.4), rtol=1e-5)
+    assert torch.allclose(task, mvp_by_autograd(encoded, mask, batch.target, 0.3, 1.5, 0.4),
+                          rtol=1e-5)
 
 
 def test_what_is_ignored_against_autograd():
-    image, text = F.normalize(torch.randn(9, 5), dim=1), F.normalize(torch.randn(3, 5), dim=1).requires_grad_()
+    image, text = F.normalize(torch.randn(9, 5), dim=1), F.normalize(torch.randn(3, 5),
+                                                                     dim=1).requires_grad_()
     mask, target = 2 * torch.rand(9, 3), torch.arange(9) % 3
     logits = 4 * image @ text.T * mask
     losses = F.cross_entropy(logits, target, reduction="none")
@@ -324,11 +350,13 @@ def test_what_is_ignored_against_autograd():
 
 
 def test_what_is_ignored_is_between_0_and_2():
-    """Images that pull their text one way are focused on little, one against the rest of its class most."""
+    """Images that pull their text one way are focused on little, one against the rest of its class
+    most."""
     image = F.normalize(torch.tensor([[1.0, 0.1], [1.0, -0.1], [1.0, 0.0], [-1.0, 0.0]]), dim=1)
     logits, target = torch.zeros(4, 2), torch.tensor([0, 0, 0, 0])
     found = ignored(logits, torch.ones(4, 2), image, target)
-    assert torch.allclose(found, 1 - F.normalize(image, dim=1)[:, 0], atol=1e-6)  # ḡ points along −(1, 0)
+    assert torch.allclose(found, 1 - F.normalize(image, dim=1)[:, 0],
+                          atol=1e-6)  # ḡ points along −(1, 0)
     assert found[3] == 2 and found[2] == 0
 
 
@@ -371,7 +399,8 @@ def test_a_short_run_is_finite_equal_twice_and_not_fine_tuning(short, name):
     again_evals, again_steps, again = learn(config)
     assert np.isfinite(values(evals)).all() and np.isfinite(values(steps)).all()
     assert evals == again_evals and steps == again_steps
-    for (key, one), (_, other) in zip(clip.state_dict().items(), again.state_dict().items(), strict=True):
+    for (key, one), (_, other) in zip(clip.state_dict().items(),
+                                      again.state_dict().items(), strict=True):
         assert torch.equal(one, other), key
     task = [row["value"] for row in steps if row["term"] == "task"]
     _, plain, _ = learn(short(name, "finetune"))
@@ -399,7 +428,8 @@ def test_a_run_of_dualprompt_trains_an_expert_per_stage(short):
 
 
 def test_dualprompt_with_more_stages_than_experts(short):
-    _, steps, clip = learn(short("dualprompt").replace(tuner_args={**SHORT["dualprompt"], "experts": 1}))
+    _, steps, clip = learn(
+        short("dualprompt").replace(tuner_args={**SHORT["dualprompt"], "experts": 1}))
     assert pool_of(clip).used.tolist() == [60] and len(values(steps)) == 16
 
 
@@ -420,7 +450,8 @@ def test_copies_and_files(clip, batch, name):
     sum(method.loss(clip, batch).values()).backward()
     other = copy.deepcopy(clip)  # with the graph of the last pass still alive
     pool = pool_of(other)
-    assert pool._norm[0] is other.model.visual.ln_post and pool._norm[0] is not clip.model.visual.ln_post
+    assert pool._norm[0] is other.model.visual.ln_post and pool._norm[
+        0] is not clip.model.visual.ln_post
     with torch.inference_mode():
         before = clip.eval().encode_image(batch.image)
         assert torch.equal(other.eval().encode_image(batch.image), before)
@@ -429,10 +460,13 @@ def test_copies_and_files(clip, batch, name):
         for p in pool.parameters():
             p.add_(1)
         pool.used += 1
-        assert torch.equal(clip.encode_image(batch.image), before)  # the copy has parameters of its own
+        assert torch.equal(clip.encode_image(batch.image),
+                           before)  # the copy has parameters of its own
     other.load_state_dict(clip.state_dict())
     with torch.no_grad():
-        assert torch.equal(other.encode_image(batch.image), before) and torch.equal(pool.used, pool_of(clip).used)
+        assert torch.equal(other.encode_image(batch.image), before) and torch.equal(
+            pool.used,
+            pool_of(clip).used)
     where = [p.data_ptr() for p in clip.state_dict().values()]
     assert len(set(where)) == len(where)  # no parameter under two names
 
@@ -456,7 +490,8 @@ def test_bf16_is_near_fp32(clip, batch, name):
     assert same.sum() > 4 and half.dtype == torch.float32 and not torch.equal(half, full)
     assert ((half * full).sum(1)[same] > 0.99).all()
     sum(method.loss(clip, batch).values()).backward()
-    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in free(clip).values())
+    assert all(
+        p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in free(clip).values())
 
 
 @EACH
@@ -470,7 +505,8 @@ def test_on_a_device_without_waiting(clip, batch, name):
                 setattr(module, key, torch.nn.Parameter(there(p), requires_grad=p.requires_grad))
             for key, b in module.named_buffers(recurse=False):
                 setattr(module, key, there(b))
-        batch, method = replace(batch, image=there(batch.image), prompts=there(batch.prompts)), METHODS[name]()
+        batch, method = replace(batch, image=there(batch.image), prompts=there(
+            batch.prompts)), METHODS[name]()
         for stage in (1, 2):
             method.before_stage(clip.train(), Stage(stage, (5, 2), np.arange(8)))
             terms = method.loss(clip, batch)

@@ -1,4 +1,5 @@
-"""Rectified layers (RKR): their formula, their number by hand, and the way back into plain weights."""
+"""Rectified layers (RKR): their formula, their number by hand, and the way back into plain
+weights."""
 import copy
 
 import open_clip
@@ -13,7 +14,8 @@ from clstudy.models.tuners import TUNERS
 from clstudy.models.tuners.base import TOWERS
 from clstudy.models.tuners.rescale import Rescale, Rescaled
 
-OPTIONS = pytest.mark.parametrize("options", [{}, {"rank": 1}, {"low_rank": False}, {"qkv": False}], ids=str)
+OPTIONS = pytest.mark.parametrize("options", [{}, {"rank": 1}, {"low_rank": False}, {"qkv": False}],
+                                  ids=str)
 TOWER = pytest.mark.parametrize("tower", TOWERS)
 
 
@@ -40,7 +42,8 @@ def difference(one, other) -> tuple[float, float]:
 def by_hand(width: int, blocks: int, rank: int, low_rank: bool, qkv: bool) -> int:
     """inputs → outputs of each layer: rank for each of both, and a scale for each output."""
     layers = [(width, width), (width, 4 * width), (4 * width, width)] + [(width, 3 * width)] * qkv
-    return blocks * sum(low_rank * rank * (inputs + outputs) + outputs for inputs, outputs in layers)
+    return blocks * sum(low_rank * rank * (inputs + outputs) + outputs
+                        for inputs, outputs in layers)
 
 
 @pytest.mark.parametrize(("options", "counts"), [
@@ -53,7 +56,8 @@ def test_vit_b_32_has_the_number_of_parameters_counted_by_hand(options, counts):
     Rescale(**options).apply(clip, "both")
     given = {"rank": 4, "low_rank": True, "qkv": True, **options}
     for side, width, count in zip((True, False), (768, 512), counts, strict=True):
-        found = sum(p.numel() for name, p in free(clip).items() if name.startswith("model.visual.") == side)
+        found = sum(
+            p.numel() for name, p in free(clip).items() if name.startswith("model.visual.") == side)
         assert found == count == by_hand(width, 12, **given)
 
 
@@ -63,10 +67,14 @@ def test_every_linear_layer_of_the_towers_blocks_is_rectified_and_none_besides(c
     Rescale().apply(clip, tower)
     found = {name for name, module in clip.named_modules() if isinstance(module, Rescaled)}
     layers = "attn.qkv", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"
-    towers = {"image": ["model.visual"], "text": ["model"], "both": ["model.visual", "model"]}[tower]
-    assert found == {f"{of}.transformer.resblocks.{number}.{name}" for of in towers for number in (0, 1)
-                     for name in layers}
-    assert set(free(clip)) == {f"{name}.{part}" for name in found for part in ("sigma", "down", "up")}
+    towers = {"image": ["model.visual"], "text": ["model"], "both": ["model.visual",
+                                                                     "model"]}[tower]
+    assert found == {
+        f"{of}.transformer.resblocks.{number}.{name}" for of in towers for number in (0, 1)
+        for name in layers
+    }
+    assert set(
+        free(clip)) == {f"{name}.{part}" for name in found for part in ("sigma", "down", "up")}
 
 
 # ---- the formula
@@ -135,7 +143,8 @@ def rescaled(clip, tower: str, options: dict) -> Clip:
 def test_what_the_blocks_are_asked_for_by_open_clip_is_still_there(clip):
     TUNERS["rescale"]().apply(clip, "both")
     tokens = clip.tokenizer(["a red brick"])
-    assert torch.equal(clip.model.encode_text(tokens), clip.model.encode_text(tokens))  # asks for a layer's dtype
+    assert torch.equal(clip.model.encode_text(tokens),
+                       clip.model.encode_text(tokens))  # asks for a layer's dtype
     assert clip.model.visual.transformer.resblocks[0].mlp.c_proj.out_features == 32
 
 
@@ -145,7 +154,8 @@ def test_what_the_blocks_are_asked_for_by_open_clip_is_still_there(clip):
 @OPTIONS
 @TOWER
 @torch.inference_mode()
-def test_merging_changes_no_feature_and_leaves_a_plain_model(clip, toy_model, batch, options, tower):
+def test_merging_changes_no_feature_and_leaves_a_plain_model(clip, toy_model, batch, options,
+                                                             tower):
     bare = load_clip(str(toy_model))
     Rescale(**options).apply(clip, tower)
     before = shaken(clip).encode(batch)

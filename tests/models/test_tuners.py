@@ -1,5 +1,5 @@
-"""Tuners: how many parameters move and which, what an untrained tuner does, the formula of each, and the ways on:
-copies, files, and weights with LoRA merged into them."""
+"""Tuners: how many parameters move and which, what an untrained tuner does, the formula of each,
+and the ways on: copies, files, and weights with LoRA merged into them."""
 import copy
 import math
 import shutil
@@ -22,10 +22,14 @@ from clstudy.models.tuners.prompt_tuning import Prompted, Prompts
 from clstudy.runs.run import load_tuned
 from clstudy.runs.store import load_or_train
 
-KINDS = {"lora": ("lora", {}), "lora official": ("lora", {"init": "official"}), "adapter": ("adapter", {}),
-         "prompts": ("prompts", {}), "rescale": ("rescale", {})}
-SILENT = ("lora", "adapter", "rescale")  # before training these change nothing; others perturb the model, and say so
-ADDED = ("lora_", "ls_1.0.", ".prompts.", ".project.", ".sigma", ".down", ".up")  # what tuners add has such names
+KINDS = {
+    "lora": ("lora", {}), "lora official": ("lora", {"init": "official"}),
+    "adapter": ("adapter", {}), "prompts": ("prompts", {}), "rescale": ("rescale", {})
+}
+SILENT = ("lora", "adapter", "rescale"
+          )  # before training these change nothing; others perturb the model, and say so
+ADDED = ("lora_", "ls_1.0.", ".prompts.", ".project.", ".sigma", ".down", ".up"
+         )  # what tuners add has such names
 EVERY = [(name, tower) for name in TUNERS for tower in TUNERS[name].towers]
 EACH = pytest.mark.parametrize("kind", KINDS)
 TOWER = pytest.mark.parametrize("tower", TOWERS)
@@ -52,7 +56,9 @@ def shake(clip, size: float = 0.3) -> Clip:
 
 def far(one, other) -> tuple[bool, bool]:
     """Whether image and text features differ by what is seen with the naked eye."""
-    return tuple(bool((getattr(one, side) - getattr(other, side)).abs().max() > 1e-3) for side in ("image", "text"))
+    return tuple(
+        bool((getattr(one, side) - getattr(other, side)).abs().max() > 1e-3)
+        for side in ("image", "text"))
 
 
 def same(one, other) -> bool:
@@ -80,7 +86,8 @@ def step(clip, batch, lr=1.0) -> set[str]:
 def vit_b_16():
     """The geometry without the weights."""
     with torch.device("meta"):
-        return Clip(open_clip.model.CLIP(**open_clip.get_model_config("ViT-B-16")), open_clip.get_tokenizer("ViT-B-16"))
+        return Clip(open_clip.model.CLIP(**open_clip.get_model_config("ViT-B-16")),
+                    open_clip.get_tokenizer("ViT-B-16"))
 
 
 @pytest.mark.parametrize(("kind", "counts"), [
@@ -91,7 +98,8 @@ def test_vit_b_16_has_the_papers_number_of_parameters(vit_b_16, kind, counts):
     for tower, count in zip(TOWERS, counts, strict=True):
         clip = tune(copy.deepcopy(vit_b_16), kind, tower)
         assert sum(p.numel() for p in free(clip).values()) == count
-        assert sum(p.numel() for name, p in clip.named_parameters() if any(part in name for part in ADDED)) == count
+        assert sum(p.numel() for name, p in clip.named_parameters()
+                   if any(part in name for part in ADDED)) == count
 
 
 @TOWER
@@ -118,7 +126,8 @@ def test_an_untrained_lora_or_adapter_changes_nothing(clip, batch, kind, precisi
 
 @TOWER
 @pytest.mark.parametrize(("kind", "largest"), [("lora official", 0.5), ("prompts", 2.0)])
-def test_official_lora_and_prompts_perturb_the_model_before_training(clip, batch, kind, largest, tower):
+def test_official_lora_and_prompts_perturb_the_model_before_training(clip, batch, kind, largest,
+                                                                     tower):
     """By how much depends on the model: most on this one with its random weights."""
     torch.manual_seed(0)
     before = clip.encode(batch)
@@ -156,9 +165,11 @@ def test_only_the_chosen_tower_moves(clip, batch, kind, tower):
     start = clip.encode(batch)
     moved = step(clip, batch)
     assert moved and moved <= set(free(clip))
-    assert {parameter.startswith("model.visual.") for parameter in moved} == {"image": {True}, "text": {False},
-                                                                             "both": {True, False}}[tower]
-    assert moved <= {parameter for parameter, _ in clip.tower(tower)} and "model.logit_scale" not in moved
+    assert {parameter.startswith("model.visual.") for parameter in moved} == {
+        "image": {True}, "text": {False}, "both": {True, False}
+    }[tower]
+    assert moved <= {parameter
+                     for parameter, _ in clip.tower(tower)} and "model.logit_scale" not in moved
     with torch.no_grad():
         after = clip.encode(batch)
     assert far(start, after) == (tower != "text", tower != "image")
@@ -169,14 +180,16 @@ def test_only_the_chosen_tower_moves(clip, batch, kind, tower):
 @TOWER
 @EACH
 def test_gradients_reach_every_free_parameter(clip, batch, kind, tower):
-    """In the second step: where a factor starts at zero, the other one has no gradient in the first."""
+    """In the second step: where a factor starts at zero, the other one has no gradient in the
+    first."""
     tune(clip, kind, tower)
     step(clip, batch)
     clip.zero_grad()
     encoded = clip.encode(batch)
     match(encoded.image, encoded.text, encoded.scale, batch.target).backward()
     for name, parameter in clip.named_parameters():
-        assert (parameter.grad is not None and bool(parameter.grad.any())) == parameter.requires_grad, name
+        assert (parameter.grad is not None
+                and bool(parameter.grad.any())) == parameter.requires_grad, name
 
 
 @pytest.mark.parametrize(("name", "tower"), EVERY)
@@ -187,13 +200,18 @@ def test_the_temperature_never_moves(clip, name, tower):
 
 @TOWER
 def test_full_above_a_block_frees_what_stands_behind_the_one_below_it(clip, batch, tower):
-    """Exactly the parameters on which the stream depends after the first block: those that see its output."""
+    """Exactly the parameters on which the stream depends after the first block: those that see its
+    output."""
     TUNERS["full"](above=1).apply(clip, tower)
-    blocks = {f"resblocks.1.{part}" for part in ("ln_1.weight", "ln_1.bias", "attn.qkv.weight", "attn.qkv.bias",
-              "attn.out_proj.weight", "attn.out_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight",
-              "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")}
+    blocks = {
+        f"resblocks.1.{part}"
+        for part in ("ln_1.weight", "ln_1.bias", "attn.qkv.weight", "attn.qkv.bias",
+                     "attn.out_proj.weight", "attn.out_proj.bias", "ln_2.weight", "ln_2.bias",
+                     "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
+    }
     image = {f"transformer.{name}" for name in blocks} | {"ln_post.weight", "ln_post.bias", "proj"}
-    text = {f"transformer.{name}" for name in blocks} | {"ln_final.weight", "ln_final.bias", "text_projection"}
+    text = {f"transformer.{name}"
+            for name in blocks} | {"ln_final.weight", "ln_final.bias", "text_projection"}
     expected = {f"model.visual.{name}" for name in image if tower != "text"}
     expected |= {f"model.{name}" for name in text if tower != "image"}
     assert set(free(clip)) == expected
@@ -204,7 +222,8 @@ def test_full_above_nothing_is_the_whole_tower_and_other_towers_have_no_blocks(c
     TUNERS["full"](above=0).apply(clip, "both")
     assert set(free(clip)) == {name for name, _ in clip.tower("both")}
     with torch.device("meta"):
-        other = Clip(open_clip.model.CLIP(**open_clip.get_model_config("RN50")), open_clip.SimpleTokenizer(), "RN50")
+        other = Clip(open_clip.model.CLIP(**open_clip.get_model_config("RN50")),
+                     open_clip.SimpleTokenizer(), "RN50")
     TUNERS["full"]().apply(other, "image")
     assert set(free(other)) == {name for name, _ in other.tower("image")}
     with pytest.raises(ValueError, match="tuner Full.*image tower.*'RN50' is a ModifiedResNet"):
@@ -297,7 +316,8 @@ def test_an_adapter_stands_behind_attention_and_behind_the_mlp(clip, tower, opti
     shake(clip).eval()
     assert len(free(clip)) == 2 * 4  # one bottleneck per block
     parts = "down.weight", "down.bias", "up.weight", "up.bias"
-    for number, block in enumerate((clip.model.visual if tower == "image" else clip.model).transformer.resblocks):
+    for number, block in enumerate(
+        (clip.model.visual if tower == "image" else clip.model).transformer.resblocks):
         of = f"model.{'visual.' if tower == 'image' else ''}transformer.resblocks.{number}.ls_1.0."
         down, b_down, up, b_up = (free(clip)[of + part] for part in parts)
         assert down.shape == (width, 32) and up.shape == (32, width)
@@ -309,11 +329,13 @@ def test_an_adapter_stands_behind_attention_and_behind_the_mlp(clip, tower, opti
         expected = x + adapted(block.attn(block.ln_1(x))[0])
         expected = expected + adapted(block.mlp(block.ln_2(expected)))
         out = block(x)
-        assert torch.allclose(out, expected[:, :out.shape[1]], atol=1e-5)  # an image tower's last block: one token
+        assert torch.allclose(out, expected[:, :out.shape[1]],
+                              atol=1e-5)  # an image tower's last block: one token
 
 
 def test_an_adapter_drops_parts_of_its_bottleneck_in_training_alone(clip):
-    """With W_up = 1, what is added tells which of the bottleneck's units are left, doubled for the dropped half."""
+    """With W_up = 1, what is added tells which of the bottleneck's units are left, doubled for the
+    dropped half."""
     Adapter(width=32, scale=1.0, dropout=0.5).apply(clip, "image")
     unit = clip.model.visual.transformer.resblocks[0].ls_1[0]
     with torch.no_grad():
@@ -323,18 +345,21 @@ def test_an_adapter_drops_parts_of_its_bottleneck_in_training_alone(clip):
     assert torch.allclose(unit.eval()(x), 2 * x)
     left = unit.train()(x) - x
     dropped = left.abs() < 1e-6
-    assert torch.allclose(left[~dropped], 2 * x[~dropped], atol=1e-5) and 0.45 < dropped.float().mean() < 0.55
+    assert torch.allclose(left[~dropped], 2 * x[~dropped],
+                          atol=1e-5) and 0.45 < dropped.float().mean() < 0.55
 
 
 def by_hand(x, blocks, tokens, at: int, causal: bool) -> torch.Tensor:
-    """One sequence (tokens, dim) through the blocks; what comes out, the last tokens still inside."""
+    """One sequence (tokens, dim) through the blocks; what comes out, the last tokens still
+    inside."""
     count = 0
     for number, block in enumerate(blocks):
         if number < len(tokens):
             rows = [*x[:at], *tokens[number], *x[at + count:]]
             x, count = torch.stack(rows), len(tokens[number])
         size = len(x)
-        mask = torch.tensor([[0.0 if column <= row else -math.inf for column in range(size)] for row in range(size)])
+        mask = torch.tensor([[0.0 if column <= row else -math.inf for column in range(size)]
+                             for row in range(size)])
         x = block(x[None], attn_mask=mask if causal else None)[0]
     return x
 
@@ -342,7 +367,8 @@ def by_hand(x, blocks, tokens, at: int, causal: bool) -> torch.Tensor:
 @TOWER
 @pytest.mark.parametrize("options", [{}, {"length": 1, "depth": 1}, {"length": 4, "depth": 1}], ids=str)
 @torch.inference_mode()
-def test_prompts_are_put_before_the_words_and_behind_the_patches_of_the_first_blocks(clip, batch, options, tower):
+def test_prompts_are_put_before_the_words_and_behind_the_patches_of_the_first_blocks(
+        clip, batch, options, tower):
     bare = copy.deepcopy(clip.model)
     Prompts(**options).apply(clip, tower)
     found = shake(clip).eval().encode(batch)
@@ -351,15 +377,21 @@ def test_prompts_are_put_before_the_words_and_behind_the_patches_of_the_first_bl
     text_tokens, image_tokens = ([], learned) if tower == "image" else (learned, [])
     if tower == "both":
         layers = clip.model.visual.transformer.project
-        image_tokens = [p @ layer.weight.T + layer.bias for p, layer in zip(learned, layers, strict=True)]
+        image_tokens = [
+            p @ layer.weight.T + layer.bias for p, layer in zip(learned, layers, strict=True)
+        ]
     for row, image in zip(found.image, clip.pixels(batch.image), strict=True):
-        x = by_hand(bare.visual._embeds(image[None])[0], bare.visual.transformer.resblocks, image_tokens, 5, False)
-        assert torch.allclose(row, F.normalize(bare.visual.ln_post(x[0]) @ bare.visual.proj, dim=-1), atol=1e-5)
+        x = by_hand(
+            bare.visual._embeds(image[None])[0], bare.visual.transformer.resblocks, image_tokens, 5,
+            False)
+        assert torch.allclose(row, F.normalize(
+            bare.visual.ln_post(x[0]) @ bare.visual.proj, dim=-1), atol=1e-5)
     for row, tokens in zip(found.text, batch.text, strict=True):
         end = int(tokens.argmax())
         x = bare.token_embedding(tokens[:end + 1]) + bare.positional_embedding[:end + 1]
         x = by_hand(x, bare.transformer.resblocks, text_tokens, 1, True)
-        expected = bare.ln_final(x[end + (options.get("length", 3) if text_tokens else 0)]) @ bare.text_projection
+        expected = bare.ln_final(
+            x[end + (options.get("length", 3) if text_tokens else 0)]) @ bare.text_projection
         assert torch.allclose(row, F.normalize(expected, dim=-1), atol=1e-5)
 
 
@@ -368,7 +400,8 @@ def test_the_first_tokens_start_as_words_with_their_positions(clip, tower):
     words = clip.tokenizer(["a picture of a dog"])[0, 1:5]
     Prompts(length=4, init="a picture of a dog").apply(clip, tower)
     first, deeper = clip.model.transformer.prompts
-    assert torch.equal(first, clip.model.token_embedding(words) + clip.model.positional_embedding[1:5])
+    assert torch.equal(first,
+                       clip.model.token_embedding(words) + clip.model.positional_embedding[1:5])
     assert 0.015 < deeper.std() < 0.025 and abs(deeper.mean()) < 0.01
 
 
@@ -401,7 +434,8 @@ def test_the_images_of_maple_follow_the_prompts_of_the_texts(clip, batch):
         token.add_(torch.randn(32, generator=torch.Generator().manual_seed(0)))
     assert far(before, clip.encode(batch)) == (True, True)
     names = [name for name, _ in clip.named_parameters() if ".prompts." in name]
-    assert names == [f"model.transformer.prompts.{block}" for block in range(2)]  # each under one name
+    assert names == [f"model.transformer.prompts.{block}"
+                     for block in range(2)]  # each under one name
 
 
 # ---- errors
@@ -427,15 +461,19 @@ def test_impossible_options_are_refused_with_their_range(clip, name, tower, opti
     before = dict(clip.named_parameters())
     with pytest.raises(ValueError, match=said):
         TUNERS[name](**options).apply(clip, tower)
-    assert all(before[name] is p and p.requires_grad for name, p in free(clip).items()) and free(clip)
+    assert all(before[name] is p and p.requires_grad
+               for name, p in free(clip).items()) and free(clip)
 
 
 @pytest.mark.parametrize("name", ["adapter", "prompts", "rescale"])
 def test_a_residual_network_is_refused_and_its_text_tower_taken(name):
     with torch.device("meta"):
-        clip = Clip(open_clip.model.CLIP(**open_clip.get_model_config("RN50")), open_clip.SimpleTokenizer(), "RN50")
+        clip = Clip(open_clip.model.CLIP(**open_clip.get_model_config("RN50")),
+                    open_clip.SimpleTokenizer(), "RN50")
     for tower in ("image", "both"):
-        with pytest.raises(ValueError, match=f"tuner {TUNERS[name].title}.*image tower.*'RN50' is a ModifiedResNet"):
+        with pytest.raises(
+                ValueError,
+                match=f"tuner {TUNERS[name].title}.*image tower.*'RN50' is a ModifiedResNet"):
             TUNERS[name]().apply(clip, tower)
     TUNERS[name]().apply(clip, "text")
     assert free(clip)
@@ -455,7 +493,8 @@ def test_prompts_need_a_causal_text_tower(toy_cfg, batch, text):
 
 @TOWER
 def test_adapters_go_with_a_text_tower_of_its_own(toy_cfg, batch, tower):
-    clip = Clip(open_clip.model.CustomTextCLIP(**toy_cfg), open_clip.SimpleTokenizer(context_length=32))
+    clip = Clip(open_clip.model.CustomTextCLIP(**toy_cfg),
+                open_clip.SimpleTokenizer(context_length=32))
     tokens = clip.tokenize(["a dog", "a cat"])
     before = clip.encode_image(batch.image), clip.encode_text(tokens)
     Adapter().apply(clip, tower)
@@ -530,9 +569,12 @@ def test_cutting_the_text_stays_exact(clip, kind, tower):
     tokens = clip.tokenizer(["sun", "a grey stone bridge", "a picture of a very large red brick"])
     shortest = clip.cut(tokens)
     assert shortest.shape[1] < 12
-    found = {columns: clip.encode_text(tokens[:, :columns]) for columns in (shortest.shape[1], 17, 32)}
+    found = {
+        columns: clip.encode_text(tokens[:, :columns]) for columns in (shortest.shape[1], 17, 32)
+    }
     alone = torch.cat([clip.encode_text(clip.cut(row[None])) for row in tokens])
-    whole = F.normalize(clip.model.encode_text(tokens), dim=-1)  # open_clip's own way through the tower
+    whole = F.normalize(clip.model.encode_text(tokens),
+                        dim=-1)  # open_clip's own way through the tower
     for features in (*found.values(), alone):
         assert (features - whole).abs().max() < 1e-5
 
@@ -548,7 +590,8 @@ def test_tuners_work_in_bf16(clip, batch, kind, tower):
         near, true = getattr(encoded, side), getattr(exact, side)
         assert near.dtype == torch.float32 and (near - true).abs().max() < 0.05
     match(encoded.image, encoded.text, encoded.scale, batch.target).backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in free(clip).values())
+    assert all(
+        p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in free(clip).values())
 
 
 @TOWER
@@ -576,13 +619,15 @@ def test_a_kept_run_comes_back_with_equal_features(tiny, tmp_path, batch, kind, 
 
 
 def same_names(clip, bare) -> bool:
-    return list(clip.state_dict()) == list(bare.state_dict()) and len(list(clip.modules())) == len(list(bare.modules()))
+    return list(clip.state_dict()) == list(bare.state_dict()) and len(list(clip.modules())) == len(
+        list(bare.modules()))
 
 
 @TOWER
 @pytest.mark.parametrize("options", [{}, {"rank": 2, "alpha": 8.0}, {"init": "official"}], ids=str)
 @torch.inference_mode()
-def test_merging_lora_changes_no_feature_and_leaves_a_plain_model(clip, toy_model, batch, options, tower):
+def test_merging_lora_changes_no_feature_and_leaves_a_plain_model(clip, toy_model, batch, options,
+                                                                  tower):
     bare = load_clip(str(toy_model))
     Lora(**options).apply(clip, tower)
     before = shake(clip).encode(batch)
@@ -597,9 +642,12 @@ def test_merging_lora_changes_no_feature_and_leaves_a_plain_model(clip, toy_mode
 def test_a_merged_model_can_be_tuned_again(clip, batch):
     Lora().apply(clip, "both")
     before = merge(shake(clip)).encode(batch)
-    assert not hasattr(clip.model, "peft_config")  # peft would take the next one for a second one, and warn
+    assert not hasattr(clip.model,
+                       "peft_config")  # peft would take the next one for a second one, and warn
     Lora(rank=2).apply(clip, "text")
-    assert same(before, clip.encode(batch)) and {p.shape[0] for n, p in free(clip).items() if "lora_A" in n} == {2}
+    assert same(before, clip.encode(batch)) and {
+        p.shape[0] for n, p in free(clip).items() if "lora_A" in n
+    } == {2}
     shake(clip)
     tuned = clip.encode(batch)
     assert far(before, tuned) == (False, True)
@@ -610,7 +658,8 @@ def test_a_merged_model_can_be_tuned_again(clip, batch):
 def test_a_model_without_added_parameters_is_merged_already(clip, batch, name):
     before = clip.encode(batch)
     TUNERS[name]().apply(clip, "both")
-    assert merge(clip) is clip and same(before, clip.encode(batch)) and bool(free(clip)) == (name == "full")
+    assert merge(clip) is clip and same(before, clip.encode(batch)) and bool(
+        free(clip)) == (name == "full")
 
 
 @pytest.mark.parametrize(("name", "tower"), [(name, tower) for name, tower in EVERY
@@ -618,7 +667,8 @@ def test_a_model_without_added_parameters_is_merged_already(clip, batch, name):
 def test_what_is_not_linear_in_the_weights_is_not_merged(clip, name, tower):
     TUNERS[name]().apply(clip, tower)
     before = list(clip.state_dict())
-    with pytest.raises(ValueError, match="adds is not linear in the weights.*keep_model=True") as error:
+    with pytest.raises(ValueError,
+                       match="adds is not linear in the weights.*keep_model=True") as error:
         merge(clip)
     assert list(clip.state_dict()) == before
     if name in ("adapter",):
@@ -627,7 +677,8 @@ def test_what_is_not_linear_in_the_weights_is_not_merged(clip, name, tower):
 
 @pytest.mark.parametrize("like", [None, "given"])
 @torch.inference_mode()
-def test_a_merged_model_is_written_as_a_folder_that_open_clip_reads(clip, toy_model, tmp_path, batch, like):
+def test_a_merged_model_is_written_as_a_folder_that_open_clip_reads(clip, toy_model, tmp_path,
+                                                                    batch, like):
     if like:
         clip.name = "unknown"
     Lora().apply(clip, "both")
@@ -653,7 +704,8 @@ def test_the_embedded_model_merged_and_written_is_loaded_again(tmp_path):
     assert torch.equal(again.encode_text(tokens), clip.encode_text(tokens))
 
 
-def test_a_folder_without_a_configuration_and_the_models_own_folder_are_refused(clip, toy_model, tmp_path):
+def test_a_folder_without_a_configuration_and_the_models_own_folder_are_refused(
+        clip, toy_model, tmp_path):
     Lora().apply(clip, "both")
     with pytest.raises(ValueError, match="like='ViT-B-32'.*icon-clip"):
         export(clip, tmp_path, like="ViT-B-32")

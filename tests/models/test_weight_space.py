@@ -26,8 +26,8 @@ def shaken(clip, seed: int = 0):
 
 
 def watched(monkeypatch, config, method):
-    """Run with this method object: evaluations, steps, the deployed model; weights at the start of each stage, before
-    each step, and at the end of each stage before and after `after_stage`."""
+    """Run with this method object: evaluations, steps, the deployed model; weights at the start of
+    each stage, before each step, and at the end of each stage before and after `after_stage`."""
     seen = {name: [] for name in ("start", "step", "end", "after")}
     before, edit, after, kept = method.before_stage, method.edit_gradients, method.after_stage, []
 
@@ -36,7 +36,8 @@ def watched(monkeypatch, config, method):
         after(clip, batches)
         seen["after"].append(weights(clip))
 
-    method.before_stage = lambda clip, *stage: seen["start"].append(weights(clip)) or before(clip, *stage)
+    method.before_stage = lambda clip, *stage: seen["start"].append(weights(clip)) or before(
+        clip, *stage)
     method.edit_gradients = lambda clip: seen["step"].append(weights(clip)) or edit(clip)
     method.after_stage = after_stage
     register(monkeypatch, "watched", method)
@@ -56,12 +57,13 @@ def test_tuned_weights_are_copies_of_what_is_tuned(clip):
     before = {name: value.clone() for name, value in values.items()}
     shaken(clip)
     assert all(torch.equal(values[name], before[name]) for name in values)
-    assert not all(torch.equal(values[name], p) for name, p in clip.named_parameters() if name in values)
+    assert not all(
+        torch.equal(values[name], p) for name, p in clip.named_parameters() if name in values)
 
 
 def test_between_by_hand():
-    start, end = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([[0.0]])}, {"a": torch.tensor([3.0, 2.0]),
-                                                                               "b": torch.tensor([[8.0]])}
+    start, end = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor(
+        [[0.0]])}, {"a": torch.tensor([3.0, 2.0]), "b": torch.tensor([[8.0]])}
     found = between(start, end, 0.25)
     assert found["a"].tolist() == [1.5, -1.0] and found["b"].tolist() == [[2.0]]
     each = between(start, end, {"a": torch.tensor([1.0, 0.5]), "b": torch.tensor([[0.0]])})
@@ -71,8 +73,11 @@ def test_between_by_hand():
 
 
 def test_the_ends_of_a_path_are_exact():
-    start, end = ({"a": torch.randn(1000, generator=torch.Generator().manual_seed(seed))} for seed in (0, 1))
-    for share, expected in ((0, start), (1, end), ({"a": torch.ones(1000)}, end), ({"a": torch.zeros(1000)}, start)):
+    start, end = ({"a": torch.randn(1000, generator=torch.Generator().manual_seed(seed))}
+                  for seed in (0, 1))
+    for share, expected in ((0, start), (1, end), ({"a": torch.ones(1000)}, end), ({
+            "a": torch.zeros(1000)
+    }, start)):
         assert torch.equal(between(start, end, share)["a"], expected["a"])
 
 
@@ -81,12 +86,14 @@ def test_values_are_put_into_the_model_that_they_came_from(clip):
     values = tuned(clip)
     frozen = {name: p.clone() for name, p in clip.named_parameters() if not p.requires_grad}
     changed = tuned(shaken(clip))
-    assert put(clip, values) is clip and torch.equal(weights(clip), torch.cat([v.flatten() for v in values.values()]))
+    assert put(clip, values) is clip and torch.equal(
+        weights(clip), torch.cat([v.flatten() for v in values.values()]))
     used = next(name for name, _ in clip.named_buffers() if name.endswith("used"))
     put(clip, changed | {used: torch.arange(len(dict(clip.named_buffers())[used]))})
     assert torch.equal(weights(clip), torch.cat([v.flatten() for v in changed.values()]))
     assert dict(clip.named_buffers())[used].tolist()[:3] == [0, 1, 2]
-    assert all(torch.equal(dict(clip.named_parameters())[name], value) for name, value in frozen.items())
+    assert all(
+        torch.equal(dict(clip.named_parameters())[name], value) for name, value in frozen.items())
     assert [name for name, p in clip.named_parameters() if p.requires_grad] == list(values)
     with pytest.raises(ValueError, match="no weights 'other'"):
         put(clip, {"other": torch.ones(1)})
@@ -95,8 +102,10 @@ def test_values_are_put_into_the_model_that_they_came_from(clip):
 def test_a_row_of_weights_by_their_names(clip):
     values = tuned(clip)
     again = named(torch.cat([value.flatten() for value in values.values()]), values)
-    assert again.keys() == values.keys() and all(torch.equal(again[name], values[name]) for name in values)
-    assert parameters_to_vector(values.values()).equal(weights(clip))  # the order of the optimiser and of the Fisher
+    assert again.keys() == values.keys() and all(
+        torch.equal(again[name], values[name]) for name in values)
+    assert parameters_to_vector(values.values()).equal(
+        weights(clip))  # the order of the optimiser and of the Fisher
 
 
 def test_buffers_are_those_of_the_trained_model(clip, toy_model):
@@ -143,15 +152,20 @@ def test_a_look_in_the_middle_of_a_stage_does_not_disturb_training(tiny, name, t
 def test_at_zero_the_model_of_the_start_is_deployed(tiny, name, args):
     """Exactly; without carrying the start of the second stage is no longer that of the first."""
     starts, ends = [], []
-    evals, steps = train(tiny.replace(method=name, method_args=args | {"alpha": 0}, eval_every=8), keep=ends.append)
+    evals, steps = train(tiny.replace(method=name, method_args=args | {"alpha": 0}, eval_every=8),
+                         keep=ends.append)
     train(tiny.replace(method="finetune", lr=1e-30), keep=starts.append)
-    rows = {stage: [row["value"] for row in evals if row["stage"] == stage and row["candidates"] == "all"]
-            for stage in (0, 1, 2)}
+    rows = {
+        stage: [
+            row["value"] for row in evals if row["stage"] == stage and row["candidates"] == "all"
+        ] for stage in (0, 1, 2)
+    }
     assert steps and rows[0] == rows[1]
     if args == {"carry": False}:
         assert not torch.equal(weights(ends[0]), weights(starts[0]))
     else:
-        assert rows[0] == rows[2] and torch.allclose(weights(ends[0]), weights(starts[0]), atol=1e-12)
+        assert rows[0] == rows[2] and torch.allclose(weights(ends[0]), weights(starts[0]),
+                                                     atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "args"), [("imm", {"alpha": 1, "carry": False}), ("imm", {"alpha": 1}),
@@ -159,8 +173,10 @@ def test_at_zero_the_model_of_the_start_is_deployed(tiny, name, args):
 @pytest.mark.parametrize("candidates", ["seen", "phase", "batch"])
 def test_at_one_it_is_fine_tuning_to_the_bit(tiny, name, args, candidates):
     config, ends = tiny.replace(eval_every=16, steps_per_batch=2), []
-    found = train(config.replace(method=name, method_args=args | {"candidates": candidates}), keep=ends.append)
-    expected = train(config.replace(method="finetune", method_args={"candidates": candidates}), keep=ends.append)
+    found = train(config.replace(method=name, method_args=args | {"candidates": candidates}),
+                  keep=ends.append)
+    expected = train(config.replace(method="finetune", method_args={"candidates": candidates}),
+                     keep=ends.append)
     assert found == expected and torch.equal(weights(ends[0]), weights(ends[1]))
 
 
@@ -170,7 +186,8 @@ def test_at_one_it_is_fine_tuning_to_the_bit(tiny, name, args, candidates):
 def test_the_mean_is_taken_at_the_end_of_each_stage_and_carried_on(monkeypatch, tiny):
     _, _, deployed, seen = watched(monkeypatch, tiny, METHODS["imm"](alpha=0.3))
     for start, end, after in zip(seen["start"], seen["end"], seen["after"], strict=True):
-        assert torch.allclose(after, 0.7 * start + 0.3 * end, atol=1e-7) and (end - start).abs().max() > 1e-3
+        assert torch.allclose(after, 0.7 * start + 0.3 * end,
+                              atol=1e-7) and (end - start).abs().max() > 1e-3
     assert torch.equal(seen["start"][1], seen["after"][0])
     assert torch.equal(weights(deployed), seen["after"][1])
 
@@ -179,7 +196,8 @@ def test_without_carrying_training_is_fine_tuning_and_the_mean_is_evaluated(monk
     _, plain, _, tune = watched(monkeypatch, tiny, METHODS["finetune"]())
     _, steps, deployed, seen = watched(monkeypatch, tiny, METHODS["imm"](alpha=0.3, carry=False))
     assert steps == plain and torch.equal(seen["after"][1], tune["end"][1])
-    assert torch.allclose(weights(deployed), 0.7 * tune["start"][1] + 0.3 * tune["end"][1], atol=1e-7)
+    assert torch.allclose(weights(deployed), 0.7 * tune["start"][1] + 0.3 * tune["end"][1],
+                          atol=1e-7)
 
 
 def test_what_is_deployed_in_the_middle_is_what_would_be_fused_then(clip, batch):
@@ -195,10 +213,14 @@ def test_what_is_deployed_in_the_middle_is_what_would_be_fused_then(clip, batch)
 
 @pytest.mark.parametrize("carry", [True, False])
 def test_the_mode_weighs_each_weight_by_its_precision(monkeypatch, clip, batch, carry):
-    """Two stages, with Fisher informations that are given: of the start 1, 2, …, of the ends random, some zero."""
+    """Two stages, with Fisher informations that are given: of the start 1, 2, …, of the ends
+    random, some zero."""
     TUNERS["lora"]().apply(clip, "image")
     count, generator = len(weights(clip)), torch.Generator().manual_seed(0)
-    ends = [torch.rand(count, generator=generator) * (torch.rand(count, generator=generator) > 0.3) for _ in range(2)]
+    ends = [
+        torch.rand(count, generator=generator) * (torch.rand(count, generator=generator) > 0.3)
+        for _ in range(2)
+    ]
     of_start = torch.arange(count).float()
     monkeypatch.setattr(imm, "squared_scores", lambda model, parameters, batch, draws: (
         of_start if model is method.fused else ends[len(done)]))
@@ -210,9 +232,14 @@ def test_the_mode_weighs_each_weight_by_its_precision(monkeypatch, clip, batch, 
         end = weights(shaken(clip, stage))
         method.after_stage(clip, [batch, batch])
         new = ends[stage] / ends[stage][ends[stage] > 0].mean()
-        expected = [s * 0.7 + e * 0.3 if f + g == 0 else (0.7 * f * s + 0.3 * g * e) / (0.7 * f + 0.3 * g)
-                    for s, e, f, g in zip(*(row.double().tolist() for row in (start, end, old, new)), strict=True)]
-        assert torch.allclose(weights(method.deploy(clip)).double(), torch.tensor(expected).double(), atol=1e-6)
+        expected = [
+            s * 0.7 + e * 0.3 if f + g == 0 else (0.7 * f * s + 0.3 * g * e) / (0.7 * f + 0.3 * g)
+            for s, e, f, g in zip(*(row.double().tolist()
+                                    for row in (start, end, old, new)), strict=True)
+        ]
+        assert torch.allclose(
+            weights(method.deploy(clip)).double(),
+            torch.tensor(expected).double(), atol=1e-6)
         assert torch.equal(weights(clip), weights(method.deploy(clip)) if carry else end)
         old = 0.7 * old + 0.3 * new if carry else new
         done.append(stage)
@@ -238,8 +265,12 @@ def test_the_fisher_of_the_first_start_is_taken_at_the_start(monkeypatch, clip, 
     assert len(calls) == 3  # that of the second start is known
 
 
-def test_mode_and_mean_differ_and_a_stage_without_images_fuses_nothing(monkeypatch, tiny, clip, batch):
-    ends = [watched(monkeypatch, tiny, METHODS["imm"](mode=mode))[3]["after"] for mode in ("mean", "mode")]
+def test_mode_and_mean_differ_and_a_stage_without_images_fuses_nothing(
+        monkeypatch, tiny, clip, batch):
+    ends = [
+        watched(monkeypatch, tiny, METHODS["imm"](mode=mode))[3]["after"]
+        for mode in ("mean", "mode")
+    ]
     assert (ends[0][0] - ends[1][0]).abs().max() > 1e-4
     method, start = METHODS["imm"](mode="mode"), weights(clip)
     method.before_stage(clip, batch.stage)
@@ -250,12 +281,15 @@ def test_mode_and_mean_differ_and_a_stage_without_images_fuses_nothing(monkeypat
 # ---- WiSE-FT
 
 
-def test_wise_ft_trains_as_fine_tuning_and_deploys_between_the_first_model_and_the_last(monkeypatch, tiny):
+def test_wise_ft_trains_as_fine_tuning_and_deploys_between_the_first_model_and_the_last(
+        monkeypatch, tiny):
     tuned_evals, plain, _, tune = watched(monkeypatch, tiny, METHODS["finetune"]())
     evals, steps, deployed, seen = watched(monkeypatch, tiny, METHODS["wise_ft"](alpha=0.3))
     assert steps == plain and torch.equal(seen["after"][1], tune["end"][1])
-    assert torch.allclose(weights(deployed), 0.7 * tune["start"][0] + 0.3 * tune["end"][1], atol=1e-7)
-    assert [row for row in evals if row["stage"] == 0] == [row for row in tuned_evals if row["stage"] == 0]
+    assert torch.allclose(weights(deployed), 0.7 * tune["start"][0] + 0.3 * tune["end"][1],
+                          atol=1e-7)
+    assert [row for row in evals
+            if row["stage"] == 0] == [row for row in tuned_evals if row["stage"] == 0]
     assert evals != tuned_evals
 
 
@@ -286,14 +320,16 @@ def test_the_terms_of_zscl_by_hand(started, batch):
     rows, columns = (sum(kl(old[i] / 1.5, z[i] / 1.5) for i in range(3)) / 3,
                      sum(kl(old[:, j] / 1.5, z[:, j] / 1.5) for j in range(3)) / 3)
     assert terms["images"].item() == pytest.approx(0.7 * 1.5**2 * rows, rel=1e-4) and rows > 1e-4
-    assert terms["texts"].item() == pytest.approx(0.7 * 1.5**2 * columns, rel=1e-4) and columns > 1e-4
+    assert terms["texts"].item() == pytest.approx(0.7 * 1.5**2 * columns,
+                                                  rel=1e-4) and columns > 1e-4
     moved = (weights(clip) - parameters_to_vector(method.teacher.parameters())).double()
     assert terms["anchor"].item() == pytest.approx(0.4 * float(moved.square().sum()), rel=1e-4)
     assert torch.equal(terms["task"], METHODS["finetune"]().loss(clip, batch)["task"])
     method.candidates, method.anchor = "phase", 0.0
     few = method.loss(clip, batch)
     assert list(few) == ["task", "images", "texts"] and few["task"] < terms["task"]
-    assert torch.equal(few["task"], METHODS["finetune"](candidates="phase").loss(clip, batch)["task"])
+    assert torch.equal(few["task"], METHODS["finetune"](candidates="phase").loss(clip,
+                                                                                 batch)["task"])
 
 
 def test_the_gradient_is_that_of_the_cross_entropy_of_the_released_code(started, batch):
@@ -301,10 +337,13 @@ def test_the_gradient_is_that_of_the_cross_entropy_of_the_released_code(started,
     drawn, s = method.drawn, clip.scale().detach()
     z = s * clip.encode_image(drawn["pixels"]) @ drawn["text"].T
     old = s * method.teacher.encode_image(drawn["pixels"]) @ drawn["text"].T
-    code = sum(F.cross_entropy(a / 1.5, (b / 1.5).softmax(1)) * 1.5**2 for a, b in ((z, old), (z.T, old.T)))
+    code = sum(
+        F.cross_entropy(a / 1.5, (b / 1.5).softmax(1)) * 1.5**2
+        for a, b in ((z, old), (z.T, old.T)))
     terms, proj = method.loss(clip, batch), clip.model.visual.proj
     ours = torch.autograd.grad((terms["images"] + terms["texts"]) / 0.7, proj)[0]
-    assert torch.allclose(ours, torch.autograd.grad(code, proj)[0], atol=1e-6) and ours.abs().max() > 1e-3
+    assert torch.allclose(ours,
+                          torch.autograd.grad(code, proj)[0], atol=1e-6) and ours.abs().max() > 1e-3
 
 
 def test_the_distillation_reaches_the_image_tower_only(started, batch):
@@ -319,7 +358,8 @@ def test_references_are_drawn_anew_and_each_is_taught_once(clip, batch, toy):
     pairs, method = toy().load().reference(), METHODS["zscl"](references=4)
     method.before_stage(clip, batch.stage)
     asked = {"image": 0, "text": 0}
-    for tower, encode in (("image", method.teacher.encode_image), ("text", method.teacher.encode_text)):
+    for tower, encode in (("image", method.teacher.encode_image), ("text",
+                                                                   method.teacher.encode_text)):
         def counting(inputs, tower=tower, encode=encode):
             asked[tower] += len(inputs)
             return encode(inputs)
@@ -333,7 +373,8 @@ def test_references_are_drawn_anew_and_each_is_taught_once(clip, batch, toy):
         method.rehearse(clip, batch)
         rows = [next(i for i, image in enumerate(pairs.images) if torch.equal(image, one))
                 for one in method.drawn["pixels"]]
-        assert len(set(rows)) == 4 and torch.allclose(method.drawn["image"], images[rows], atol=1e-6)
+        assert len(set(rows)) == 4 and torch.allclose(method.drawn["image"], images[rows],
+                                                      atol=1e-6)
         near = (method.drawn["text"] @ texts.T).max(1)
         assert torch.allclose(near.values, torch.ones(4), atol=1e-5)  # a caption of the reference
         found.append((rows, {int(j) for j in near.indices}))
@@ -341,21 +382,27 @@ def test_references_are_drawn_anew_and_each_is_taught_once(clip, batch, toy):
     assert asked == {"image": len(method.images), "text": len(method.texts)}
     assert len(method.images) == 12 and len(method.texts) == 18  # all of them by now
     mates = [{int(j) for j in range(18) if pairs.owner[j] in rows} for rows, _ in found]
-    assert not all(texts <= own for own, (_, texts) in zip(mates, found, strict=True))  # not the images' captions
+    assert not all(
+        texts <= own
+        for own, (_, texts) in zip(mates, found, strict=True))  # not the images' captions
 
 
 def test_the_teacher_is_the_pretrained_model_in_every_stage(monkeypatch, tiny):
     method = METHODS["zscl"](average_every=0)
     _, steps, _, seen = watched(monkeypatch, tiny, method)
     taught = parameters_to_vector([p for n, p in method.teacher.named_parameters() if "lora_" in n])
-    assert torch.equal(taught, seen["start"][0]) and not any(p.requires_grad for p in method.teacher.parameters())
-    first = {term: [row["value"] for row in steps if row["term"] == term] for term in ("images", "texts")}
+    assert torch.equal(taught, seen["start"][0]) and not any(p.requires_grad
+                                                             for p in method.teacher.parameters())
+    first = {
+        term: [row["value"] for row in steps if row["term"] == term] for term in ("images", "texts")
+    }
     for values in first.values():
         assert abs(values[0]) < 1e-6 < 1e-5 < values[4]  # the first step of either stage
 
 
 def test_the_anchor_is_the_start_of_each_stage(monkeypatch, tiny):
-    _, steps, _, seen = watched(monkeypatch, tiny.replace(steps_per_batch=1), METHODS["zscl"](anchor=2.0))
+    _, steps, _, seen = watched(monkeypatch, tiny.replace(steps_per_batch=1),
+                                METHODS["zscl"](anchor=2.0))
     anchors = [row["value"] for row in steps if row["term"] == "anchor"]
     for number, value in enumerate(anchors):
         moved = seen["step"][number] - seen["start"][number // 4]
@@ -364,14 +411,17 @@ def test_the_anchor_is_the_start_of_each_stage(monkeypatch, tiny):
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 4, 100])
-def test_the_average_is_of_the_start_of_every_so_many_steps_and_of_the_end(monkeypatch, tiny, every):
+def test_the_average_is_of_the_start_of_every_so_many_steps_and_of_the_end(
+        monkeypatch, tiny, every):
     method = METHODS["zscl"](average_every=every)
     _, _, deployed, seen = watched(monkeypatch, tiny, method)  # four steps in each of two stages
     for stage in (0, 1):
-        after = [*seen["step"][4 * stage:4 * stage + 4], seen["end"][stage]]  # after 0, 1, 2, 3, 4 steps
+        after = [*seen["step"][4 * stage:4 * stage + 4],
+                 seen["end"][stage]]  # after 0, 1, 2, 3, 4 steps
         models = [after[0], *(after[step] for step in range(1, 4) if step % every == 0), after[4]]
         assert torch.allclose(seen["after"][stage], torch.stack(models).mean(0), atol=1e-6)
-    assert torch.equal(seen["start"][1], seen["after"][0]) and torch.equal(weights(deployed), seen["after"][1])
+    assert torch.equal(seen["start"][1], seen["after"][0]) and torch.equal(
+        weights(deployed), seen["after"][1])
 
 
 def test_the_average_is_deployed_in_the_middle_too(clip, batch):

@@ -1,4 +1,5 @@
-"""Parameters, profiles and names of notebooks; three kernels: one notebook ends, one fails, one is slow."""
+"""Parameters, profiles and names of notebooks; three kernels: one notebook ends, one fails, one is
+slow."""
 
 import json
 import re
@@ -85,7 +86,8 @@ def test_a_notebook_without_parameters_has_none(tmp_path: Path) -> None:
         ("%matplotlib inline", "not plain Python"),
     ],
 )
-def test_a_parameters_cell_of_another_form_is_an_error(tmp_path: Path, line: str, complaint: str) -> None:
+def test_a_parameters_cell_of_another_form_is_an_error(tmp_path: Path, line: str,
+                                                       complaint: str) -> None:
     with pytest.raises(ParameterError, match=complaint):
         parameters_module.parameters(write(tmp_path / "a.ipynb", parameters=line))
 
@@ -112,7 +114,8 @@ def test_a_parameters_cell_of_another_form_is_an_error(tmp_path: Path, line: str
         ("quiet", "true", True),
     ],
 )
-def test_values_are_converted_by_annotation(notebook: Path, name: str, given: Any, value: Any) -> None:
+def test_values_are_converted_by_annotation(notebook: Path, name: str, given: Any,
+                                            value: Any) -> None:
     converted = parameters_module.check_parameters(notebook, {name: given})
     assert converted == {name: value}
     assert type(converted[name]) is type(value)
@@ -146,12 +149,14 @@ def test_an_unknown_parameter_is_answered_with_the_table(notebook: Path) -> None
 
 def test_a_profile_overrides_defaults_and_is_overridden(notebook: Path) -> None:
     assert parameters_module.profile_parameters(notebook, "quick") == {"rate": 0.5, "method": "lwf"}
-    assert parameters_module.choose_parameters(notebook, {"rate": "2"}, "quick") == {"rate": 2.0, "method": "lwf"}
+    assert parameters_module.choose_parameters(notebook, {"rate": "2"},
+                                               "quick") == {"rate": 2.0, "method": "lwf"}
     assert parameters_module.choose_parameters(notebook, {"rate": "2"}) == {"rate": 2.0}
 
 
 def test_an_unknown_or_broken_profile_is_an_error(notebook: Path) -> None:
-    with pytest.raises(ParameterError, match=r"'quik'; did you mean quick\?; profiles: broken, quick"):
+    with pytest.raises(ParameterError,
+                       match=r"'quik'; did you mean quick\?; profiles: broken, quick"):
         parameters_module.profile_parameters(notebook, "quik")
     with pytest.raises(ParameterError, match="rate = 'fast'"):
         parameters_module.profile_parameters(notebook, "broken")
@@ -178,7 +183,8 @@ def test_a_notebook_is_found_by(folder: Path, name: str) -> None:
 
 def test_a_path_is_taken_as_it_is(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     mine = write(tmp_path_factory.mktemp("mine") / "mine.ipynb", "1")
-    assert parameters_module.find_notebooks([str(mine), "02"], folder) == [mine, folder / "02_streams.ipynb"]
+    assert parameters_module.find_notebooks([str(mine), "02"],
+                                            folder) == [mine, folder / "02_streams.ipynb"]
     assert len(parameters_module.find_notebooks([], folder)) == 4
     assert len(parameters_module.find_notebooks(["02", "streams"], folder)) == 1
 
@@ -201,10 +207,13 @@ def test_a_name_that_is_no_notebook(folder: Path, name: str, complaint: str) -> 
 
 
 @pytest.fixture
-def wrong_kernelspec(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def wrong_kernelspec(tmp_path_factory: pytest.TempPathFactory,
+                     monkeypatch: pytest.MonkeyPatch) -> None:
     """A `python3` kernelspec that belongs to some other interpreter, before all others."""
     folder = tmp_path_factory.mktemp("jupyter")
-    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"}
+    spec = {
+        "argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"
+    }
     (folder / "kernels" / "python3").mkdir(parents=True)
     (folder / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(folder))
@@ -255,15 +264,20 @@ def test_a_notebook_is_run_with_values_and_becomes_a_page(
 
 
 def test_a_failing_notebook_keeps_what_it_reached(tmp_path: Path) -> None:
-    notebook = write(tmp_path / "bad.ipynb", "print('reached')", "1 / 0", "print('never')", parameters=None)
+    notebook = write(tmp_path / "bad.ipynb", "print('reached')", "1 / 0", "print('never')",
+                     parameters=None)
     done = execute.run_notebook(notebook, {}, tmp_path / "out", progress=False)
     assert (done.ok, done.error) == (False, "cell 2 of 3: ZeroDivisionError: division by zero")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"bad.failed.ipynb", "bad.failed.html"}
     assert done.path == tmp_path / "out" / "bad.failed.ipynb"
     assert "reached" in outputs(done.path) and "never" not in outputs(done.path)
     assert "ZeroDivisionError" in done.html.read_text()
-    marked = [cell for cell in nbformat.read(done.path, as_version=4).cells if cell.cell_type == "markdown"]
-    assert ["papermill-error-cell-tag" in cell.metadata.tags for cell in marked] == [True, True]  # top, and the cell
+    marked = [
+        cell for cell in nbformat.read(done.path, as_version=4).cells
+        if cell.cell_type == "markdown"
+    ]
+    assert ["papermill-error-cell-tag" in cell.metadata.tags
+            for cell in marked] == [True, True]  # top, and the cell
     assert "papermill-error-cell" in done.html.read_text()
 
 
@@ -272,7 +286,8 @@ def test_the_notebook_itself_is_not_overwritten(notebook: Path, no_kernel: None)
         execute.run_notebook(notebook, {}, notebook.parent)
 
 
-def test_sockets_need_a_short_folder_and_else_are_tcp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sockets_need_a_short_folder_and_else_are_tcp(tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for longest, transport in ((len(str(tmp_path)) - 1, "tcp"), (len(str(tmp_path)), "ipc")):
         monkeypatch.setattr(execute, "SOCKET", longest)
@@ -289,7 +304,8 @@ def test_the_time_limit_is_for_the_whole_notebook(tmp_path: Path) -> None:
 
 def test_a_cell_has_a_limit_of_its_own(tmp_path: Path) -> None:
     notebook = write(tmp_path / "slow.ipynb", "import time", "time.sleep(600)", parameters=None)
-    done = execute.run_notebook(notebook, {}, tmp_path / "out", timeout=900, cell_timeout=1, progress=False)
+    done = execute.run_notebook(notebook, {}, tmp_path / "out", timeout=900, cell_timeout=1,
+                                progress=False)
     assert not done.ok and "cell 2 of 2: stopped, the cell took longer than cell_timeout = 1 s" in done.error
 
 
@@ -298,7 +314,8 @@ def test_a_kernel_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) ->
     assert execute._kernel_env()["OMP_NUM_THREADS"] == "7"
     monkeypatch.setenv("CLSTUDY_CORES", "2")
     monkeypatch.setenv("CLSTUDY_QUIET", "1")
-    assert execute._kernel_env()["OMP_NUM_THREADS"] == "2" and "CLSTUDY_QUIET" not in execute._kernel_env()
+    assert execute._kernel_env(
+    )["OMP_NUM_THREADS"] == "2" and "CLSTUDY_QUIET" not in execute._kernel_env()
 
 
 def test_importing_clstudy_and_batch_is_light() -> None:

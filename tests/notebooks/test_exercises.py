@@ -1,4 +1,5 @@
-"""The check of an exercise: right answers pass, wrong ones are told what differs, and nothing is raised for them."""
+"""The check of an exercise: right answers pass, wrong ones are told what differs, and nothing is
+raised for them."""
 from functools import partial
 
 import numpy as np
@@ -63,7 +64,8 @@ def test_an_option_is_tried_when_the_answer_has_it(capsys) -> None:
 
     assert not check(forgets_the_weight, like=functional.match)
     assert "weight" in said(capsys)
-    assert check(lambda i, t, s, y, weight=None: functional.match(i, t, s, y, weight), like=functional.match)
+    assert check(lambda i, t, s, y, weight=None: functional.match(i, t, s, y, weight),
+                 like=functional.match)
 
 
 @pytest.mark.parametrize(("mine", "word"), [
@@ -114,19 +116,23 @@ def test_the_line_of_an_exception_is_named(capsys) -> None:
 def test_axes_of_one_name_have_one_size_and_features_have_norm_one() -> None:
     given = make(functional.match, np.random.default_rng(0), set())
     assert list(given) == ["image", "text", "scale", "target"]
-    assert given["image"].shape[1] == given["text"].shape[1] and len(given["target"]) == len(given["image"])
+    assert given["image"].shape[1] == given["text"].shape[1] and len(given["target"]) == len(
+        given["image"])
     assert given["target"].max() < len(given["text"])
     torch.testing.assert_close(given["image"].norm(dim=1), torch.ones(len(given["image"])))
 
 
 def test_same_seed_same_input_other_seed_other_input() -> None:
-    a, b, c = (make(functional.match, np.random.default_rng(seed), set())["scale"] for seed in (1, 1, 2))
+    a, b, c = (make(functional.match, np.random.default_rng(seed), set())["scale"]
+               for seed in (1, 1, 2))
     assert a == b != c
 
 
 def test_options_can_be_fixed(capsys) -> None:
-    assert check(lambda R: -metrics.backward_transfer(R), like=partial(metrics.forgetting, variant="first_minus_last"))
-    assert not check(metrics.forgetting, like=partial(metrics.forgetting, variant="first_minus_last"))
+    assert check(lambda R: -metrics.backward_transfer(R), like=partial(
+        metrics.forgetting, variant="first_minus_last"))
+    assert not check(metrics.forgetting, like=partial(metrics.forgetting,
+                                                      variant="first_minus_last"))
 
 
 def test_annotations_make_input_for_functions_that_are_not_known() -> None:

@@ -1,4 +1,5 @@
-"""The index over executed notebooks. The pages themselves are tested with the notebooks that become them."""
+"""The index over executed notebooks. The pages themselves are tested with the notebooks that become
+them."""
 import base64
 import io
 import json
@@ -32,17 +33,23 @@ def shows(colour: str) -> dict:
 
 @pytest.fixture
 def rows(tmp_path) -> dict[str, str]:
-    """The rows of an index over four executed notebooks, by name; beside them what does not belong there."""
+    """The rows of an index over four executed notebooks, by name; beside them what does not belong
+    there."""
     executed(tmp_path / "01_a.ipynb", ("plots.save(x, \"01_first\")", shows("red")),
-             ("plots.save(y, \"01_second\")", shows("blue")), main=1, duration=95.0, start_time="2026-01-02T03:04:05.6",
-             parameters={"seeds": [0, 1], "text": "<b>"})
-    executed(tmp_path / "02_b.ipynb", ("x", shows("green")), ("y", shows("black")), duration=None, parameters={})
-    executed(tmp_path / "03_c.failed.ipynb", ("1 / 0", {"output_type": "error", "ename": "ZeroDivisionError",
-                                                         "evalue": "division by <zero>"}), duration=3.0)
+             ("plots.save(y, \"01_second\")", shows("blue")), main=1, duration=95.0,
+             start_time="2026-01-02T03:04:05.6", parameters={"seeds": [0, 1], "text": "<b>"})
+    executed(tmp_path / "02_b.ipynb", ("x", shows("green")), ("y", shows("black")), duration=None,
+             parameters={})
+    executed(
+        tmp_path / "03_c.failed.ipynb",
+        ("1 / 0",
+         {"output_type": "error", "ename": "ZeroDivisionError", "evalue": "division by <zero>"}),
+        duration=3.0)
     executed(tmp_path / "01_a-1234" / "01_a.ipynb", ("x", {"output_type": "stream"}), duration=1.0)
     executed(tmp_path / "04_d.running-12345678.ipynb", ("x", {}))
     (tmp_path / "05_e.ipynb").write_text('{"cells": [')
-    (tmp_path / "06_f.ipynb").write_text('{"cells": [{"cell_type": "code"}], "metadata": {}}')  # never executed
+    (tmp_path / "06_f.ipynb").write_text(
+        '{"cells": [{"cell_type": "code"}], "metadata": {}}')  # never executed
     page = html.index(tmp_path)
     assert page == tmp_path / "index.html" and not list(tmp_path.glob("*.new"))
     text = page.read_text()

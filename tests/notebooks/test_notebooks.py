@@ -1,4 +1,5 @@
-"""Every notebook: stored stripped, in the skeleton of the house, its parameters and profiles fit; two are executed."""
+"""Every notebook: stored stripped, in the skeleton of the house, its parameters and profiles fit;
+two are executed."""
 import ast
 import json
 import re
@@ -41,13 +42,17 @@ def names(path: Path, *tags: str) -> set[str]:
 def test_its_tags_are_known_and_say_what_the_cells_are(path: Path) -> None:
     found = nbformat.read(path, as_version=4).cells
     assert {tag for cell in found for tag in documents.tags(cell)} <= documents.TAGS
-    kinds = {"code": ("parameters", "claim", "figure", "table", "long"), "markdown": ("answer", "questions")}
+    kinds = {
+        "code": ("parameters", "claim", "figure", "table", "long"),
+        "markdown": ("answer", "questions")
+    }
     for kind, only in kinds.items():
         assert {cell.cell_type for tag in only for cell in documents.tagged(found, tag)} <= {kind}
     for cell in cells(path):
         assert ("plots.save(" in cell.source) == ("figure" in documents.tags(cell)), cell.id
         assert ("export.save(" in cell.source) == ("table" in documents.tags(cell)), cell.id
-    assert len(documents.tagged(found, "main")) <= 1 and len(documents.tagged(found, "questions")) == 1
+    assert len(documents.tagged(found, "main")) <= 1 and len(documents.tagged(found,
+                                                                              "questions")) == 1
 
 
 @every
@@ -58,7 +63,8 @@ def test_it_is_stored_stripped_with_readable_ids(path: Path) -> None:
     assert set(notebook["metadata"]) <= {"clstudy", "kernelspec", "language_info"}
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     for cell in notebook["cells"]:
-        assert not re.fullmatch(r"[0-9a-f]{8}", cell["id"]), f"{cell['id']}: a random id; name the cell"
+        assert not re.fullmatch(r"[0-9a-f]{8}",
+                                cell["id"]), f"{cell['id']}: a random id; name the cell"
         assert set(cell["metadata"]) <= {"tags"}
         if cell["cell_type"] == "code":
             assert not cell["outputs"] and cell["execution_count"] is None
@@ -78,7 +84,8 @@ def test_it_follows_the_skeleton(path: Path) -> None:
 @every
 def test_parameters_and_both_profiles_fit(path: Path) -> None:
     assert len(tagged(path, "parameters")) == 1
-    assert all(parameter.help for parameter in parameters.parameters(path)), "each parameter says what it means"
+    assert all(parameter.help
+               for parameter in parameters.parameters(path)), "each parameter says what it means"
     assert {"quick", "full"} <= set(parameters.profiles(path))
     for profile in parameters.profiles(path):
         parameters.profile_parameters(path, profile)
@@ -92,8 +99,12 @@ def test_one_cell_builds_the_configs(path: Path) -> None:
 @every
 def test_cells_are_short(path: Path) -> None:
     free = {cell.id for tag in ("parameters", "long") for cell in tagged(path, tag)} | {"imports"}
-    lengths = {cell.id: sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in cells(path)}
-    assert {name: count for name, count in lengths.items() if count > LINES and name not in free} == {}
+    lengths = {
+        cell.id: sum(bool(line.strip()) for line in cell.source.splitlines())
+        for cell in cells(path)
+    }
+    assert {name: count for name, count in lengths.items()
+            if count > LINES and name not in free} == {}
 
 
 @every
@@ -108,7 +119,8 @@ def test_each_figure_is_followed_by_a_claim(path: Path) -> None:
     code = cells(path)
     for cell, following in zip(code, [*code[1:], None], strict=True):
         if "figure" in documents.tags(cell):
-            assert following and "claim" in documents.tags(following), f"{cell.id}: no claim after the figure"
+            assert following and "claim" in documents.tags(
+                following), f"{cell.id}: no claim after the figure"
             assert "print(" in following.source, f"{cell.id}: no sentence after the figure"
 
 
@@ -116,9 +128,11 @@ def test_each_figure_is_followed_by_a_claim(path: Path) -> None:
 def test_exercises_are_checked_against_the_package(path: Path) -> None:
     exercises = tagged(path, "exercise")
     assert exercises
-    assert [cell.id for cell in exercises if not re.search(r"\bcheck\(\w+, like=", cell.source)] == []
+    assert [cell.id for cell in exercises
+            if not re.search(r"\bcheck\(\w+, like=", cell.source)] == []
     text = "\n".join(cell.source for cell in cells(path, "markdown"))
-    assert "<summary>Hint</summary>" in text and re.search(r"\((easy|medium|hard), \d+ minutes", text)
+    assert "<summary>Hint</summary>" in text and re.search(r"\((easy|medium|hard), \d+ minutes",
+                                                           text)
 
 
 def test_each_figure_is_claimed_by_one_notebook_and_bears_its_number() -> None:
@@ -139,9 +153,13 @@ SMALL = {"00_start_here": {"things": ["dog", "pizza"], "extra": ["an animal"]},
 def test_it_runs(stem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLSTUDY_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("CLSTUDY_FIGURES", str(tmp_path / "figures"))
-    done = run_notebook(NOTEBOOKS / f"{stem}.ipynb", SMALL[stem], tmp_path, timeout=300, progress=False)
+    done = run_notebook(NOTEBOOKS / f"{stem}.ipynb", SMALL[stem], tmp_path, timeout=300,
+                        progress=False)
     assert done.ok, done.error
     drawn = names(NOTEBOOKS / f"{stem}.ipynb", "figure")
     assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == drawn
-    shown = [output for cell in cells(done.path) for output in cell.outputs if "image/png" in output.get("data", {})]
+    shown = [
+        output for cell in cells(done.path) for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
     assert len(shown) >= len(drawn)

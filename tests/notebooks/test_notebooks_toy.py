@@ -1,5 +1,6 @@
-"""Every cell of the notebooks of experiments, run in this process on the toy world: what is wrong in a cell, in a
-table or in a figure is found in seconds. That papermill runs a notebook is tested in test_notebooks.py."""
+"""Every cell of the notebooks of experiments, run in this process on the toy world: what is wrong
+in a cell, in a table or in a figure is found in seconds. That papermill runs a notebook is tested
+in test_notebooks.py."""
 import ast
 import html
 import warnings
@@ -43,7 +44,8 @@ TOY = {  # parameters that make it small; the model is the toy's
 
 @pytest.fixture
 def world(toy, toy_model, monkeypatch, tmp_path):
-    """The toy benchmark with the held-out sets that notebooks ask for, twice; all runs are made in this process."""
+    """The toy benchmark with the held-out sets that notebooks ask for, twice; all runs are made in
+    this process."""
     def benchmark():
         small = toy().load()
         sides = {name: small.held_out["shades"] for name in ("concepts", "other classes")}
@@ -55,20 +57,24 @@ def world(toy, toy_model, monkeypatch, tmp_path):
     def hands():
         """The same, each image drawn by one of three."""
         small = benchmark()
-        drawn = {part: replace(getattr(small, part), domains=np.arange(len(getattr(small, part))) // 2 % 3,
-                               domain_names=("pen", "brush", "chalk")) for part in ("train", "test")}
+        drawn = {
+            part: replace(getattr(small,
+                                  part), domains=np.arange(len(getattr(small, part))) // 2 % 3,
+                          domain_names=("pen", "brush", "chalk")) for part in ("train", "test")
+        }
         return replace(small, **drawn)
 
     monkeypatch.setitem(BENCHMARKS, "hands", benchmark_of(hands))
 
     def train_all(configs, workers=None, runs=None, keep_model=False, probes=()):
-        return Runs(load_or_train(config, tmp_path / "runs", keep_model, probes=probes) for config in configs)
+        return Runs(
+            load_or_train(config, tmp_path / "runs", keep_model, probes=probes)
+            for config in configs)
 
     monkeypatch.setattr(workers, "train_all", train_all)
     monkeypatch.setattr("clstudy.train_all", train_all)
-    monkeypatch.setattr(
-        interpolation, "local", lambda function, items, workers: ((item, function(item)) for item in items)
-    )
+    monkeypatch.setattr(interpolation, "local", lambda function, items, workers:
+                        ((item, function(item)) for item in items))
     monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     monkeypatch.setenv("CLSTUDY_QUIET", "1")
     return {"model": str(toy_model)}
@@ -87,7 +93,9 @@ def run(stem: str, parameters: dict) -> list[str]:
     space = {"display": lambda value: seen.append(shown(value))}
     for cell in cells(path):
         *body, last = ast.parse(cell.source).body
-        exec(compile(ast.Module([*body, *([] if isinstance(last, ast.Expr) else [last])], []), cell.id, "exec"), space)
+        exec(
+            compile(ast.Module([*body, *([] if isinstance(last, ast.Expr) else [last])], []),
+                    cell.id, "exec"), space)
         if isinstance(last, ast.Expr):
             seen.append(shown(eval(compile(ast.Expression(last.value), cell.id, "eval"), space)))
         if "parameters" in cell.metadata.get("tags", []):
@@ -100,7 +108,8 @@ def test_every_cell_runs_on_the_toy_world(stem, world, tmp_path, capsys):
     claimed = names(NOTEBOOKS / f"{stem}.ipynb", "figure", "table")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "Mean of empty slice")  # a blurred stage of so few images can bring no class
+        warnings.filterwarnings(
+            "ignore", "Mean of empty slice")  # a blurred stage of so few images can bring no class
         seen = run(stem, TOY[stem] | world)
     assert {path.stem for path in (tmp_path / "figures").glob("*.png")} <= claimed
     assert {path.stem for path in (tmp_path / "figures").glob("*.*")} == claimed

@@ -30,7 +30,8 @@ def test_without_a_guess_nothing_is_told(capsys) -> None:
     (Interval(2.0, 1.0), "above"), (Interval(-2.0, 1.0), "below"), (Interval(0.5, 1.0), "no difference"),
     (Interval(2.0, float("nan")), "no difference"), (pd.DataFrame({"low": [1.0], "high": [2.0]}), "above")])
 def test_an_interval_tells_a_side_only_where_it_is_clear_of_zero(found, answer, capsys) -> None:
-    assert [choice for choice in CHOICES if guess("?", CHOICES, choice).turned_out(found)] == [answer]
+    assert [choice for choice in CHOICES
+            if guess("?", CHOICES, choice).turned_out(found)] == [answer]
 
 
 @pytest.mark.parametrize(("mine", "said"), [(0, "from 1 to 3"), (4, "from 1 to 3"), ("abov", "Did you mean above")])

@@ -23,7 +23,9 @@ def printed(text: str):
 def executed(tmp_path):
     """A notebook as it is after its execution."""
     picture = new_output("display_data", data={"image/png": PIXEL, "text/plain": "<Figure>"})
-    table = new_output("execute_result", data={"text/html": "<style>b {}</style><table><tr><td>1.5</td></tr></table>"})
+    table = new_output(
+        "execute_result",
+        data={"text/html": "<style>b {}</style><table><tr><td>1.5</td></tr></table>"})
     notebook = new_notebook(cells=[
         new_markdown_cell("# 42 · An <answer>\n\n**Question.** To what?\n\n**Time.** Long."),
         new_code_cell("seeds: list[int] = [0]", outputs=[printed("not on a slide")]),
@@ -32,15 +34,18 @@ def executed(tmp_path):
         new_markdown_cell("## What came out\n\nLook *here*."),
         new_markdown_cell("<details><summary>Hint</summary>secret</details>", metadata=DETAILS),
         new_code_cell("plots.save()", outputs=[printed("runs:  50%|##  | 1/2\n"), picture]),
-        new_code_cell("print()", outputs=[printed("“it holds”: a < b\nWhere? You wrote no guess.\n")]),
-        new_code_cell("check()", outputs=[printed("mine: not written yet.\n")], metadata={"tags": ["exercise"]}),
+        new_code_cell("print()",
+                      outputs=[printed("“it holds”: a < b\nWhere? You wrote no guess.\n")]),
+        new_code_cell("check()", outputs=[printed("mine: not written yet.\n")],
+                      metadata={"tags": ["exercise"]}),
         new_code_cell("table", outputs=[table]),
         new_code_cell("print()", outputs=[printed("\n".join(f"row {i}" for i in range(40)))]),
         new_markdown_cell("## Not asked for\n\nOnly with an option."),
         new_code_cell("if False: pass"),
         new_markdown_cell("## In words\n\nA section without code."),
         new_markdown_cell("## Exercises\n\nHomework.", metadata=DETAILS),
-        new_code_cell("check()", outputs=[printed("mine: not written yet.")], metadata=DETAILS)])
+        new_code_cell("check()", outputs=[printed("mine: not written yet.")], metadata=DETAILS)
+    ])
     path = tmp_path / "42_answer.ipynb"
     nbformat.write(notebook, path)
     return path
@@ -57,14 +62,15 @@ def test_a_section_its_figures_and_what_was_printed_are_slides(executed, tmp_pat
     assert "<td>1.5</td>" in table and "row 5" in table and "row 6" not in table and "<style" not in table
     assert more.count("row") == slides.LINES and "row 39" in still
     assert "A section without code" in words
-    for absent in ("train_all()", "Every run", "made", "secret", "50%", "not written", "no guess", "Not asked for",
-                   "Homework", "seeds"):
+    for absent in ("train_all()", "Every run", "made", "secret", "50%", "not written", "no guess",
+                   "Not asked for", "Homework", "seeds"):
         assert absent not in page
 
 
 def test_a_deck_needs_no_network_and_no_draft_is_left(executed, tmp_path):
     page = slides.write(executed, tmp_path / "out")
-    assert page.name == "42_answer.html" and [path.name for path in (tmp_path / "out").iterdir()] == [page.name]
+    assert page.name == "42_answer.html" and [path.name for path in (tmp_path / "out").iterdir()
+                                              ] == [page.name]
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page.read_text())
     assert "ArrowRight" in page.read_text() and "@page" in page.read_text()
 

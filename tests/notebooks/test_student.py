@@ -1,4 +1,5 @@
-"""The student's version of a notebook: derived, valid, without what the results say, and it runs up to its stubs."""
+"""The student's version of a notebook: derived, valid, without what the results say, and it runs up
+to its stubs."""
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,8 @@ def test_what_is_updated_in_place_later_is_kept() -> None:
 
 
 def test_two_claims_in_a_row_ask_for_one_sentence_and_readings_go() -> None:
-    found = derived(code("a", "print(1)", "claim"), code("b", "print(2)", "long", "claim"), text("c", "So.", "answer"))
+    found = derived(code("a", "print(1)", "claim"), code("b", "print(2)", "long", "claim"),
+                    text("c", "So.", "answer"))
     assert len(found) == 2 and student.SENTENCE in found.values()
 
 
@@ -76,8 +78,10 @@ def test_guesses_exercises_and_questions_get_a_cell_unless_there_is_one() -> Non
                     code("exercise", "check()", "exercise"),
                     text("exercise-2", "**2. Two** (hard, 40 minutes; no `check`).", "exercise"),
                     text("questions", "## Questions", "questions"))
-    assert list(found) == ["title", "guess", "guess-mine", "a", "guess-b", "ask", "exercises", "exercise", "exercise-2",
-                           "exercise-2-work", "questions", "questions-mine"]
+    assert list(found) == [
+        "title", "guess", "guess-mine", "a", "guess-b", "ask", "exercises", "exercise",
+        "exercise-2", "exercise-2-work", "questions", "questions-mine"
+    ]
     assert found["title"].startswith(f"# 99 · Title\n\n{student.HEAD}\n")
 
 
@@ -88,7 +92,8 @@ def test_the_notebook_itself_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_each_is_a_valid_stripped_notebook_with_stubs_hints_and_no_claim(path: Path, folder: Path) -> None:
+def test_each_is_a_valid_stripped_notebook_with_stubs_hints_and_no_claim(path: Path,
+                                                                         folder: Path) -> None:
     made, given = nbformat.read(folder / path.name, as_version=4), nbformat.read(path, as_version=4)
     nbformat.validate(made)
     assert len({cell.id for cell in made.cells}) == len(made.cells)
@@ -96,7 +101,8 @@ def test_each_is_a_valid_stripped_notebook_with_stubs_hints_and_no_claim(path: P
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None
             assert not ("claim" in cell.metadata.get("tags", []) and "print(" in cell.source)
-    for part in ("raise NotImplementedError", "check(", "<summary>Hint</summary>", "Guess before you look"):
+    for part in ("raise NotImplementedError", "check(", "<summary>Hint</summary>",
+                 "Guess before you look"):
         counts = [sum(cell.source.count(part) for cell in one.cells) for one in (given, made)]
         assert counts[0] == counts[1], part
     assert student.SENTENCE in [cell.source for cell in made.cells]
@@ -105,8 +111,9 @@ def test_each_is_a_valid_stripped_notebook_with_stubs_hints_and_no_claim(path: P
 
 
 def test_no_name_is_missing_in_any(folder: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", folder],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", folder],
+        capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

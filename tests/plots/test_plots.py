@@ -1,4 +1,5 @@
-"""Figures hold the numbers of their tables: lines, bars, labels and legends are read back; no pixel is compared."""
+"""Figures hold the numbers of their tables: lines, bars, labels and legends are read back; no pixel
+is compared."""
 import json
 import math
 import os
@@ -52,7 +53,9 @@ def look(line) -> tuple[str, bool]:
 
 def curve(folder, values: dict[int, float], seed: int = 0, name: str = "seen classes"):
     """A run that was evaluated after so many images."""
-    return make(folder, [row(1, name, "seen", value, images=images) for images, value in values.items()], seed)
+    return make(folder,
+                [row(1, name, "seen", value, images=images) for images, value in values.items()],
+                seed)
 
 
 # ---- files
@@ -68,12 +71,17 @@ def test_a_figure_is_saved_to_read_to_print_and_with_its_runs(figures, tmp_path)
     runs = [curve(tmp_path / name, {20: .5}) for name in ("bbb", "aaa")]
     figure = plots.bars({"one": 1.5})
     assert plots.save(figure, "07_bars", [*runs, runs[0]], "Two runs.") is figure
-    assert sorted(path.name for path in figures.iterdir()) == ["07_bars.json", "07_bars.pdf", "07_bars.png"]
+    assert sorted(
+        path.name for path in figures.iterdir()) == ["07_bars.json", "07_bars.pdf", "07_bars.png"]
     assert (figures / "07_bars.png").read_bytes().startswith(b"\x89PNG")
     assert (figures / "07_bars.pdf").read_bytes().startswith(b"%PDF")
     about = json.loads((figures / "07_bars.json").read_text())
-    assert about == {"figure": "07_bars", "caption": "Two runs.", "runs": ["aaa", "bbb"], "settings": {
-        "benchmark": ["emoji"], "stream": ["disjoint"], "tuner": ["lora"], "seed": [0], "method": ["sit"]}}
+    assert about == {
+        "figure": "07_bars", "caption": "Two runs.", "runs": ["aaa", "bbb"], "settings": {
+            "benchmark": ["emoji"], "stream": ["disjoint"], "tuner": ["lora"], "seed": [0],
+            "method": ["sit"]
+        }
+    }
     plots.save(figure, "07_plain")
     plain = json.loads((figures / "07_plain.json").read_text())
     assert plain["runs"] == [] and plain["settings"] == {}
@@ -84,15 +92,16 @@ def test_the_settings_of_a_figure_are_in_order(tmp_path):
     methods = ("sit", "mine", "frozen")
     runs = [replace(run, config=run.config.model_copy(update={"method": method}))
             for run, method in zip(runs, methods, strict=True)]
-    assert style.settings(runs)["seed"] == [0, 2] and style.settings(runs)["method"] == ["frozen", "sit", "mine"]
+    assert style.settings(runs)["seed"] == [0, 2] and style.settings(runs)["method"] == [
+        "frozen", "sit", "mine"
+    ]
 
 
 def test_a_figure_is_the_same_file_in_another_process(figures):
     """No order of a set and no hash of a word goes into a file."""
     code = (
         "import pandas as pd; from clstudy import plots; plots.save(plots.series(pd.DataFrame({'panel': 'p', 'method': ['sit', "
-        "'gcl'], 'x': 1, 'mean': 2., 'half_width': 1.}), 'x, %', 'y'), '07_series')"
-    )
+        "'gcl'], 'x': 1, 'mean': 2., 'half_width': 1.}), 'x, %', 'y'), '07_series')")
     found = []
     for seed in ("1", "2"):
         folder = figures / seed
@@ -114,7 +123,8 @@ def test_fonts_are_truetype_and_embedded_whatever_the_reader_has_set(figures):
     assert b"/Type3" not in pdf and b"DejaVuSans" in pdf
     assert not re.search(rb"/CreationDate|/Producer|/Creator", pdf)
     width = int.from_bytes((figures / "07_bars.png").read_bytes()[16:20], "big")
-    assert width == round(220 * figure.get_figwidth())  # as wide as it was drawn, in the resolution of the house
+    assert width == round(
+        220 * figure.get_figwidth())  # as wide as it was drawn, in the resolution of the house
 
 
 def test_a_heavy_picture_is_stored_with_fewer_colours(figures, monkeypatch):
@@ -126,7 +136,8 @@ def test_a_heavy_picture_is_stored_with_fewer_colours(figures, monkeypatch):
     light, heavy = (figures / f"07_{name}.png" for name in ("light", "heavy"))
     with Image.open(light) as full, Image.open(heavy) as fewer:
         assert (full.mode, fewer.mode) == ("RGBA", "P") and full.size == fewer.size
-        apart = np.abs(np.asarray(full.convert("RGB")).astype(int) - np.asarray(fewer.convert("RGB")))
+        apart = np.abs(
+            np.asarray(full.convert("RGB")).astype(int) - np.asarray(fewer.convert("RGB")))
     assert 0 < apart.mean() < 2 and heavy.stat().st_size < light.stat().st_size
 
 
@@ -159,9 +170,11 @@ def test_pictures_are_shown_under_their_titles(kind):
 
 
 def test_similarities_stand_in_their_cells():
-    figure = plots.similarity(torch.tensor([[.25, -.5, 1.], [0., .125, .75]]), ["i", "j"], ["x", "y", "z"], "cosine")
+    figure = plots.similarity(torch.tensor([[.25, -.5, 1.], [0., .125, .75]]), ["i", "j"],
+                              ["x", "y", "z"], "cosine")
     axis = figure.axes[0]
-    assert [text.get_text() for text in axis.texts] == ["0.25", "-0.50", "1.00", "0.00", "0.12", "0.75"]
+    assert [text.get_text()
+            for text in axis.texts] == ["0.25", "-0.50", "1.00", "0.00", "0.12", "0.75"]
     assert ticks(axis, "x") == ["x", "y", "z"] and ticks(axis, "y") == ["i", "j"]
     assert (axis.get_title(), axis.get_xlabel(), axis.get_ylabel()) == ("cosine", "text", "image")
 
@@ -176,7 +189,8 @@ def test_a_matrix_has_the_row_before_training_and_percent():
     assert " ".join(text.get_text() for text in axis.texts) == "30 40 50 80 50 90 70 40 60 50 90"
     assert (axis.get_title(), axis.get_xlabel(), axis.get_ylabel()) == ("R", "task", "after stage")
     assert axis.collections[0].get_clim() == (0, 100)
-    named = plots.matrix(EXAMPLE, row_names=["p", "q", "r", "s"], column_names=["x", "y", "z"]).axes[0]
+    named = plots.matrix(EXAMPLE, row_names=["p", "q", "r", "s"], column_names=["x", "y",
+                                                                                "z"]).axes[0]
     assert ticks(named, "y") == ["p", "q", "r", "s"] and ticks(named, "x") == ["x", "y", "z"]
     assert not plots.matrix(np.full((12, 11), .5)).axes[0].texts  # numbers that would not fit
 
@@ -186,7 +200,8 @@ def test_a_matrix_has_the_row_before_training_and_percent():
 
 def test_bars_are_as_long_as_their_values_from_the_top():
     axis = plots.bars({"up": 1.5, "down": -2.25}, "change", "points").axes[0]
-    assert [bar.get_width() for bar in axis.patches] == [1.5, -2.25] and ticks(axis, "y") == ["up", "down"]
+    assert [bar.get_width()
+            for bar in axis.patches] == [1.5, -2.25] and ticks(axis, "y") == ["up", "down"]
     assert [text.get_text() for text in axis.texts] == ["1.50", "-2.25"] and axis.yaxis_inverted()
     assert [text.xy for text in axis.texts] == [(1.5, 0), (0, 1)]  # beside the bar, or beside zero
     assert (axis.get_title(), axis.get_xlabel()) == ("change", "points")
@@ -196,22 +211,28 @@ def test_changes_are_bars_with_their_intervals():
     rows = [("disjoint", "pets", "sit", -1., .5), ("disjoint", "cars", "sit", 2., 0.),
             ("disjoint", "cars", "finetune", -4., 1.), ("disjoint", "pets", "finetune", -3., 2.),
             ("joint", "pets", "sit", 7., 1.)]
-    figure = plots.changes(pd.DataFrame(rows, columns=["panel", "set", "method", "mean", "half_width"]), "points")
+    figure = plots.changes(
+        pd.DataFrame(rows, columns=["panel", "set", "method", "mean", "half_width"]), "points")
     left, right = figure.axes
     assert titles(figure) == ["disjoint", "joint"] and left.get_ylabel() == "points"
     assert ticks(left, "x") == ["pets", "cars"] and ticks(right, "x") == ["pets"]
-    assert [bar.get_height() for bar in left.patches] == [-3, -4, -1, 2]  # of each method in the order of the sets
+    assert [bar.get_height()
+            for bar in left.patches] == [-3, -4, -1, 2]  # of each method in the order of the sets
     assert [bar.get_height() for bar in right.patches] == [7]
     centres = [bar.get_x() + bar.get_width() / 2 for bar in left.patches]
     assert centres == pytest.approx([-.2, .8, .2, 1.2])
-    ends = [segment[:, 1].tolist() for lines in left.collections for segment in lines.get_segments()]
+    ends = [
+        segment[:, 1].tolist() for lines in left.collections for segment in lines.get_segments()
+    ]
     assert ends == [[-5, -1], [-5, -3], [-1.5, -.5], [2, 2]]
-    assert [to_hex(bar.get_facecolor()).upper() for bar in left.patches] == [FINETUNE[1]] * 2 + [SIT[1]] * 2
+    assert [to_hex(bar.get_facecolor()).upper()
+            for bar in left.patches] == [FINETUNE[1]] * 2 + [SIT[1]] * 2
     assert legend(figure) == [FINETUNE[0], SIT[0]]  # each once, though there are two panels
 
 
 def test_one_step_class_by_class_attraction_left_repulsion_right():
-    rows = [("b", False, "finetune", 0., 2.), ("a", True, "finetune", 3., 1.), ("a", True, "sit", 4., .5)]
+    rows = [("b", False, "finetune", 0., 2.), ("a", True, "finetune", 3., 1.),
+            ("a", True, "sit", 4., .5)]
     table = pd.DataFrame(rows, columns=["class", "present", "method", "attraction", "repulsion"])
     figure = plots.anatomy(table, "step")
     finetune, sit = figure.axes
@@ -219,9 +240,13 @@ def test_one_step_class_by_class_attraction_left_repulsion_right():
     assert ticks(finetune, "y") == ["a", "b"]  # what is in the batch stands above
     assert [bar.get_width() for bar in finetune.patches] == [-3, 0, 1, 2]
     widths = [bar.get_width() for bar in sit.patches]
-    assert widths[::2] == [-4, .5] and all(math.isnan(width) for width in widths[1::2])  # b is not in the loss
-    assert finetune.get_ylim()[0] > finetune.get_ylim()[1] and legend(figure) == ["attraction", "repulsion"]
-    assert .5 in [line.get_ydata()[0] for line in finetune.lines]  # between the present and the absent
+    assert widths[::2] == [-4, .5] and all(math.isnan(width)
+                                           for width in widths[1::2])  # b is not in the loss
+    assert finetune.get_ylim()[0] > finetune.get_ylim()[1] and legend(figure) == [
+        "attraction", "repulsion"
+    ]
+    assert .5 in [line.get_ydata()[0]
+                  for line in finetune.lines]  # between the present and the absent
 
 
 # ---- curves over the stream
@@ -230,19 +255,24 @@ def test_one_step_class_by_class_attraction_left_repulsion_right():
 def test_bands_are_means_over_seeds_with_each_seed_thin():
     rows = [("p", "sit", seed, images, part, scale * (images + seed)) for seed in (0, 1)
             for images in (0, 10 + 10 * seed) for part, scale in (("sum", 1.), ("attraction", 2.))]
-    rows += [("q", "sit", 0, images, part, 7.) for images in (0, 10) for part in ("sum", "attraction")]
+    rows += [("q", "sit", 0, images, part, 7.) for images in (0, 10)
+             for part in ("sum", "attraction")]
     table = pd.DataFrame(rows, columns=["panel", "method", "seed", "images_seen", "part", "value"])
     figure = plots.bands(table, "push", zero=True)
     left, right = figure.axes
     bold = [line for line in left.lines if line.get_lw() == 1.5]
     thin = [line for line in left.lines if line.get_lw() == .4]
-    assert [(points(line)[0], points(line)[-1]) for line in bold] == [([0, .5], [10, 10.5]), ([0, 1], [10, 21])]
-    assert [len(line.get_xdata()) for line in bold] == [40, 40] and [look(line) for line in bold] == [
-        (SIT[1], False), (SIT[1], True)]
-    assert [points(line) for line in thin] == [[[0, 0], [10, 10]], [[0, 1], [20, 21]], [[0, 0], [10, 20]],
-                                               [[0, 2], [20, 42]]]
-    assert [line.get_lw() for line in right.lines] == [1.5, 1.5, .6]  # one seed has no thin line; and zero
-    assert legend(figure) == [f"{SIT[0]}, sum", f"{SIT[0]}, attraction"] and titles(figure) == ["p", "q"]
+    assert [(points(line)[0], points(line)[-1]) for line in bold] == [([0, .5], [10, 10.5]),
+                                                                      ([0, 1], [10, 21])]
+    assert [len(line.get_xdata())
+            for line in bold] == [40, 40] and [look(line) for line in bold] == [(SIT[1], False),
+                                                                                (SIT[1], True)]
+    assert [points(line) for line in thin] == [[[0, 0], [10, 10]], [[0, 1], [20, 21]],
+                                               [[0, 0], [10, 20]], [[0, 2], [20, 42]]]
+    assert [line.get_lw() for line in right.lines] == [1.5, 1.5,
+                                                       .6]  # one seed has no thin line; and zero
+    assert legend(figure) == [f"{SIT[0]}, sum", f"{SIT[0]}, attraction"
+                              ] and titles(figure) == ["p", "q"]
     assert (left.get_ylabel(), right.get_xlabel()) == ("push", "images of the stream seen")
     plain = plots.bands(table[table.part == "sum"].drop(columns="part"))
     assert legend(plain) == [SIT[0]] and len(plain.axes[1].lines) == 1
@@ -257,7 +287,8 @@ def test_arrivals_are_shares_of_classes_among_the_images_in_time():
             for path in (area.get_paths()[0].vertices for area in axis.collections)]
     assert tops == [[50, 25], [75, 25], [100, 100]]  # 3: 2 of 4, then 1 of 4; 5: 1; 4: 1, then 3
     assert [line.get_xdata()[0] for line in axis.lines] == [4]  # the end of stage 1
-    assert axis.get_title() == "blurred" and axis.get_xlabel() == "images of the stream" and axis.get_xlim() == (0, 8)
+    assert axis.get_title() == "blurred" and axis.get_xlabel(
+    ) == "images of the stream" and axis.get_xlim() == (0, 8)
     colours = [tuple(area.get_facecolor()[0]) for area in axis.collections]
     assert colours[0] == colours[1] != colours[2]  # by home stage
 
@@ -266,20 +297,26 @@ def test_arrivals_are_shares_of_classes_among_the_images_in_time():
 
 
 def test_a_trade_has_a_cross_per_method_and_frozen_clip_as_lines():
-    rows = [("lora", "frozen", 50., 0., 60., 0.), ("lora", "sit", 70., 2., 55., 3.), ("lora", "er", 65., 1., 40., .5),
-            ("full", "finetune", 30., 4., 20., 5.)]
+    rows = [("lora", "frozen", 50., 0., 60., 0.), ("lora", "sit", 70., 2., 55., 3.),
+            ("lora", "er", 65., 1., 40., .5), ("full", "finetune", 30., 4., 20., 5.)]
     table = pd.DataFrame(rows, columns=["panel", "label", "x", "x_half", "y", "y_half"])
     figure = plots.trade(table, "A_auc, %", "concepts, %")
     left, right = figure.axes
     vertical, horizontal = left.lines[:2]
-    assert set(vertical.get_xdata()) == {50} and set(horizontal.get_ydata()) == {60} and vertical.get_linestyle() == ":"
-    crosses = [(points(c.lines[0]), [bar.get_segments()[0].tolist() for bar in c.lines[2]]) for c in left.containers]
+    assert set(vertical.get_xdata()) == {50} and set(
+        horizontal.get_ydata()) == {60} and vertical.get_linestyle() == ":"
+    crosses = [(points(c.lines[0]), [bar.get_segments()[0].tolist() for bar in c.lines[2]])
+               for c in left.containers]
     assert crosses == [([[70, 55]], [[[68, 55], [72, 55]], [[70, 52], [70, 58]]]),
                        ([[65, 40]], [[[64, 40], [66, 40]], [[65, 39.5], [65, 40.5]]])]
-    assert [c.lines[0].get_marker() for c in left.containers] == ["o", "s"]  # as their dashes: SIT none, ER long
+    assert [c.lines[0].get_marker()
+            for c in left.containers] == ["o", "s"]  # as their dashes: SIT none, ER long
     assert points(right.containers[0].lines[0]) == [[30, 20]] and len(right.lines) == 1
-    assert sorted(legend(figure)) == sorted(plots.METHODS[name][0] for name in ("frozen", "sit", "er", "finetune"))
-    assert (left.get_xlabel(), left.get_ylabel(), titles(figure)) == ("A_auc, %", "concepts, %", ["lora", "full"])
+    assert sorted(legend(figure)) == sorted(
+        plots.METHODS[name][0] for name in ("frozen", "sit", "er", "finetune"))
+    assert (left.get_xlabel(), left.get_ylabel(), titles(figure)) == ("A_auc, %", "concepts, %", [
+        "lora", "full"
+    ])
 
 
 def test_methods_of_one_colour_can_be_told_apart():
@@ -297,10 +334,14 @@ def test_every_method_has_its_name_and_colour():
 
 
 SIGHT = {  # linear RGB as a dichromat sees it: Machado et al. 2009, doi 10.1109/TVCG.2009.113, severity 1
-    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-    "protan": [[.152286, 1.052583, -.204868], [.114503, .786281, .099216], [-.003882, -.048116, 1.051998]],
-    "deutan": [[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.011820, .042940, .968881]],
-    "tritan": [[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .303900]]}
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]], "protan": [[.152286, 1.052583, -.204868],
+                                                            [.114503, .786281, .099216],
+                                                            [-.003882, -.048116, 1.051998]],
+    "deutan": [[.367322, .860646, -.227968], [.280085, .672501, .047413],
+               [-.011820, .042940, .968881]], "tritan": [[1.255528, -.076749, -.178779],
+                                                         [-.078411, .930809, .147602],
+                                                         [.004733, .691367, .303900]]
+}
 
 
 def lab(colour: str, sight: list) -> np.ndarray:
@@ -316,7 +357,8 @@ def lab(colour: str, sight: list) -> np.ndarray:
 @pytest.mark.parametrize("sight", SIGHT)
 def test_colours_can_be_told_apart_by_colour_blind_readers(sight):
     """A difference of 10 is plain to see; of 2.3, just noticeable."""
-    assert np.linalg.norm(lab("#000000", SIGHT[sight]) - lab("#ffffff", SIGHT[sight])) == pytest.approx(100, abs=.1)
+    assert np.linalg.norm(lab("#000000", SIGHT[sight])
+                          - lab("#ffffff", SIGHT[sight])) == pytest.approx(100, abs=.1)
     colours = {colour for _, colour, _ in plots.LOOKS.values()}
     seen = {colour: lab(colour, SIGHT[sight]) for colour in colours}
     assert min(np.linalg.norm(seen[a] - seen[b]) for a, b in combinations(seen, 2)) > 15
@@ -328,12 +370,16 @@ def test_methods_stand_in_the_same_order_everywhere():
 
 
 def test_a_series_has_a_line_per_method_over_a_setting():
-    rows = [("end", "sit", 50., 3., .5), ("end", "sit", 0., 1., .25), ("end", "finetune", 0., 4., 0.),
-            ("end", "finetune", 50., 5., 1.), ("start", "sit", 0., 9., 0.), ("start", "sit", 50., 8., 0.)]
-    figure = plots.series(pd.DataFrame(rows, columns=["panel", "method", "x", "mean", "half_width"]), "N, %", "%")
+    rows = [("end", "sit", 50., 3., .5), ("end", "sit", 0., 1., .25),
+            ("end", "finetune", 0., 4., 0.), ("end", "finetune", 50., 5., 1.),
+            ("start", "sit", 0., 9., 0.), ("start", "sit", 50., 8., 0.)]
+    figure = plots.series(
+        pd.DataFrame(rows, columns=["panel", "method", "x", "mean", "half_width"]), "N, %", "%")
     left, right = figure.axes
-    assert [points(c.lines[0]) for c in left.containers] == [[[-.5, 4], [49.5, 5]], [[0, 1], [50, 3]]]  # side by side
-    bars = [[segment[:, 1].tolist() for segment in c.lines[2][0].get_segments()] for c in left.containers]
+    assert [points(c.lines[0]) for c in left.containers] == [[[-.5, 4], [49.5, 5]],
+                                                             [[0, 1], [50, 3]]]  # side by side
+    bars = [[segment[:, 1].tolist() for segment in c.lines[2][0].get_segments()]
+            for c in left.containers]
     assert bars == [[[4, 4], [4, 6]], [[.75, 1.25], [2.5, 3.5]]]
     assert [look(c.lines[0]) for c in left.containers] == [(FINETUNE[1], True), (SIT[1], False)]
     assert right.containers[0].lines[0].get_ydata().tolist() == [9, 8]
@@ -342,19 +388,23 @@ def test_a_series_has_a_line_per_method_over_a_setting():
 
 
 def test_blocks_have_a_dot_per_run_and_a_bar_at_the_mean():
-    rows = [("image tower", block, method, seed, base + value + seed) for method, base in (("sit", 10), ("finetune", 0))
+    rows = [("image tower", block, method, seed, base + value + seed)
+            for method, base in (("sit", 10), ("finetune", 0))
             for block, value in (("10", 3), ("2", 1), ("outside", 5)) for seed in (0, 1)]
-    figure = plots.by_block(pd.DataFrame(rows, columns=["panel", "block", "method", "seed", "value"]), "norm")
+    figure = plots.by_block(
+        pd.DataFrame(rows, columns=["panel", "block", "method", "seed", "value"]), "norm")
     axis = figure.axes[0]
     assert ticks(axis, "x") == ["2", "10", "outside"]  # by number
     dots, bars = axis.lines[::2], axis.lines[1::2]
-    assert [points(line) for line in dots[:3]] == [[[-.15, 1], [-.15, 2]], [[.85, 3], [.85, 4]], [[1.85, 5], [1.85, 6]]]
+    assert [points(line) for line in dots[:3]] == [[[-.15, 1], [-.15, 2]], [[.85, 3], [.85, 4]],
+                                                   [[1.85, 5], [1.85, 6]]]
     assert [set(line.get_ydata()) for line in bars] == [{1.5}, {3.5}, {5.5}, {11.5}, {13.5}, {15.5}]
     assert legend(figure) == [FINETUNE[0], SIT[0]] and axis.get_ylabel() == "norm"
 
 
 def test_a_scatter_has_a_panel_per_method():
-    table = pd.DataFrame({"method": ["sit", "finetune", "sit"], "parted": [.1, .2, .3], "change": [-1., -2., -3.]})
+    table = pd.DataFrame(
+        {"method": ["sit", "finetune", "sit"], "parted": [.1, .2, .3], "change": [-1., -2., -3.]})
     figure = plots.scatter(table, "parted", "change", "parted, cos", "points")
     assert titles(figure) == [FINETUNE[0], SIT[0]]
     assert [points(axis.lines[0]) for axis in figure.axes] == [[[.2, -2]], [[.1, -1], [.3, -3]]]
@@ -367,29 +417,34 @@ def test_a_scatter_has_a_panel_per_method():
 def test_looking_at_finished_runs_needs_no_open_clip():
     program = (
         "import sys; from clstudy import plots; from clstudy.analysis import gradients, tables; from clstudy.runs import run; "
-        "print([name for name in ('open_clip', 'torchvision', 'peft') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
-                          cwd=paths.REPOSITORY)
+        "print([name for name in ('open_clip', 'torchvision', 'peft') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          check=True, cwd=paths.REPOSITORY)
     assert done.stdout.strip() == "[]"
 
 
 def test_a_ranking_has_a_block_per_board_and_a_panel_per_column():
     rows = [("b1", "A", "lora", "sit", 60., 2., True), ("b1", "A", "", "frozen", 55., 1., False),
-            ("b1", "A", "weight 2", "er", 70., math.nan, False), ("b2", "A", "full", "sit", 40., 3., True)]
+            ("b1", "A", "weight 2", "er", 70., math.nan, False),
+            ("b2", "A", "full", "sit", 40., 3., True)]
     rows += [(board, "Z", *rest[:2], 10., 1., False) for board, _, *rest in rows]
-    table = pd.DataFrame(rows, columns=["board", "column", "label", "look", "mean", "half_width", "first"])
+    table = pd.DataFrame(
+        rows, columns=["board", "column", "label", "look", "mean", "half_width", "first"])
     figure = plots.ranking(table, {"A": "A, %"})
     one, two, below, _ = figure.axes
-    assert (one.get_title(loc="left"), below.get_title(loc="left"), two.get_title(loc="left")) == ("b1", "b2", "")
+    assert (one.get_title(loc="left"), below.get_title(loc="left"),
+            two.get_title(loc="left")) == ("b1", "b2", "")
     assert (one.get_xlabel(), two.get_xlabel()) == ("A, %", "Z")
-    assert ticks(one, "y") == [f"{SIT[0]}, lora", plots.METHODS["frozen"][0], "ER, weight 2"] and one.yaxis_inverted()
+    assert ticks(one, "y") == [f"{SIT[0]}, lora", plots.METHODS["frozen"][0], "ER, weight 2"
+                               ] and one.yaxis_inverted()
     dots = [container.lines[0] for container in one.containers]
     assert [points(dot) for dot in dots] == [[[60, 0]], [[55, 1]], [[70, 2]]]
-    assert [dot.get_marker() for dot in dots] == ["o", "^", "x"]  # one seed: no interval and no place
+    assert [dot.get_marker() for dot in dots] == ["o", "^",
+                                                  "x"]  # one seed: no interval and no place
     assert [to_hex(dot.get_markerfacecolor()).upper() for dot in dots[:2]] == [SIT[1], "#FFFFFF"]
-    bars = [[segment[:, 0].tolist() for lines in container.lines[2] for segment in lines.get_segments()]
-            for container in one.containers]
+    bars = [[
+        segment[:, 0].tolist() for lines in container.lines[2] for segment in lines.get_segments()
+    ] for container in one.containers]
     assert bars == [[[58, 62]], [[54, 56]], []]
     assert [line.get_xdata()[0] for line in one.lines if line.get_linestyle() == ":"] == [55]
 
@@ -398,21 +453,26 @@ def test_clouds_have_two_panels_in_a_row_with_axes_of_their_own():
     rows = [(panel, "sit", 1. + i, .5, 60., 2.) for i, panel in enumerate(("p", "q", "r"))]
     rows += [("p", "frozen", math.nan, 0., 55., 1.), ("q", "frozen", 9., 0., 50., 0.),
              ("r", "er", math.nan, 0., 1., 0.)]
-    figure = plots.clouds(pd.DataFrame(rows, columns=["panel", "label", "x", "x_half", "y", "y_half"]), "x", "y")
+    figure = plots.clouds(
+        pd.DataFrame(rows, columns=["panel", "label", "x", "x_half", "y", "y_half"]), "x", "y")
     assert titles(figure) == ["p", "q", "r", ""] and not figure.axes[3].axison
     p, q, r = figure.axes[:3]
-    assert [points(axis.containers[0].lines[0]) for axis in (p, q, r)] == [[[1, 60]], [[2, 60]], [[3, 60]]]
+    assert [points(axis.containers[0].lines[0]) for axis in (p, q, r)] == [[[1, 60]], [[2, 60]],
+                                                                           [[3, 60]]]
     assert len(r.containers) == 1 and not r.get_shared_x_axes().joined(p, r)
     assert [line.get_ydata()[0] for line in p.lines if line.get_linestyle() == ":"] == [55]
-    assert [line.get_xdata()[0] for line in q.lines if line.get_linestyle() == ":"] == [0, 9]  # across, and upright
+    assert [line.get_xdata()[0] for line in q.lines
+            if line.get_linestyle() == ":"] == [0, 9]  # across, and upright
     assert legend(figure) == [plots.METHODS["frozen"][0], SIT[0]]
-    assert len(plots.clouds(pd.DataFrame(rows[:1], columns=["panel", "label", "x", "x_half", "y", "y_half"]), "x",
-                            "y").axes) == 1
+    assert len(
+        plots.clouds(
+            pd.DataFrame(rows[:1], columns=["panel", "label", "x", "x_half", "y", "y_half"]), "x",
+            "y").axes) == 1
 
 
 def test_a_frontier_is_a_line_per_method_in_order_of_its_weights():
-    rows = [("random", 8., 50., 1., 60., 2.), ("random", .5, 70., 0., 40., 0.), ("finetune", 0., 75., 0., 30., 0.),
-            ("frozen", 0., 45., 0., 62., 0.)]
+    rows = [("random", 8., 50., 1., 60., 2.), ("random", .5, 70., 0., 40., 0.),
+            ("finetune", 0., 75., 0., 30., 0.), ("frozen", 0., 45., 0., 62., 0.)]
     table = pd.DataFrame(rows, columns=["label", "weight", "x", "x_half", "y", "y_half"])
     figure = plots.frontier(table, "UT", "ZS")
     (axis,) = figure.axes
@@ -420,13 +480,15 @@ def test_a_frontier_is_a_line_per_method_in_order_of_its_weights():
     assert [note.get_text() for note in axis.texts] == ["0.5", "8"]  # a single point has none
     dotted = [found for found in axis.lines if found.get_linestyle() == ":"]
     assert [set(dotted[0].get_xdata()), set(dotted[1].get_ydata())] == [{45}, {62}]
-    assert sorted(legend(figure)) == sorted(plots.LOOKS[name][0] for name in ("random", "finetune", "frozen"))
+    assert sorted(legend(figure)) == sorted(
+        plots.LOOKS[name][0] for name in ("random", "finetune", "frozen"))
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("UT", "ZS")
 
 
 def test_settings_on_a_logarithmic_axis_are_written_at_their_places():
-    table = pd.DataFrame([{"panel": "texts", "method": "UT-Acc", "x": x, "mean": 2. * x, "half_width": 1.}
-                          for x in (10, 100, 400)])
+    table = pd.DataFrame(
+        [{"panel": "texts", "method": "UT-Acc", "x": x, "mean": 2. * x, "half_width": 1.}
+         for x in (10, 100, 400)])
     figure = plots.series(table, "how many", "%", logx=True)
     (axis,) = figure.axes
     assert axis.get_xscale() == "log" and ticks(axis, "x") == ["10", "100", "400"]
@@ -457,34 +519,44 @@ def test_a_figure_drawn_and_saved_twice_is_the_same_file(figures, monkeypatch, t
     saved = []
     for day in ("0", "86400"):
         monkeypatch.setenv("SOURCE_DATE_EPOCH", day)  # a date in a file would be this one
-        plots.save(plots.stream_curves(over_stream({"sit": runs}), hue="label"), "07_curves", runs, "A curve.")
+        plots.save(plots.stream_curves(over_stream({"sit": runs}), hue="label"), "07_curves", runs,
+                   "A curve.")
         saved.append({path.name: path.read_bytes() for path in figures.iterdir()})
     assert saved[0] == saved[1] and len(saved[0]) == 3
-    plots.save(plots.stream_curves(over_stream({"finetune": runs}), hue="label"), "07_curves", runs, "A curve.")
+    plots.save(plots.stream_curves(over_stream({"finetune": runs}), hue="label"), "07_curves", runs,
+               "A curve.")
     assert (figures / "07_curves.png").read_bytes() != saved[0]["07_curves.png"]
 
 
 def test_matrices_are_means_over_runs_on_one_scale(tmp_path):
     def run(name, share, without=()):
-        return make(tmp_path / name, [row(stage, f"task {task}", "all", share * stage / task) for stage in range(3)
-                                      for task in (1, 2) if (stage, task) not in without])
+        return make(tmp_path / name, [
+            row(stage, f"task {task}", "all", share * stage / task) for stage in range(3)
+            for task in (1, 2) if (stage, task) not in without
+        ])
 
     groups = {"sit": [run("a", .1), run("b", .3, without=[(2, 2)])], "mine": [run("c", .4)]}
     figure = plots.accuracy_matrices(matrices(groups))
     sit, mine, bar = figure.axes
     assert titles(figure)[:2] == [SIT[0], "mine"]
-    assert np.allclose(sit.collections[0].get_array(), [[0, 0], [20, 10], [40, 10]])  # NaN is left out
+    assert np.allclose(sit.collections[0].get_array(),
+                       [[0, 0], [20, 10], [40, 10]])  # NaN is left out
     assert np.allclose(mine.collections[0].get_array(), [[0, 0], [40, 20], [80, 40]])
     assert sit.collections[0].get_clim() == mine.collections[0].get_clim() == (0, 80)
-    assert bar.get_ylabel() == "accuracy, %" and (sit.get_ylabel(), mine.get_ylabel()) == ("after stage", "")
+    assert bar.get_ylabel() == "accuracy, %" and (sit.get_ylabel(),
+                                                  mine.get_ylabel()) == ("after stage", "")
 
 
 def test_losses_have_a_line_per_term_and_the_ends_of_stages(tmp_path):
     steps = [{"stage": stage, "images_seen": 8, "step": step, "term": term, "value": value}
-             for stage, step, term, value in ((1, 0, "task", 2.), (1, 0, "distil", .5), (1, 1, "task", 1.),
-                                              (1, 1, "distil", .75), (2, 2, "task", 3.), (2, 2, "distil", .25))]
+             for stage, step, term, value in ((1, 0, "task", 2.), (1, 0, "distil", .5),
+                                              (1, 1, "task", 1.), (1, 1, "distil", .75),
+                                              (2, 2, "task", 3.), (2, 2, "distil", .25))]
     axis = plots.loss_curves(losses({"finetune": [make(tmp_path / "a", steps=steps)]})).axes[0]
-    drawn = {line.get_label(): points(line) for line in axis.lines if not line.get_label().startswith("_")}
+    drawn = {
+        line.get_label(): points(line) for line in axis.lines
+        if not line.get_label().startswith("_")
+    }
     assert drawn == {"asymmetric: task": [[0, 2], [1, 1], [2, 3]],
                      "asymmetric: distil": [[0, .5], [1, .75], [2, .25]]}
     assert [line.get_xdata()[0] for line in axis.lines if line.get_label().startswith("_")] == [1]

@@ -20,7 +20,8 @@ S = torch.tensor(7.0, dtype=torch.float64)
 
 
 def unit(count: int, seed: int, dim: int = 6) -> torch.Tensor:
-    features = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    features = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed),
+                           dtype=torch.float64)
     return F.normalize(features, dim=-1)
 
 
@@ -44,7 +45,8 @@ def closed(f: torch.Tensor, t: torch.Tensor, target: list[int]) -> torch.Tensor:
 
 
 def closed_double(f: torch.Tensor, t: torch.Tensor, target: list[int]) -> torch.Tensor:
-    """(s/B) p_ik [(q_ik − 1[y_i = k]) − Σ_j (q_ij − 1[y_i = j]) p_ij] with q = softmax(p): released code of SIT."""
+    """(s/B) p_ik [(q_ik − 1[y_i = k]) − Σ_j (q_ij − 1[y_i = j]) p_ij] with q = softmax(p): released
+    code of SIT."""
     c = torch.zeros(len(f), len(t), dtype=torch.float64)
     for i in range(len(f)):
         e = [math.exp(float(S) * float(f[i] @ t[k])) for k in range(len(t))]
@@ -71,7 +73,8 @@ SIZES = {"few": (5, 4), "more images than dimensions": (9, 4), "more texts than 
 def test_pulls_of_the_matching_loss_are_its_closed_form(size, double):
     images, texts = SIZES[size]
     f, t, target = unit(images, 0), unit(texts, 1), [i * i % texts for i in range(images)]
-    grads = both_gradients(lambda f, t: match(f, t, S, torch.tensor(target), double_softmax=double), f, t)
+    grads = both_gradients(lambda f, t: match(f, t, S, torch.tensor(target), double_softmax=double),
+                           f, t)
     found, unexplained = pulls(f, t, *grads)
     assert found.dtype == torch.float64 and unexplained < 1e-9
     assert close(found, (closed_double if double else closed)(f, t, target))
@@ -83,7 +86,8 @@ def test_one_gradient_is_enough_where_the_other_side_has_fewer_rows_than_dimensi
     images, texts = SIZES[size]
     f, t, target = unit(images, 0), unit(texts, 1), [i * i % texts for i in range(images)]
     on_image, on_text = both_gradients(lambda f, t: match(f, t, S, torch.tensor(target)), f, t)
-    found, unexplained = pulls(f, t, on_image, None) if given == "image" else pulls(f, t, None, on_text)
+    found, unexplained = pulls(f, t, on_image, None) if given == "image" else pulls(
+        f, t, None, on_text)
     assert close(found, closed(f, t, target)) and unexplained < 1e-9
 
 
@@ -93,7 +97,8 @@ def test_with_more_of_both_than_dimensions_pulls_are_the_smallest_that_explain_t
     found, unexplained = pulls(f, t, on_image, on_text)
     assert unexplained < 1e-9 and close(found @ t, on_image) and close(found.T @ f, on_text)
     whole = closed(f, t, target)
-    none_f = torch.eye(9, dtype=f.dtype) - f @ torch.linalg.pinv(f)  # directions that no feature has
+    none_f = torch.eye(9,
+                       dtype=f.dtype) - f @ torch.linalg.pinv(f)  # directions that no feature has
     none_t = torch.eye(8, dtype=f.dtype) - t @ torch.linalg.pinv(t)
     assert close(found, whole - none_f @ whole @ none_t)
     assert not close(found, whole, 1e-2)  # so it is not the closed form there
@@ -123,8 +128,10 @@ def test_pulls_of_a_distillation_are_its_gradient_on_the_similarities():
 
 def test_what_is_no_function_of_similarities_is_left_unexplained():
     f, t, start, target = unit(5, 0), unit(4, 1), unit(5, 4), torch.tensor([0, 2, 1, 1, 3])
-    drift = {"features": lambda f, t: ((f - start)**2).sum(), "texts": lambda f, t: ((t - start[:4])**2).sum(),
-             "along": lambda f, t: (f @ start[0]).sum()}
+    drift = {
+        "features": lambda f, t: ((f - start)**2).sum(), "texts": lambda f, t:
+        ((t - start[:4])**2).sum(), "along": lambda f, t: (f @ start[0]).sum()
+    }
     for other in drift.values():
         assert pulls(f, t, *both_gradients(other, f, t))[1] > 0.3
         mixed = both_gradients(lambda f, t, other=other: match(f, t, S, target) + other(f, t), f, t)
@@ -143,7 +150,8 @@ def test_no_gradient_at_all_is_explained():
 LABELS = ("dog", "cat", "dog", "fox", "cat")
 OFFERED = ("cat", "owl", "dog", "fox", "bee")  # owl and bee are absent
 TARGET = [2, 0, 2, 3, 0]
-MEANS = {name: unit(1, seed)[0] for seed, name in enumerate(("cat", "dog", "owl", "fox"), 10)}  # none of bee
+MEANS = {name: unit(1, seed)[0]
+         for seed, name in enumerate(("cat", "dog", "owl", "fox"), 10)}  # none of bee
 STARTS = {name: unit(1, seed)[0] for seed, name in enumerate(("cat", "dog", "owl"), 20)}
 
 
@@ -170,7 +178,9 @@ def t():
 
 def test_every_column_of_classes_against_a_double_loop(f, t):
     table, c = looked(f, t), closed(f, t, TARGET)
-    assert list(table.index) == list(OFFERED) and (table.term == "task").all() and (table.unexplained < 1e-9).all()
+    assert list(table.index) == list(OFFERED) and (table.term
+                                                   == "task").all() and (table.unexplained
+                                                                         < 1e-9).all()
 
     def along(g, at):
         return g - float(g @ at) * at
@@ -187,7 +197,8 @@ def test_every_column_of_classes_against_a_double_loop(f, t):
         assert row.gradient == pytest.approx(float((pull + push).norm()), rel=1e-7)
         assert row.attraction == pytest.approx(float(pull.norm()), rel=1e-7)
         assert row.repulsion == pytest.approx(float(push.norm()), rel=1e-7)
-        for column, part in (("push", pull + push), ("push attraction", pull), ("push repulsion", push)):
+        for column, part in (("push", pull + push), ("push attraction", pull), ("push repulsion",
+                                                                                push)):
             expected = -float(along(part, t[k]) @ MEANS[name]) if name in MEANS else float("nan")
             assert row[column] == pytest.approx(expected, rel=1e-6, nan_ok=True)
         mine = [i for i in range(5) if LABELS[i] == name]
@@ -198,7 +209,8 @@ def test_every_column_of_classes_against_a_double_loop(f, t):
             parts = {column: torch.zeros(6).double() for column in sums}
             for m in range(5):
                 parts["image gradient"] += c[i, m] * t[m]
-                sign = "attraction" if c[i, m] < 0 else f"repulsion {'present' if OFFERED[m] in LABELS else 'absent'}"
+                sign = "attraction" if c[
+                    i, m] < 0 else f"repulsion {'present' if OFFERED[m] in LABELS else 'absent'}"
                 parts[f"image {sign}"] += c[i, m] * t[m]
             for column, part in parts.items():
                 sums[column].append(float(part.norm()))
@@ -229,7 +241,10 @@ def test_gradients_on_texts_and_images_are_the_finite_differences_of_the_loss(f,
         expected = difference(lambda t: matched(f, t), t, k).norm()
         assert table.gradient[name] == pytest.approx(float(expected), rel=1e-6)
     for name in set(LABELS):
-        norms = [float(difference(lambda f: matched(f, t), f, i).norm()) for i in range(5) if LABELS[i] == name]
+        norms = [
+            float(difference(lambda f: matched(f, t), f, i).norm()) for i in range(5)
+            if LABELS[i] == name
+        ]
         assert table["image gradient"][name] == pytest.approx(np.mean(norms), rel=1e-6)
 
 
@@ -239,11 +254,14 @@ def test_push_is_what_a_small_step_adds_to_the_similarity_with_the_own_images(f,
     epsilon = 1e-5
     for k, name in enumerate(OFFERED):
         if name in MEANS:  # absent owl as well as present classes
-            ends = [F.normalize(t[k] - sign * epsilon * (on_text[k] - on_text[k] @ t[k] * t[k]), dim=0)
-                    for sign in (1, -1)]
+            ends = [
+                F.normalize(t[k] - sign * epsilon * (on_text[k] - on_text[k] @ t[k] * t[k]), dim=0)
+                for sign in (1, -1)
+            ]
             expected = float((ends[0] - ends[1]) @ MEANS[name]) / (2 * epsilon)
             assert table.push[name] == pytest.approx(expected, rel=1e-6)
-            assert table.push[name] == pytest.approx(table["push attraction"][name] + table["push repulsion"][name])
+            assert table.push[name] == pytest.approx(table["push attraction"][name]
+                                                     + table["push repulsion"][name])
     for name in ("cat", "dog"):
         steps = []
         for i in [i for i in range(5) if LABELS[i] == name]:
@@ -253,10 +271,13 @@ def test_push_is_what_a_small_step_adds_to_the_similarity_with_the_own_images(f,
 
 
 def test_an_absent_class_is_pushed_away_from_images_like_its_own(f, t, monkeypatch):
-    monkeypatch.setitem(MEANS, "owl", F.normalize(f.sum(0), dim=0))  # it looks like what is in the batch
-    t[1] = F.normalize(t[1] - (t[1] @ MEANS["owl"]) * MEANS["owl"], dim=0)  # and is at a right angle to that
+    monkeypatch.setitem(MEANS, "owl", F.normalize(f.sum(0),
+                                                  dim=0))  # it looks like what is in the batch
+    t[1] = F.normalize(t[1] - (t[1] @ MEANS["owl"]) * MEANS["owl"],
+                       dim=0)  # and is at a right angle to that
     row = looked(f, t).loc["owl"]
-    assert row.push < 0 and row["push repulsion"] == row.push and row.attraction == row["push attraction"] == 0
+    assert row.push < 0 and row[
+        "push repulsion"] == row.push and row.attraction == row["push attraction"] == 0
 
 
 def test_text_and_images_that_go_opposite_ways_or_together():
@@ -282,7 +303,8 @@ def test_a_frozen_side_may_be_given_without_a_gradient(f, t):
     probe.look({"task": matched(moving, t)}, labels=LABELS, classes=OFFERED, image=moving, text=t)
     found = probe.table().set_index("class")
     columns = ["gradient", "attraction", "push", "image gradient", "image push", "meeting"]
-    assert np.allclose(found[columns].astype(float), table[columns].astype(float), rtol=1e-6, equal_nan=True)
+    assert np.allclose(found[columns].astype(float), table[columns].astype(float), rtol=1e-6,
+                       equal_nan=True)
 
 
 def test_a_class_encoded_twice_has_one_row_with_the_sum(f, t):
@@ -293,7 +315,8 @@ def test_a_class_encoded_twice_has_one_row_with_the_sum(f, t):
     probe.look({"task": matched(f, t)}, labels=LABELS, classes=names, image=f, text=t)
     table = probe.table().set_index("class")
     assert list(table.index) == ["cat", "owl", "dog", "fox"]
-    assert table.gradient["cat"] == pytest.approx(float(((c[:, 0] + c[:, 4]) @ f.detach()).norm()), rel=1e-6)
+    assert table.gradient["cat"] == pytest.approx(float(((c[:, 0] + c[:, 4]) @ f.detach()).norm()),
+                                                  rel=1e-6)
 
 
 def test_labels_may_be_tensors_or_arrays(f, t):
@@ -304,7 +327,8 @@ def test_labels_may_be_tensors_or_arrays(f, t):
     means, starts = ({numbers[name]: x for name, x in given.items()} for given in (MEANS, STARTS))
     for kind in (torch.tensor, np.array, list):
         probe = Classes(image_means=means, text_starts=starts)
-        probe.look({"task": matched(f, t)}, labels=kind(labels), classes=kind(range(5)), image=f, text=t)
+        probe.look({"task": matched(f, t)}, labels=kind(labels), classes=kind(range(5)), image=f,
+                   text=t)
         found = probe.table()
         assert found["class"].tolist() == [0, 1, 2, 3, 4]
         pd.testing.assert_frame_equal(found.drop(columns="class"), expected)
@@ -314,12 +338,14 @@ def test_heads_and_terms_of_a_look(f, t):
     f, t = leaf(f), leaf(t)
     probe, given = Classes(every=2), {"labels": LABELS, "classes": OFFERED, "image": f, "text": t}
     for step in range(4):
-        probe.look({"task": matched(f, t), "half": 0.5 * matched(f, t), "fixed": torch.tensor(1.0)}, stage=step,
-                   images_seen=10 * step, **given)
+        probe.look({"task": matched(f, t), "half": 0.5 * matched(f, t), "fixed": torch.tensor(1.0)},
+                   stage=step, images_seen=10 * step, **given)
         probe.look({}, stage=9)
     table = probe.table()
-    assert set(table.step) == {0, 2} and set(table.stage) == {0, 2} and set(table.images_seen) == {0, 20}
-    assert table.groupby(["step", "term"]).size().to_dict() == {(s, n): 5 for s in (0, 2) for n in ("half", "task")}
+    assert set(table.step) == {0, 2} and set(table.stage) == {0, 2} and set(
+        table.images_seen) == {0, 20}
+    assert table.groupby(
+        ["step", "term"]).size().to_dict() == {(s, n): 5 for s in (0, 2) for n in ("half", "task")}
     rows = table.set_index(["step", "term", "class"]).gradient
     assert np.allclose(rows[0]["half"], 0.5 * rows[0]["task"])
 
@@ -344,13 +370,15 @@ def test_features_that_do_not_fit_are_refused(f, t, change, message):
 def test_features_without_a_gradient_are_refused(f, t):
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
     with pytest.raises(ValueError, match="gradient"):
-        Classes().look({"task": weight * matched(f, t)}, labels=LABELS, classes=OFFERED, image=f, text=t)
+        Classes().look({"task": weight * matched(f, t)}, labels=LABELS, classes=OFFERED, image=f,
+                       text=t)
 
 
 # ---- classes, on a model
 
 
-def test_under_sit_absent_classes_have_no_row_and_under_finetune_they_are_only_repelled(clip, batch):
+def test_under_sit_absent_classes_have_no_row_and_under_finetune_they_are_only_repelled(
+        clip, batch):
     tables = {}
     for name in ("sit", "finetune"):
         with Classes(clip) as probe:
@@ -388,7 +416,8 @@ def test_pulls_on_a_model_are_the_gradient_on_the_similarities(clip, batch):
         probe.look({"task": match(encoded.image, encoded.text, encoded.scale, batch.target)})
     f, t = encoded.image.detach(), encoded.text.detach()
     similarity = leaf(f @ t.T)
-    c, = torch.autograd.grad(F.cross_entropy(encoded.scale.detach() * similarity, batch.target), similarity)
+    c, = torch.autograd.grad(F.cross_entropy(encoded.scale.detach() * similarity, batch.target),
+                             similarity)
     table = probe.table()
     assert np.allclose(table.gradient, (c.T @ f).norm(dim=-1), rtol=1e-4)
     assert np.allclose(table.attraction, (c.clamp(max=0).T @ f).norm(dim=-1), rtol=1e-4)
@@ -397,8 +426,8 @@ def test_pulls_on_a_model_are_the_gradient_on_the_similarities(clip, batch):
 def only(batch, labels: tuple, classes: tuple):
     """The images of some classes, with others offered."""
     rows = [i for i, label in enumerate(batch.labels) if label in labels]
-    return replace(batch, image=batch.image[rows], labels=tuple(batch.labels[i] for i in rows), index=tuple(rows),
-                   classes=classes)
+    return replace(batch, image=batch.image[rows], labels=tuple(batch.labels[i] for i in rows),
+                   index=tuple(rows), classes=classes)
 
 
 def test_several_encodings_of_a_step_are_each_terms_own(clip, batch):
@@ -409,7 +438,10 @@ def test_several_encodings_of_a_step_are_each_terms_own(clip, batch):
     def look(*parts):
         with Classes(clip) as probe:
             probe.look({f"term {n}": loss(clip, part)["task"] for n, part in enumerate(parts)})
-        return [rows.reset_index(drop=True).drop(columns="term") for _, rows in probe.table().groupby("term")]
+        return [
+            rows.reset_index(drop=True).drop(columns="term")
+            for _, rows in probe.table().groupby("term")
+        ]
 
     apart = [look(first)[0], look(second)[0]]
     for found, expected in zip(look(first, second), apart, strict=True):
@@ -430,12 +462,16 @@ def test_one_term_of_two_encodings_sums_them(clip, batch):
     with Classes(clip) as probe:
         probe.look(METHODS["finetune"]().loss(clip, batch))
     assert np.allclose(look(0).gradient, 2 * probe.table().gradient, rtol=1e-4)
-    assert np.allclose(look(0)["image gradient"], probe.table()["image gradient"], rtol=1e-4, equal_nan=True)
-    assert (look(0).unexplained < 1e-4).all() and (look(1).unexplained > 0.05).all()  # the worst of them
+    assert np.allclose(
+        look(0)["image gradient"],
+        probe.table()["image gradient"], rtol=1e-4, equal_nan=True)
+    assert (look(0).unexplained < 1e-4).all() and (look(1).unexplained
+                                                   > 0.05).all()  # the worst of them
 
 
 def test_what_is_encoded_beside_the_loss_changes_nothing(clip, batch):
-    """Without gradients (a look at a memory), or for something else (the Fisher information of all that was seen)."""
+    """Without gradients (a look at a memory), or for something else (the Fisher information of all
+    that was seen)."""
     loss, some = METHODS["finetune"]().loss, only(batch, (2,), (0, 2, 5, 1))
     with Classes(clip) as alone:
         alone.look(loss(clip, some))
@@ -449,7 +485,9 @@ def test_what_is_encoded_beside_the_loss_changes_nothing(clip, batch):
             clip.encode(batch)
         beside.look(terms)
     pd.testing.assert_frame_equal(beside.table(), alone.table())
-    assert alone.table().set_index("class").present.to_dict() == {0: False, 2: True, 5: False, 1: False}
+    assert alone.table().set_index("class").present.to_dict() == {
+        0: False, 2: True, 5: False, 1: False
+    }
 
 
 def test_no_graph_is_held_for_what_was_encoded_beside_the_loss(clip, batch):
@@ -464,7 +502,8 @@ def test_no_graph_is_held_for_what_was_encoded_beside_the_loss(clip, batch):
         held.append(weakref.ref(saved := Saved(tensor.detach())))  # an output would hold itself
         return saved
 
-    with Classes(clip) as probe, torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+    with Classes(clip) as probe, torch.autograd.graph.saved_tensors_hooks(
+            pack, lambda saved: saved.tensor):
         for _ in range(3):
             clip.encode(batch)
         assert held and not [ref for ref in held if ref() is not None]

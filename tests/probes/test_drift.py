@@ -48,13 +48,15 @@ def test_drift_against_a_plain_loop(clip, followed):
         means = []
         for k, name in enumerate(classes):
             mine = [i for i, label in enumerate(labels) if label == name]
-            mean, mean0 = sum(f[i] for i in mine) / len(mine), sum(start[0][i] for i in mine) / len(mine)
+            mean, mean0 = sum(f[i] for i in mine) / len(mine), sum(start[0][i]
+                                                                   for i in mine) / len(mine)
             row = rows[(rows.step == step) & (rows["class"] == name)].iloc[0]
             assert row.text == pytest.approx(1 - float(t[k] @ start[1][k]), abs=1e-5)
             moved = [1 - float(f[i] @ start[0][i]) for i in mine]
             assert row.image == pytest.approx(sum(moved) / len(mine), abs=1e-5)
             assert row.match == pytest.approx(float(t[k] @ mean / mean.norm()), abs=1e-5)
-            assert row["frozen match"] == pytest.approx(float(t[k] @ mean0 / mean0.norm()), abs=1e-5)
+            assert row["frozen match"] == pytest.approx(float(t[k] @ mean0 / mean0.norm()),
+                                                        abs=1e-5)
             means.append(mean / mean.norm())
         gap[step] = float((sum(means) / 3 - sum(t) / 3).norm())
         assert np.allclose(rows[rows.step == step].gap, gap[step], atol=1e-5)
@@ -80,10 +82,12 @@ def test_when_drift_is_measured(clip, followed):
                 probe.look({"task": torch.tensor(0.0)}, stage, images_seen=10 * stage + step)
             probe.look({}, stage, images_seen=100 * stage)
             probe.look({}, stage, images_seen=100 * stage + 1)
-        probe.look({"task": torch.tensor(0.0)}, 4, images_seen=400)  # step 9, as it stood at the end of stage 3
+        probe.look({"task": torch.tensor(0.0)}, 4,
+                   images_seen=400)  # step 9, as it stood at the end of stage 3
         probe.look({"task": torch.tensor(0.0)}, 4, images_seen=410)
     heads = probe.table()[["step", "stage", "images_seen"]].drop_duplicates()
-    assert heads.to_numpy().tolist() == [[0, 0, 0], [3, 1, 13], [5, 1, 100], [6, 3, 31], [9, 3, 300], [11, 4, 410]]
+    assert heads.to_numpy().tolist() == [[0, 0, 0], [3, 1, 13], [5, 1, 100], [6, 3, 31],
+                                         [9, 3, 300], [11, 4, 410]]
     assert len(probe.table()) == 3 * 6
 
 

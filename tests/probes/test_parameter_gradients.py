@@ -31,13 +31,15 @@ def test_where_a_parameter_is(name, expected):
 def two_terms(clip, batch) -> dict[str, torch.Tensor]:
     """A matching loss, and one that pulls image features to a fixed place."""
     encoded = clip.encode(batch)
-    place = F.normalize(torch.randn(encoded.image.shape, generator=torch.Generator().manual_seed(5)), dim=-1)
+    place = F.normalize(
+        torch.randn(encoded.image.shape, generator=torch.Generator().manual_seed(5)), dim=-1)
     return {"task": match(encoded.image, encoded.text, encoded.scale, batch.target),
             "drift": 0.3 * ((encoded.image - place)**2).sum() + 0.1 * encoded.text[:, 0].sum()}
 
 
 def by_hand(clip, loss) -> dict[tuple[str, str], torch.Tensor]:
-    """Gradients from a plain backward pass, grouped by the names of the toy model; as one flat vector each."""
+    """Gradients from a plain backward pass, grouped by the names of the toy model; as one flat
+    vector each."""
     clip.zero_grad()
     if loss.requires_grad:
         loss.backward(retain_graph=True)
@@ -46,7 +48,8 @@ def by_hand(clip, loss) -> dict[tuple[str, str], torch.Tensor]:
         if p.requires_grad:
             tower = ("temperature" if name == "model.logit_scale" else
                      "image" if name.startswith("model.visual.") else "text")
-            block = name.split(".resblocks.")[1].split(".")[0] if ".resblocks." in name else "outside"
+            block = name.split(".resblocks.")[1].split(
+                ".")[0] if ".resblocks." in name else "outside"
             g = torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
             for key in ((tower, block), (tower, "all")):
                 groups.setdefault(key, []).append(g)
@@ -55,7 +58,8 @@ def by_hand(clip, loss) -> dict[tuple[str, str], torch.Tensor]:
 
 
 def cos(a, b) -> float:
-    return float(F.cosine_similarity(a.double(), b.double(), dim=0)) if a.any() and b.any() else float("nan")
+    return float(F.cosine_similarity(a.double(), b.double(),
+                                     dim=0)) if a.any() and b.any() else float("nan")
 
 
 @pytest.mark.parametrize("name", TUNERS)
@@ -69,7 +73,10 @@ def test_gradients_are_those_of_a_plain_backward_pass(clip, batch, name):
         assert len(table) == 0
         return
     assert (table.step == 0).all() and (table.stage == 3).all() and (table.images_seen == 24).all()
-    expected = {term: by_hand(clip, value) for term, value in {**terms, "total": sum(terms.values())}.items()}
+    expected = {
+        term: by_hand(clip, value)
+        for term, value in {**terms, "total": sum(terms.values())}.items()
+    }
     rows = table.set_index(["term", "tower", "block"])
     assert set(rows.index) == {(term, *key) for term, groups in expected.items() for key in groups}
     for term, groups in expected.items():
@@ -78,10 +85,12 @@ def test_gradients_are_those_of_a_plain_backward_pass(clip, batch, name):
             if key[1] == "all":
                 for other in expected:
                     value = float("nan") if other == term else cos(g, expected[other][key])
-                    assert rows[f"cos {other}"][term, *key] == pytest.approx(value, abs=1e-4, nan_ok=True)
+                    assert rows[f"cos {other}"][term, *key] == pytest.approx(
+                        value, abs=1e-4, nan_ok=True)
     assert rows.norm.max() > 0 and table.previous.isna().all()
     whole = table[table.block == "all"].set_index(["term", "tower"]).norm
-    parts = (table[table.block != "all"].assign(square=lambda r: r.norm**2).groupby(["term", "tower"]).square.sum())
+    parts = (table[table.block != "all"].assign(square=lambda r: r.norm**2).groupby(
+        ["term", "tower"]).square.sum())
     assert np.allclose(whole.sort_index(), np.sqrt(parts.sort_index()), rtol=1e-5)
 
 
@@ -94,9 +103,11 @@ def test_terms_that_pull_apart_and_a_tower_without_gradient(clip, batch):
         probe.look({"a": pull, "b": -0.5 * pull, "fixed": torch.tensor(2.0)})
     rows = probe.table().set_index(["term", "tower", "block"])
     assert set(probe.table().term) == {"a", "b", "total"}  # what has no graph has no gradient
-    assert rows["cos b"]["a", "image", "all"] == pytest.approx(-1, abs=1e-5) == rows["cos a"]["b", "image", "all"]
+    assert rows["cos b"]["a", "image", "all"] == pytest.approx(
+        -1, abs=1e-5) == rows["cos a"]["b", "image", "all"]
     assert rows["cos a"]["total", "image", "all"] == pytest.approx(1, abs=1e-5)
-    assert rows.norm["total", "image", "all"] == pytest.approx(0.5 * rows.norm["a", "image", "all"], rel=1e-5)
+    assert rows.norm["total", "image", "all"] == pytest.approx(0.5 * rows.norm["a", "image", "all"],
+                                                               rel=1e-5)
     for tower in ("text", "temperature"):
         assert rows.norm["a", tower, "all"] == 0 and math.isnan(rows["cos b"]["a", tower, "all"])
     assert ("a", "temperature", "outside") in rows.index
@@ -114,7 +125,8 @@ def test_previous_and_update_of_steps(clip, batch, every):
             probe.look(terms)
             probe.look({})  # the end of a stage: no step
             grads.append(by_hand(clip, terms["task"]))
-            weights.append({n: p.detach().clone() for n, p in clip.named_parameters() if p.requires_grad})
+            weights.append(
+                {n: p.detach().clone() for n, p in clip.named_parameters() if p.requires_grad})
             terms["task"].backward()
             optimizer.step()
     table = probe.table()
@@ -127,7 +139,8 @@ def test_previous_and_update_of_steps(clip, batch, every):
             moves = [torch.cat([(now[n] - old[n]).flatten() for n in mine])
                      for old, now in zip(weights[::every], weights[every::every], strict=False)]
             for number, move in enumerate(moves, 1):
-                assert rows["update"][every * number, tower, block] == pytest.approx(float(move.norm()), rel=1e-4)
+                assert rows["update"][every * number, tower, block] == pytest.approx(
+                    float(move.norm()), rel=1e-4)
             assert math.isnan(rows["update"][0, tower, block])
             if block == "all":
                 assert math.isnan(rows["update previous"][every, tower, block])
@@ -153,7 +166,8 @@ def test_the_update_belongs_to_the_total_where_there_are_terms(clip, batch):
     table = probe.table()
     assert set(table[table["update"].notna()].term) == {"total"}
     count = sum(p.numel() for name, p in clip.tower("image") if p.requires_grad)
-    row = table[(table.step == 1) & (table.term == "total") & (table.tower == "image") & (table.block == "all")]
+    row = table[(table.step == 1) & (table.term == "total") & (table.tower == "image") &
+                (table.block == "all")]
     assert row["update"].item() == pytest.approx(0.01 * count**0.5, rel=1e-4)
 
 

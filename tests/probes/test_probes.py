@@ -1,4 +1,5 @@
-"""What all probes have in common: a look changes nothing, in a run, in a loop of one's own and on the device."""
+"""What all probes have in common: a look changes nothing, in a run, in a loop of one's own and on
+the device."""
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -32,14 +33,16 @@ def everything(model) -> list:
     """All that a look must leave as it was."""
     return [[p.detach().clone() for p in model.parameters()],
             [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-            [b.clone() for b in model.buffers()], [torch.get_rng_state()], [torch.from_numpy(np.random.get_state()[1])],
+            [b.clone() for b in model.buffers()], [torch.get_rng_state()],
+            [torch.from_numpy(np.random.get_state()[1])],
             [torch.tensor(m.training) for m in model.modules()],
             [torch.tensor(p.requires_grad) for p in model.parameters()]]
 
 
 def same(one: list, other: list) -> bool:
     return all((a is b) if a is None or b is None else torch.equal(a, b)
-               for left, right in zip(one, other, strict=True) for a, b in zip(left, right, strict=True))
+               for left, right in zip(one, other, strict=True)
+               for a, b in zip(left, right, strict=True))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -86,7 +89,8 @@ def test_nothing_stays_patched(clip, toy_cfg, error):
     except RuntimeError:
         pass
     assert [methods_of(type(owner)) for owner in owners] == before
-    assert not any(vars(owner).keys() & {"encode", "encode_image", "encode_text"} for owner in owners)
+    assert not any(
+        vars(owner).keys() & {"encode", "encode_image", "encode_text"} for owner in owners)
 
 
 def test_a_run_that_stops_leaves_nothing_patched(tiny):
@@ -106,7 +110,8 @@ def trained(config, chosen: tuple, notes: dict) -> tuple[list, list, dict]:
 def same_to_the_bit(config) -> tuple[pd.DataFrame, dict]:
     """Train without and with probes; the steps and the tables."""
     notes = {}
-    (evals, steps, weights), (evals2, steps2, weights2) = (trained(config, chosen, notes) for chosen in ((), ALL))
+    (evals, steps, weights), (evals2, steps2, weights2) = (trained(config, chosen, notes)
+                                                           for chosen in ((), ALL))
     assert evals == evals2 and steps == steps2 and len(evals)
     assert weights.keys() == weights2.keys()
     assert not [key for key, values in weights.items() if not torch.equal(values, weights2[key])]
@@ -124,8 +129,8 @@ TUNER = {name: METHODS[name].needs_tuner or "lora" for name in METHODS}
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_is_the_same_to_the_bit_with_probes(tiny, name):
-    config = tiny.replace(method=name, tuner=TUNER[name], tower=widest(TUNER[name]), eval_every=16, steps_per_batch=2,
-                      batch_size=15)
+    config = tiny.replace(method=name, tuner=TUNER[name], tower=widest(TUNER[name]), eval_every=16,
+                          steps_per_batch=2, batch_size=15)
     steps, notes = same_to_the_bit(config)
     assert set(notes) - {"method"} == {"cost", *ALL}
     for probe in ("gradients", "classes"):
@@ -137,12 +142,14 @@ def test_a_run_is_the_same_to_the_bit_with_probes(tiny, name):
             assert found.to_dict("list") == expected.to_dict("list")
             assert set(notes[probe].term) - {"total"} <= set(steps.term)
     ends = [0] if name == "frozen" else [0, 4, 8]
-    assert notes["drift"].step.drop_duplicates().tolist() == ends and len(notes["drift"]) == 6 * len(ends)
+    assert notes["drift"].step.drop_duplicates().tolist() == ends and len(
+        notes["drift"]) == 6 * len(ends)
 
 
-OTHERS = [{"tower": "image"}, {"tower": "text"}, {"precision": "bf16"}, {"optimizer": "sgd", "clip_norm": 1.0},
-          *({"tuner": name, "tower": widest(name), "lr": 1e-3} for name in TUNERS
-            if name not in ("none", *TUNER.values()))]
+OTHERS = [{"tower": "image"}, {"tower": "text"}, {"precision": "bf16"},
+          {"optimizer": "sgd",
+           "clip_norm": 1.0}, *({"tuner": name, "tower": widest(name), "lr": 1e-3}
+                                for name in TUNERS if name not in ("none", *TUNER.values()))]
 
 
 @pytest.mark.parametrize("settings", OTHERS, ids=str)
@@ -151,7 +158,9 @@ def test_other_settings_are_the_same_to_the_bit_with_probes(tiny, settings):
 
 
 def test_an_unknown_probe_is_refused_in_a_run(tiny):
-    with pytest.raises(ValueError, match="probes='drifts' is unknown. Did you mean drift.*classes, drift, gradients"):
+    with pytest.raises(
+            ValueError,
+            match="probes='drifts' is unknown. Did you mean drift.*classes, drift, gradients"):
         train(tiny, probes=["drifts"])
 
 
@@ -166,31 +175,38 @@ def test_the_references_of_a_run_are_its_first_test_images_and_its_prompts(clip,
                     benchmark.test.class_names, benchmark.test.template)
     benchmark = type(benchmark)("few", benchmark.train, test, benchmark.captions, benchmark.groups)
     prompts = clip.class_text(list(test.class_names), test.template)
-    drift, classes = PROBES["drift"](clip, benchmark, prompts), PROBES["classes"](clip, benchmark, prompts)
-    assert drift.classes == [0, 2, 3, 4, 5] == list(classes.image_means) == list(classes.text_starts)
+    drift, classes = PROBES["drift"](clip, benchmark, prompts), PROBES["classes"](clip, benchmark,
+                                                                                  prompts)
+    assert drift.classes == [0, 2, 3, 4, 5] == list(classes.image_means) == list(
+        classes.text_starts)
     assert [drift.labels.count(k) for k in drift.classes] == [3] * 5
     with torch.no_grad():
         for k in drift.classes:
             rows = torch.from_numpy(np.flatnonzero(test.labels == k)[:3])
             mean = clip.encode_image(test.images[rows]).mean(0)
             assert torch.allclose(classes.image_means[k], mean / mean.norm(), atol=1e-6)
-            assert torch.allclose(classes.text_starts[k], clip.encode_text(prompts[k:k + 1])[0], atol=1e-6)
+            assert torch.allclose(classes.text_starts[k],
+                                  clip.encode_text(prompts[k:k + 1])[0], atol=1e-6)
 
 
 def test_in_a_run_probes_look_together_each_as_it_would_alone(tiny):
     together, alone = {}, {}
     train(tiny.replace(method="finetune"), probes=ALL, notes=together)
     gradients, classes, drift = (together[name] for name in ("gradients", "classes", "drift"))
-    assert set(drift["class"]) == set(classes["class"]) == {"red brick", "green leaf", "blue door", "grey stone",
-                                                            "yellow sun", "black cat"}
+    assert set(drift["class"]) == set(classes["class"]) == {
+        "red brick", "green leaf", "blue door", "grey stone", "yellow sun", "black cat"
+    }
     # the start and two stage ends: ten steps are more than there are
-    assert drift[["stage", "images_seen"]].drop_duplicates().to_numpy().tolist() == [[0, 0], [1, 30], [2, 60]]
+    assert drift[["stage", "images_seen"]].drop_duplicates().to_numpy().tolist() == [[0,
+                                                                                      0], [1, 30],
+                                                                                     [2, 60]]
     assert drift[drift.stage == 2].text.max() > 1e-4
     assert set(gradients.tower) == {"image", "text"}
     absent = classes[~classes.present]
     assert len(absent) and (absent.attraction == 0).all() and (absent.repulsion > 0).all()
     assert (classes.unexplained < 1e-2).all()
-    assert classes.push.notna().all() and classes[classes.present]["image push"].notna().all()  # has references
+    assert classes.push.notna().all() and classes[
+        classes.present]["image push"].notna().all()  # has references
     train(tiny.replace(method="finetune"), probes=("gradients",), notes=alone)
     pd.testing.assert_frame_equal(alone["gradients"], gradients)
 
@@ -218,7 +234,8 @@ def test_classes_on_a_plain_model(own, way):
     labels = [NAMES[y] for y in target]
     with Classes(model) as probe:
         if way == "encode":
-            f, t = model.encode_image(images, normalize=True), model.encode_text(tokens, normalize=True)
+            f, t = model.encode_image(images, normalize=True), model.encode_text(
+                tokens, normalize=True)
             s = model.logit_scale.exp()
         else:
             f, t, s = model(images, tokens) if way == "call" else model(image=images, text=tokens)
@@ -227,7 +244,8 @@ def test_classes_on_a_plain_model(own, way):
         loss.backward()
     table = probe.table().set_index("class")
     assert list(table.index) == NAMES and table.present.tolist() == [True, True, True, False]
-    f, t = (model.encode_image(images, normalize=True).detach(), model.encode_text(tokens, normalize=True).detach())
+    f, t = (model.encode_image(
+        images, normalize=True).detach(), model.encode_text(tokens, normalize=True).detach())
     c = s.item() / 6 * ((s.item() * f @ t.T).softmax(-1) - F.one_hot(target, 4))
     assert np.allclose(table.gradient, (c.T @ f).norm(dim=-1), rtol=1e-4)
     assert np.allclose(table.attraction, (c.clamp(max=0).T @ f).norm(dim=-1), rtol=1e-4, atol=1e-8)
@@ -237,7 +255,8 @@ def test_classes_on_a_plain_model(own, way):
 
 def test_classes_given_features(own):
     model, images, tokens, target = own
-    f, t = F.normalize(model.encode_image(images), dim=-1), F.normalize(model.encode_text(tokens), dim=-1)
+    f, t = F.normalize(model.encode_image(images), dim=-1), F.normalize(
+        model.encode_text(tokens), dim=-1)
     loss = match(f, t, model.logit_scale.exp(), target)
     with Classes() as probe:
         probe.look({"task": loss}, labels=target, classes=range(4), image=f, text=t)
@@ -245,7 +264,9 @@ def test_classes_given_features(own):
         f, t, s = model(images, tokens)
         other.look({"task": match(f, t, s, target)}, labels=target, classes=range(4))
     numbers = probe.table().select_dtypes("number").astype(float)
-    assert np.allclose(numbers, other.table()[numbers.columns].astype(float), rtol=1e-3, atol=1e-6, equal_nan=True)
+    assert np.allclose(numbers,
+                       other.table()[numbers.columns].astype(float), rtol=1e-3, atol=1e-6,
+                       equal_nan=True)
 
 
 def test_classes_of_a_frozen_tower_of_a_plain_model(own):
@@ -259,7 +280,8 @@ def test_classes_of_a_frozen_tower_of_a_plain_model(own):
             with torch.inference_mode():
                 model.encode_text(tokens, normalize=True)  # an evaluation, which is in no loss
             f = model.encode_image(images, normalize=True)
-            probe.look({"task": match(f, t, model.logit_scale.exp(), target)}, labels=target, classes=range(4))
+            probe.look({"task": match(f, t, model.logit_scale.exp(), target)}, labels=target,
+                       classes=range(4))
         tables.append(probe.table())
     columns = ["gradient", "attraction", "repulsion", "image gradient"]
     assert np.allclose(tables[0][columns], tables[1][columns], rtol=1e-4, atol=1e-7, equal_nan=True)
@@ -271,7 +293,8 @@ def test_classes_on_a_plain_model_says_what_is_missing(own):
     with Classes(model) as probe:
         f, t = model.encode_image(images), model.encode_text(tokens, normalize=True)
         with pytest.raises(ValueError, match="image features are not unit-norm.*normalize=True"):
-            probe.look({"task": match(F.normalize(f, dim=-1), t, torch.tensor(7.0), target)}, **given)
+            probe.look({"task": match(F.normalize(f, dim=-1), t, torch.tensor(7.0), target)},
+                       **given)
         f = model.encode_image(images, normalize=True)
         with pytest.raises(ValueError, match="one encode_image and one encode_text.*encode_image"):
             probe.look({"task": match(f, t, torch.tensor(7.0), target)}, **given)
@@ -296,7 +319,8 @@ def test_all_probes_in_a_loop_of_ones_own(own):
             f, t, s = model(images, tokens)
             loss = match(f, t, s, target)
             optimizer.zero_grad()
-            drift.look({"task": loss})  # before the other, which must not take its features for the loss's
+            drift.look(
+                {"task": loss})  # before the other, which must not take its features for the loss's
             gradients.look({"task": loss})
             classes.look({"task": loss}, labels=target, classes=range(4))
             loss.backward()
@@ -329,9 +353,11 @@ def test_gradients_on_a_plain_model(own):
         probe.look({"task": loss})
     loss.backward()
     rows = probe.table().set_index(["tower", "block"])
-    expected = torch.cat([p.grad.flatten() for p in model.visual.transformer.resblocks[1].parameters()]).norm()
+    expected = torch.cat(
+        [p.grad.flatten() for p in model.visual.transformer.resblocks[1].parameters()]).norm()
     assert rows.norm["image", "1"] == pytest.approx(float(expected), rel=1e-4)
-    assert rows.norm["temperature", "all"] == pytest.approx(float(model.logit_scale.grad.abs()), rel=1e-4)
+    assert rows.norm["temperature", "all"] == pytest.approx(float(model.logit_scale.grad.abs()),
+                                                            rel=1e-4)
 
 
 # ---- cost
@@ -371,18 +397,23 @@ def moved(model):
 
 
 def test_gradients_are_not_waited_for(clip, batch, fake, monkeypatch):
-    """Norms and angles stay on the device; the backward pass, which needs a real one, is stood in for."""
+    """Norms and angles stay on the device; the backward pass, which needs a real one, is stood in
+    for."""
     with unset_fake_temporarily():
         TUNERS["lora"]().apply(clip, "both")
     clip = moved(clip)
-    monkeypatch.setattr(torch.autograd, "grad", lambda value, inputs, **_: [there(p) for p in inputs])
+    monkeypatch.setattr(torch.autograd, "grad",
+                        lambda value, inputs, **_: [there(p) for p in inputs])
     loss = torch.ones((), device="cuda", requires_grad=True)
     with Gradients(clip) as probe:
         for _ in range(3):
             probe.look({"a": loss, "b": loss})
-    numbers = [value for row in probe.rows for value in row.values() if isinstance(value, torch.Tensor)]
+    numbers = [
+        value for row in probe.rows for value in row.values() if isinstance(value, torch.Tensor)
+    ]
     assert numbers and {value.device.type for value in numbers} == {"cuda"}
-    assert {"norm", "previous", "cos a", "update", "update previous"} <= {key for row in probe.rows for key in row}
+    assert {"norm", "previous", "cos a", "update",
+            "update previous"} <= {key for row in probe.rows for key in row}
 
 
 def test_drift_encodes_on_the_device(clip, batch, fake):
@@ -391,7 +422,8 @@ def test_drift_encodes_on_the_device(clip, batch, fake):
     labels = [i % 6 for i in range(300)]
     drift = Drift(clip, images, labels, there(batch.prompts), range(6))
     image, text = drift._features()
-    assert image.device == text.device == images.device and image.shape == (300, 16) and text.shape == (6, 16)
+    assert image.device == text.device == images.device and image.shape == (
+        300, 16) and text.shape == (6, 16)
     assert {rows.device for rows in drift.members} == {images.device}
     assert torch.stack([image[rows].mean(0) for rows in drift.members]).device == images.device
 
@@ -416,7 +448,9 @@ def test_probes_on_a_gpu_are_near_those_on_the_cpu(tiny):
     tables = {}
     for device in ("cpu", "cuda"):
         tables[device] = {}
-        train(tiny.replace(device=device, lr=1e-4, method="finetune"), probes=ALL, notes=tables[device])
+        train(tiny.replace(device=device, lr=1e-4, method="finetune"), probes=ALL,
+              notes=tables[device])
     assert tables["cuda"]["cost"]["peak_memory"] > 0
     for name, column in (("gradients", "norm"), ("classes", "gradient"), ("drift", "match")):
-        assert np.allclose(tables["cpu"][name][column], tables["cuda"][name][column], rtol=1e-2, atol=1e-3)
+        assert np.allclose(tables["cpu"][name][column], tables["cuda"][name][column], rtol=1e-2,
+                           atol=1e-3)

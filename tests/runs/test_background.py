@@ -1,5 +1,5 @@
-"""A run in another process: what it tells, that it can be held, stopped and taken up, and that watching changes no
-number."""
+"""A run in another process: what it tells, that it can be held, stopped and taken up, and that
+watching changes no number."""
 import json
 import os
 import time
@@ -27,9 +27,9 @@ def config(toy_model, tmp_path, monkeypatch) -> RunConfig:
         for i in range(15):
             colour = rng.integers(0, 60, (64, 64, 3)) + 60 * number
             Image.fromarray(colour.astype(np.uint8)).save(tmp_path / "pictures" / name / f"{i}.png")
-    return RunConfig(benchmark=f"folder:{tmp_path / 'pictures'}", stream="disjoint", stream_args={"tasks": 2},
-                     model=str(toy_model), tuner="lora", method="sit", lr=1e-2, batch_size=8, steps_per_batch=1,
-                     eval_every=16, epochs=8)
+    return RunConfig(benchmark=f"folder:{tmp_path / 'pictures'}", stream="disjoint",
+                     stream_args={"tasks": 2}, model=str(toy_model), tuner="lora", method="sit",
+                     lr=1e-2, batch_size=8, steps_per_batch=1, eval_every=16, epochs=8)
 
 
 @pytest.fixture
@@ -54,7 +54,8 @@ def until(what, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_a_run_that_is_held_stopped_and_taken_up_is_the_run_that_nobody_watched(training, config, runs, tmp_path):
+def test_a_run_that_is_held_stopped_and_taken_up_is_the_run_that_nobody_watched(
+        training, config, runs, tmp_path):
     assert training.state == "ready" and training.left is None
     training.start()
     first, process = {"steps": [], "evals": [], "drift": []}, training.process
@@ -96,8 +97,10 @@ def test_a_run_that_is_held_stopped_and_taken_up_is_the_run_that_nobody_watched(
     assert run.result["resumed"] == 1
     assert run.steps.equals(alone.steps) and run.evals.equals(alone.evals)
     assert run.probe("drift").equals(alone.probe("drift"))
-    assert second == view.told(alone) or json.loads(json.dumps(second)) == json.loads(json.dumps(view.told(alone)))
-    assert first["steps"] == second["steps"][:len(first["steps"])]  # a taken-up run tells all from its beginning
+    assert second == view.told(alone) or json.loads(json.dumps(second)) == json.loads(
+        json.dumps(view.told(alone)))
+    assert first["steps"] == second["steps"][:len(
+        first["steps"])]  # a taken-up run tells all from its beginning
 
 
 def test_a_run_that_fails_says_why(config, runs):
@@ -109,12 +112,14 @@ def test_a_run_that_fails_says_why(config, runs):
 
 
 def test_a_pause_by_a_watcher_that_is_gone_holds_nothing(runs):
-    """Told of a parent that is not its own, as after the death of the kernel: the batch after the pause is made."""
+    """Told of a parent that is not its own, as after the death of the kernel: the batch after the
+    pause is made."""
     place = runs / "place"
     place.mkdir(parents=True)
     (place / "pause").touch()
     feed = background.Feed(place, parent=os.getpid())  # not our parent: held for nobody
-    feed.at, feed.drift, feed.total = type("At", (), {"steps": [], "evals": [], "images": 0})(), None, 8
+    feed.at, feed.drift, feed.total = type("At", (),
+                                           {"steps": [], "evals": [], "images": 0})(), None, 8
     feed.file = open(place / "feed.jsonl", "w")
     feed.update(8)
     feed.close()
@@ -163,11 +168,13 @@ def test_the_widget_starts_holds_and_ends_a_run_and_draws_it(shown, config, runs
     assert shown.bar.value == 1 and shown.end.disabled and "Finished" in shown.said.value
 
 
-def test_another_run_has_lines_of_its_own_and_a_finished_one_is_read_from_the_disk(shown, config, runs):
+def test_another_run_has_lines_of_its_own_and_a_finished_one_is_read_from_the_disk(
+        shown, config, runs):
     load_or_train(config.replace(method="finetune"), runs, probes=["drift"])
     shown.choice.value = "asymmetric"
     assert shown.start.disabled and "finished" in shown.time.value
-    assert {trace.name for trace in shown.figure.data if trace.showlegend and len(trace.x)} >= {"loss: task", "texts"}
+    assert {trace.name for trace in shown.figure.data
+            if trace.showlegend and len(trace.x)} >= {"loss: task", "texts"}
     shown.choice.value = "symmetric"
     assert not shown.start.disabled and all(len(trace.x) == 0 for trace in shown.lines.values())
 
@@ -177,7 +184,8 @@ def test_the_twin_draws_a_finished_run_and_says_when_there_is_none(config, runs)
         live_training.live_training(config, runs=runs)
     run = load_or_train(config, runs, probes=["drift"])
     figure = live_training.live_training({"one": config}, runs=runs)
-    assert [axis.get_ylabel() for axis in figure.axes] == ["loss", "accuracy, %", "1 − cosine to the start"]
+    assert [axis.get_ylabel()
+            for axis in figure.axes] == ["loss", "accuracy, %", "1 − cosine to the start"]
     losses = figure.axes[0].lines[0].get_ydata()
     assert losses == pytest.approx(run.steps.value.to_numpy())
     without = load_or_train(config.replace(seed=1), runs)

@@ -1,4 +1,5 @@
-"""What `clean` would remove: never what a figure needs or somebody is making, and nothing without being asked."""
+"""What `clean` would remove: never what a figure needs or somebody is making, and nothing without
+being asked."""
 import fcntl
 import json
 import os
@@ -21,7 +22,8 @@ def runs(tmp_path) -> Path:
     (runs / "ccc.draft").mkdir()
     (runs / "ccc.draft" / "state-1.pt").write_bytes(bytes(5000))
     pd.DataFrame({"run_id": ["aaa", "gone"]}).to_parquet(runs / "some.parquet")
-    pd.DataFrame({"x": [1, 2]}, ["gone", "aaa"]).to_parquet(runs / "scores.parquet")  # ids as its index
+    pd.DataFrame({"x": [1, 2]}, ["gone", "aaa"]).to_parquet(
+        runs / "scores.parquet")  # ids as its index
     pd.DataFrame({"run_id": ["gone"]}).to_parquet(runs / "none.parquet")
     (runs / "damaged.parquet").write_bytes(b"PAR1")
     (runs / "notebooks").mkdir()
@@ -41,14 +43,18 @@ def figures(tmp_path) -> Path:
 
 
 def sweep(runs: Path, name: str, ids: list[str], **changes) -> None:
-    state = {"name": name, "host": status.platform.node(), "pid": os.getpid(), "started": 0, "finished": 1.0,
-             "code": 0, "workers": 2, "beat": time.time(), "tasks": dict.fromkeys(ids, {}), **changes}
+    state = {
+        "name": name, "host": status.platform.node(), "pid": os.getpid(), "started": 0,
+        "finished": 1.0, "code": 0, "workers": 2, "beat": time.time(), "tasks": dict.fromkeys(
+            ids, {}), **changes
+    }
     (runs / "sweeps" / name).mkdir(parents=True)
     (runs / "sweeps" / name / "state.json").write_text(json.dumps(state))
 
 
 def found(runs: Path, figures: Path, *kinds: str) -> set[tuple[str, str]]:
-    return {(item.kind, item.path.name) for item in cleanup.unneeded(runs, figures, kinds or cleanup.USUAL)}
+    return {(item.kind, item.path.name)
+            for item in cleanup.unneeded(runs, figures, kinds or cleanup.USUAL)}
 
 
 USUAL = {("drafts", "ccc.draft"), ("runs", "bbb"), ("tables", "none.parquet"),
@@ -58,11 +64,14 @@ USUAL = {("drafts", "ccc.draft"), ("runs", "bbb"), ("tables", "none.parquet"),
 def test_what_no_figure_needs_is_found_and_nothing_is_removed(runs, figures):
     before = sorted(path for path in runs.rglob("*") if path.name not in ("lock", "owner.json"))
     assert found(runs, figures) == USUAL
-    assert sorted(path for path in runs.rglob("*") if path.name not in ("lock", "owner.json")) == before
-    assert found(runs, figures, "weights") == {("weights", "model.safetensors")}  # only if named, of every run
+    assert sorted(
+        path for path in runs.rglob("*") if path.name not in ("lock", "owner.json")) == before
+    assert found(runs, figures,
+                 "weights") == {("weights", "model.safetensors")}  # only if named, of every run
     assert len(cleanup.unneeded(runs, figures, ["weights"])) == 2
     both = cleanup.unneeded(runs, figures, ["runs", "weights"])
-    assert [item.path.parent.name for item in both if item.kind == "weights"] == ["aaa"]  # the other's go with it
+    assert [item.path.parent.name for item in both
+            if item.kind == "weights"] == ["aaa"]  # the other's go with it
 
 
 def test_what_is_removed_is_gone_and_what_is_needed_stays(runs, figures):
@@ -70,7 +79,8 @@ def test_what_is_removed_is_gone_and_what_is_needed_stays(runs, figures):
     sizes = {item.kind: item.size for item in items}
     assert sizes["drafts"] == 5000 and sizes["runs"] > 1000
     assert cleanup.remove(items) == sum(item.size for item in items) > 6000
-    assert {path.name for path in runs.iterdir()} == {"aaa", "some.parquet", "scores.parquet", "notebooks"}
+    assert {path.name
+            for path in runs.iterdir()} == {"aaa", "some.parquet", "scores.parquet", "notebooks"}
     assert (runs / "aaa" / "result.json").exists() and found(runs, figures) == set()
 
 

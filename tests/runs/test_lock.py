@@ -1,4 +1,5 @@
-"""One process at a time makes a run: locks that end with their process, heartbeats of other hosts."""
+"""One process at a time makes a run: locks that end with their process, heartbeats of other
+hosts."""
 import errno
 import fcntl
 import json
@@ -16,8 +17,9 @@ import pytest
 from clstudy.runs import lock
 from clstudy.runs.lock import LOCK, OWNER, SILENT, Busy, RunLock, owner
 
-HOLD = ("import sys, time\nfrom pathlib import Path\nfrom clstudy.runs.lock import RunLock\n"
-        "with RunLock(Path(sys.argv[1])) as mine:\n    print(mine, flush=True)\n    time.sleep(60)\n")
+HOLD = (
+    "import sys, time\nfrom pathlib import Path\nfrom clstudy.runs.lock import RunLock\n"
+    "with RunLock(Path(sys.argv[1])) as mine:\n    print(mine, flush=True)\n    time.sleep(60)\n")
 
 
 @pytest.fixture
@@ -29,8 +31,8 @@ def folder(tmp_path) -> Path:
 def holder(folder):
     """Another process that has the lock."""
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": paths})
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE,
+                               text=True, env={**os.environ, "PYTHONPATH": paths})
     assert process.stdout.readline() == "True\n"
     yield process
     process.kill()
@@ -38,7 +40,8 @@ def holder(folder):
 
 
 def test_the_lock_of_a_living_process_is_respected_and_that_of_a_killed_one_is_free(folder, holder):
-    with pytest.raises(Busy, match=rf"waiting for .+:{holder.pid}, which makes abc"), RunLock(folder, wait=False):
+    with pytest.raises(Busy, match=rf"waiting for .+:{holder.pid}, which makes abc"), RunLock(
+            folder, wait=False):
         pass
     holder.send_signal(signal.SIGSTOP)  # its heart does not beat, but it lives
     with pytest.raises(Busy), RunLock(folder, wait=False):

@@ -1,6 +1,8 @@
-"""Two processes on the CPU against one: the same losses, gradients, weights and tables, for every method.
+"""Two processes on the CPU against one: the same losses, gradients, weights and tables, for every
+method.
 
-The processes are real ones, joined by gloo. They are started once for all methods, and once under torchrun."""
+The processes are real ones, joined by gloo. They are started once for all methods, and once under
+torchrun."""
 import os
 import socket
 import subprocess
@@ -32,17 +34,26 @@ import conftest
 from clstudy.data.benchmarks import BENCHMARKS
 BENCHMARKS["toy"] = conftest.Toy
 """
-SHORT = {"benchmark_args": {"images": 4}, "batch_size": 7, "steps_per_batch": 1, "optimizer": "sgd", "lr": 0.05}
-MORE = {"sit and a memory": {"method": "sit", "method_args": {"size": 9, "replay": 4}},
-        "er, full": {"method": "er", "tuner": "full", "method_args": {"size": 9, "replay": 4}},
-        "er, dropout": {"method": "er", "tuner": "adapter", "method_args": {"size": 9, "replay": 4}},
-        "clip_loss, herding": {"method": "clip_loss", "method_args": {"size": 9, "replay": 4, "selection": "herding"}},
-        "gcl, learned": {"method": "gcl", "method_args": {"size": 9, "replay": 4, "temperature": "individual"}},
-        "vr_lwf, zscl": {"method": "vr_lwf", "method_args": {"form": "zscl", "size": 20}},
-        "votes": {"method": "l2p", "tuner": "l2p", "tower": "image"},
-        "clipped": {"method": "finetune", "clip_norm": 0.1},
-        "one image": {"method": "finetune", "batch_size": 11},  # batches of 11 and 1
-        "text tower": {"method": "finetune", "tower": "text"}}
+SHORT = {
+    "benchmark_args": {"images": 4}, "batch_size": 7, "steps_per_batch": 1, "optimizer": "sgd",
+    "lr": 0.05
+}
+MORE = {
+    "sit and a memory": {"method": "sit", "method_args": {"size": 9, "replay": 4}},
+    "er, full": {"method": "er", "tuner": "full", "method_args": {"size": 9, "replay": 4}},
+    "er, dropout": {"method": "er", "tuner": "adapter", "method_args": {"size": 9, "replay": 4}},
+    "clip_loss, herding": {
+        "method": "clip_loss", "method_args": {"size": 9, "replay": 4, "selection": "herding"}
+    },
+    "gcl, learned": {
+        "method": "gcl", "method_args": {"size": 9, "replay": 4, "temperature": "individual"}
+    },
+    "vr_lwf, zscl": {"method": "vr_lwf", "method_args": {"form": "zscl", "size": 20}},
+    "votes": {"method": "l2p", "tuner": "l2p", "tower": "image"},
+    "clipped": {"method": "finetune", "clip_norm": 0.1},
+    "one image": {"method": "finetune", "batch_size": 11},  # batches of 11 and 1
+    "text tower": {"method": "finetune", "tower": "text"}
+}
 PROBED = "probed"
 CASES = [*METHODS, *MORE, PROBED]
 
@@ -50,20 +61,25 @@ CASES = [*METHODS, *MORE, PROBED]
 def settings(name: str, model: str) -> RunConfig:
     tuner = METHODS[name].needs_tuner if name in METHODS else ""
     tower = {"tower": "image"} if tuner in ("l2p", "dualprompt", "mvp") else {}
-    own = {"method": "sit"} if name == PROBED else MORE.get(name, {"method": name, "tuner": tuner or "lora", **tower})
-    return RunConfig(benchmark="toy", stream="disjoint", stream_args={"tasks": 2}, model=model, **{**SHORT, **own})
+    own = {"method": "sit"} if name == PROBED else MORE.get(
+        name, {"method": name, "tuner": tuner or "lora", **tower})
+    return RunConfig(benchmark="toy", stream="disjoint", stream_args={"tasks": 2}, model=model,
+                     **{**SHORT, **own})
 
 
 def run(config: RunConfig, probes: tuple[str, ...]) -> dict:
-    """A run: its tables, the gradients of every step, the weights at the end, and how many images were encoded."""
+    """A run: its tables, the gradients of every step, the weights at the end, and how many images
+    were encoded."""
     from clstudy.models.clip import Clip
     from small_runs import train
 
-    found, notes, average, encode = {"gradients": [], "rows": []}, {}, distributed.average, Clip._encode_image
+    found, notes, average, encode = {"gradients": [],
+                                     "rows": []}, {}, distributed.average, Clip._encode_image
 
     def averaged(parameters) -> None:
         average(parameters)
-        found["gradients"].append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+        found["gradients"].append(
+            torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
 
     def encoded(self, images):
         found["rows"].append((self.training, len(images)))
@@ -72,34 +88,44 @@ def run(config: RunConfig, probes: tuple[str, ...]) -> dict:
     def keep(clip) -> None:
         found["weights"] = torch.cat([p.detach().flatten() for p in clip.parameters()])
 
-    with mock.patch.object(distributed, "average", averaged), mock.patch.object(Clip, "_encode_image", encoded):
-        found["evals"], found["steps"] = map(list, train(config, keep=keep, probes=probes, notes=notes))
+    with mock.patch.object(distributed, "average", averaged), mock.patch.object(
+            Clip, "_encode_image", encoded):
+        found["evals"], found["steps"] = map(list,
+                                             train(config, keep=keep, probes=probes, notes=notes))
     return {**found, "probes": {name: notes[name].to_dict("list") for name in probes}}
 
 
 def all_runs(model: str) -> dict[str, dict]:
-    return {name: run(settings(name, model), ("gradients",) if name == PROBED else ()) for name in CASES}
+    return {
+        name: run(settings(name, model), ("gradients", ) if name == PROBED else ())
+        for name in CASES
+    }
 
 
 def many_rows(model: str) -> torch.Tensor:
-    """The gradient of a loss over 9 images and 1100 texts, with activations computed again in the backward pass."""
+    """The gradient of a loss over 9 images and 1100 texts, with activations computed again in the
+    backward pass."""
     clip, draws = load_clip(model).train(), torch.Generator().manual_seed(0)
     clip.model.set_grad_checkpointing()
     images, texts = torch.rand(9, 3, 64, 64, generator=draws), clip.random_text(1100, 3, draws)
     with distributed.sharing():
         similarity = clip.encode_image(images) @ clip.encode_text(texts).T
     weights = list(clip.parameters())
-    (similarity.logsumexp(1).sum() + clip.scale() + sum(p.square().sum() for p in weights)).backward()
+    (similarity.logsumexp(1).sum() + clip.scale() + sum(p.square().sum()
+                                                        for p in weights)).backward()
     distributed.average(weights)
     return torch.cat([p.grad.flatten() for p in weights])
 
 
 def agreement() -> dict:
-    """What the processes find when one wants to stop, one alone has another number, and the first speaks."""
+    """What the processes find when one wants to stop, one alone has another number, and the first
+    speaks."""
     rank = torch.distributed.get_rank()
     saver = SimpleNamespace(stopping=rank == 1, due=lambda: rank == 1)
-    found = {"due": distributed.due(saver), "stopping": saver.stopping, "told": distributed.broadcast(f"by {rank}"),
-             "first": distributed.first()}
+    found = {
+        "due": distributed.due(saver), "stopping": saver.stopping,
+        "told": distributed.broadcast(f"by {rank}"), "first": distributed.first()
+    }
     assert distributed.agreed("here", 1) == 1 and distributed.agreed("here", [torch.ones(2)])
     for name, what in (("number", rank), ("weights", [torch.ones(2) + rank])):
         with pytest.raises(RuntimeError, match="^here the processes differ"):
@@ -121,11 +147,16 @@ def processes(code: str) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
-              "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-              "CUDA_VISIBLE_DEVICES": ""}
-    return [subprocess.Popen([sys.executable, "-c", START + code],
-                             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    shared = {
+        **os.environ, "PYTHONPATH": os.pathsep.join(
+            [str(TESTS.parent), os.environ.get("PYTHONPATH", "")]), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""
+    }
+    return [
+        subprocess.Popen([sys.executable, "-c", START + code],
+                         env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +167,12 @@ def runs(toy_model, tmp_path_factory):
     from clstudy.data.benchmarks import BENCHMARKS
 
     out = tmp_path_factory.mktemp("distributed")
-    started = processes(f"import test_distributed\ntest_distributed.work({str(toy_model)!r}, {str(out)!r})")
+    started = processes(
+        f"import test_distributed\ntest_distributed.work({str(toy_model)!r}, {str(out)!r})")
     with mock.patch.dict(BENCHMARKS, {"toy": Toy}):
-        alone = {**all_runs(str(toy_model)), "many rows": many_rows(str(toy_model)), "agreement": None}
+        alone = {
+            **all_runs(str(toy_model)), "many rows": many_rows(str(toy_model)), "agreement": None
+        }
     assert [process.wait(300) for process in started] == [0, 0]
     two = [torch.load(out / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
     return {name: (alone[name], two[0][name], two[1][name]) for name in alone}
@@ -148,13 +182,15 @@ def runs(toy_model, tmp_path_factory):
 def test_two_processes_do_what_one_does(runs, name):
     alone, *two = runs[name]
     for here in two:
-        assert [{**row, "value": 0} for row in here["steps"]] == [{**row, "value": 0} for row in alone["steps"]]
+        assert [{**row, "value": 0} for row in here["steps"]] == [{**row, "value": 0}
+                                                                  for row in alone["steps"]]
         assert np.allclose(values(here["steps"]), values(alone["steps"]), atol=1e-5)
         assert len(here["gradients"]) == len(alone["gradients"]) == (4 if name != "frozen" else 0)
         for ours, theirs in zip(here["gradients"], alone["gradients"], strict=True):
             assert theirs.abs().max() > 1e-4 and torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
         assert torch.allclose(here["weights"], alone["weights"], rtol=1e-4, atol=1e-5)
-        assert len(here["evals"]) == len(alone["evals"]) and np.allclose(values(here["evals"]), values(alone["evals"]))
+        assert len(here["evals"]) == len(alone["evals"]) and np.allclose(
+            values(here["evals"]), values(alone["evals"]))
     assert torch.equal(two[0]["weights"], two[1]["weights"])  # to the bit
 
 
@@ -172,8 +208,8 @@ def test_each_process_encodes_its_share_of_a_step(runs, name):
 
 @pytest.mark.parametrize("name", ["er, dropout", "l2p", "dualprompt", "mvp", PROBED])
 def test_what_cannot_be_cut_is_encoded_whole_in_training_and_shared_in_evaluation(runs, name):
-    alone, first, _ = ([[rows for mode, rows in here["rows"] if mode == wanted] for wanted in (True, False)]
-                       for here in runs[name])
+    alone, first, _ = ([[rows for mode, rows in here["rows"] if mode == wanted]
+                        for wanted in (True, False)] for here in runs[name])
     assert first[0] == alone[0] and sum(first[1]) < sum(alone[1])
 
 
@@ -219,24 +255,32 @@ app(["train", os.environ["CONFIG"], "--probe", "drift", "--keep-model"])
 """
 
 
-def test_torchrun_makes_one_run_folder_and_takes_up_a_run_of_which_a_process_was_killed(toy, toy_model, tmp_path):
+def test_torchrun_makes_one_run_folder_and_takes_up_a_run_of_which_a_process_was_killed(
+        toy, toy_model, tmp_path):
     config = settings("sit and a memory", str(toy_model))
     (tmp_path / "config.json").write_text(config.model_dump_json())
     (tmp_path / "main.py").write_text(START + KILLED)
     paths = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           "--max-restarts", "1", str(tmp_path / "main.py")], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": paths, "CONFIG": str(tmp_path / "config.json"),
-                               "RUNS": str(tmp_path / "runs"), "CLSTUDY_SAVE_EVERY": "0",
-                               "CUDA_VISIBLE_DEVICES": ""}, timeout=200)
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "--max-restarts", "1",
+            str(tmp_path / "main.py")
+        ], capture_output=True, text=True, env={
+            **os.environ, "PYTHONPATH": paths, "CONFIG": str(tmp_path / "config.json"), "RUNS": str(
+                tmp_path / "runs"), "CLSTUDY_SAVE_EVERY": "0", "CUDA_VISIBLE_DEVICES": ""
+        }, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(str(tmp_path / "runs" / config.run_id)) == 1  # the first process says where
+    assert done.stdout.count(str(
+        tmp_path / "runs" / config.run_id)) == 1  # the first process says where
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [config.run_id]
-    run = load_or_train(config, tmp_path / "runs", keep_model=True, probes=["drift"])  # nothing is made again
+    run = load_or_train(config, tmp_path / "runs", keep_model=True,
+                        probes=["drift"])  # nothing is made again
     assert run.result["resumed"] == 1
     alone = load_or_train(config, tmp_path / "alone", probes=["drift"])
     assert np.allclose(run.steps.value, alone.steps.value, atol=1e-5) and len(run.steps) == 4
-    assert np.allclose(run.evals.value, alone.evals.value) and len(run.probe("drift")) == len(alone.probe("drift"))
+    assert np.allclose(run.evals.value, alone.evals.value) and len(run.probe("drift")) == len(
+        alone.probe("drift"))
 
 
 # ---- one process
@@ -248,7 +292,8 @@ def test_alone_nothing_is_shared(clip, batch, monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     whole = clip.encode_image(batch.image), clip.encode_text(batch.prompts)
     with distributed.joined(), distributed.sharing():
-        assert distributed.world_size() == 1 and distributed.first() and distributed.broadcast(3) == 3
+        assert distributed.world_size() == 1 and distributed.first() and distributed.broadcast(
+            3) == 3
         shared = clip.encode_image(batch.image), clip.encode_text(batch.prompts)
     assert all(torch.equal(a, b) for a, b in zip(whole, shared, strict=True))
 
@@ -271,9 +316,11 @@ def test_every_process_has_the_gpu_of_its_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert pick_device("cuda") == pick_device("auto") == torch.device("cuda")  # alone: as torch chooses
+    assert pick_device("cuda") == pick_device("auto") == torch.device(
+        "cuda")  # alone: as torch chooses
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    assert pick_device("cuda") == pick_device("auto") == torch.device("cuda", 1) and pick_device("cpu").type == "cpu"
+    assert pick_device("cuda") == pick_device("auto") == torch.device(
+        "cuda", 1) and pick_device("cpu").type == "cpu"
     for device in ("cuda:0", "mps"):
         with pytest.raises(ValueError, match=f"device='{device}'.*a GPU for each"):
             pick_device(device)

@@ -1,4 +1,5 @@
-"""Runs on disk: read when finished, made when not, whole or not there at all; and the tables read from them."""
+"""Runs on disk: read when finished, made when not, whole or not there at all; and the tables read
+from them."""
 import small_runs
 import json
 from pathlib import Path
@@ -19,7 +20,8 @@ def test_a_finished_run_is_read_and_not_made_again(tiny, runs, no_training):
     assert find(tiny, runs).folder == made.folder == runs / tiny.run_id
     no_training()
     read = load_or_train(tiny, runs)
-    assert read.evals.equals(made.evals) and read.steps.equals(made.steps) and read.result == made.result
+    assert read.evals.equals(made.evals) and read.steps.equals(
+        made.steps) and read.result == made.result
     assert read.id == tiny.run_id == read.result["run_id"]
     load_or_train(tiny.replace(device="cpu"), runs)  # the device is not part of a run
     with pytest.raises(AssertionError, match="trained again"):
@@ -31,8 +33,9 @@ def test_a_run_on_disk_holds_what_training_returned(tiny, runs):
     made = loop.train(tiny)
     pd.testing.assert_frame_equal(run.evals, made.evals, check_exact=True)
     pd.testing.assert_frame_equal(run.steps, made.steps, check_exact=True)
-    assert {file.name for file in run.folder.iterdir()} == {"config.json", "env.json", "evals.jsonl", "steps.jsonl",
-                                                           "correct.parquet", "result.json"}
+    assert {file.name for file in run.folder.iterdir()} == {
+        "config.json", "env.json", "evals.jsonl", "steps.jsonl", "correct.parquet", "result.json"
+    }
     assert RunConfig.model_validate_json((run.folder / "config.json").read_text()) == tiny
     assert json.loads((run.folder / "env.json").read_text())["threads"] == torch.get_num_threads()
 
@@ -40,7 +43,8 @@ def test_a_run_on_disk_holds_what_training_returned(tiny, runs):
 def test_which_test_images_were_right_at_stage_ends_gives_the_accuracies(tiny, runs):
     run = load_or_train(tiny, runs)
     right = run.correct(candidates="all")
-    assert right.shape == (3, 24) and right.dtype == bool  # before training, and after each of two stages
+    assert right.shape == (
+        3, 24) and right.dtype == bool  # before training, and after each of two stages
     assert right.mean(1).tolist() == [run.final("all classes", stage=stage) for stage in range(3)]
     assert run.correct("shades", "own").mean(1)[-1] == run.final("shades")
     with pytest.raises(ValueError, match="shades/own"):
@@ -49,12 +53,14 @@ def test_which_test_images_were_right_at_stage_ends_gives_the_accuracies(tiny, r
 
 def test_a_run_without_steps_has_an_empty_table(tiny, runs):
     run = load_or_train(tiny.replace(method="frozen"), runs)
-    assert list(run.steps) == ["stage", "images_seen", "step", "term", "value"] and len(run.steps) == 0
+    assert list(run.steps) == ["stage", "images_seen", "step", "term", "value"] and len(
+        run.steps) == 0
 
 
 def test_two_configurations_have_two_folders(tiny, runs):
     made = [load_or_train(config, runs) for config in (tiny, tiny.replace(seed=1), tiny)]
-    assert len({run.folder for run in made}) == 2 == len(list(runs.iterdir())) == len(finished(runs))
+    assert len({run.folder
+                for run in made}) == 2 == len(list(runs.iterdir())) == len(finished(runs))
     assert not made[0].steps.equals(made[1].steps)
 
 
@@ -63,7 +69,8 @@ def test_two_configurations_have_two_folders(tiny, runs):
 
 def test_a_draft_is_not_a_run_even_with_its_result(tiny, runs):
     run = load_or_train(tiny, runs)
-    run.folder.rename(runs / f"{tiny.run_id}.draft-1234")  # killed between the last file and the renaming
+    run.folder.rename(
+        runs / f"{tiny.run_id}.draft-1234")  # killed between the last file and the renaming
     assert find(tiny, runs) is None and finished(runs) == [] and len(load_runs(runs)) == 0
     load_or_train(tiny, runs)
     assert [run.id for run in finished(runs)] == [tiny.run_id]
@@ -83,7 +90,8 @@ def test_an_error_before_the_first_saved_state_leaves_nothing_behind(tiny, runs)
 
 
 def test_a_run_that_another_host_finished_meanwhile_is_kept(monkeypatch, tiny, runs, tmp_path):
-    """Where no lock passes between two hosts, both make it: the first to finish is kept, and nobody fails."""
+    """Where no lock passes between two hosts, both make it: the first to finish is kept, and nobody
+    fails."""
     other, original = load_or_train(tiny, tmp_path / "other"), loop.train
     expected = other.evals
 
@@ -145,7 +153,8 @@ def test_a_damaged_file_of_a_finished_run_is_named_and_never_read_in_part(tiny, 
 def test_a_damaged_result_is_named_and_the_run_is_made_again(tiny, runs, content):
     run = load_or_train(tiny, runs)
     (run.folder / "result.json").write_text(content)
-    for read in (lambda: find(tiny, runs).evals, lambda: find(tiny, runs).result, lambda: load_runs(runs)):
+    for read in (lambda: find(tiny, runs).evals, lambda: find(tiny, runs).result,
+                 lambda: load_runs(runs)):
         with pytest.raises(Damaged, match="result.json is damaged"):
             read()
     with pytest.warns(UserWarning, match="the run is made again: .*result.json is damaged"):
@@ -156,7 +165,8 @@ def test_damaged_weights_and_probes_count_where_they_are_wanted(tiny, runs, no_t
     run = load_or_train(tiny, runs, keep_model=True, probes=["drift"])
     for name in ("model.safetensors", "drift.parquet"):
         cut(run.folder / name)
-    for read, name in ((lambda: load_tuned(run), "model.safetensors"), (lambda: run.probe("drift"), "drift.parquet")):
+    for read, name in ((lambda: load_tuned(run), "model.safetensors"), (lambda: run.probe("drift"),
+                                                                        "drift.parquet")):
         with pytest.raises(Damaged, match=f"{name} is damaged .its checksum is wrong"):
             read()
     with pytest.warns(UserWarning, match="drift.parquet is damaged"):
@@ -212,16 +222,31 @@ def row(stage, images, name, candidates, value, end=True, metric="accuracy"):
 
 
 ROWS = [
-    row(0, 0, "task 1", "all", 0.5), row(0, 0, "task 2", "all", 0.4), row(0, 0, "task 1", "own", 0.8),
-    row(0, 0, "task 2", "own", 0.7), row(0, 0, "side", "own", 0.9), row(0, 0, "class a", "all", 0.1),
+    row(0, 0, "task 1", "all", 0.5),
+    row(0, 0, "task 2", "all", 0.4),
+    row(0, 0, "task 1", "own", 0.8),
+    row(0, 0, "task 2", "own", 0.7),
+    row(0, 0, "side", "own", 0.9),
+    row(0, 0, "class a", "all", 0.1),
     row(1, 20, "seen classes", "seen", 0.55, end=False),
-    row(1, 30, "seen classes", "seen", 0.6, end=False), row(1, 30, "seen classes", "seen", 0.6),
-    row(1, 30, "task 1", "all", 0.7), row(1, 30, "task 2", "all", 0.3), row(1, 30, "task 1", "own", 0.9),
-    row(1, 30, "task 1", "seen", 0.9), row(1, 30, "task 2", "seen", 0.0), row(1, 30, "side", "own", 0.85),
-    row(1, 30, "class a", "seen", 0.75), row(1, 30, "drawings: text to image", "all", 0.2, metric="recall@1"),
-    row(2, 60, "seen classes", "seen", 0.5), row(2, 60, "task 1", "all", 0.45), row(2, 60, "task 2", "all", 0.65),
-    row(2, 60, "task 1", "seen", 0.45), row(2, 60, "task 2", "seen", 0.65), row(2, 60, "side", "own", 0.7),
-    row(2, 60, "class a", "seen", 0.5), row(2, 60, "class b", "seen", 0.25),
+    row(1, 30, "seen classes", "seen", 0.6, end=False),
+    row(1, 30, "seen classes", "seen", 0.6),
+    row(1, 30, "task 1", "all", 0.7),
+    row(1, 30, "task 2", "all", 0.3),
+    row(1, 30, "task 1", "own", 0.9),
+    row(1, 30, "task 1", "seen", 0.9),
+    row(1, 30, "task 2", "seen", 0.0),
+    row(1, 30, "side", "own", 0.85),
+    row(1, 30, "class a", "seen", 0.75),
+    row(1, 30, "drawings: text to image", "all", 0.2, metric="recall@1"),
+    row(2, 60, "seen classes", "seen", 0.5),
+    row(2, 60, "task 1", "all", 0.45),
+    row(2, 60, "task 2", "all", 0.65),
+    row(2, 60, "task 1", "seen", 0.45),
+    row(2, 60, "task 2", "seen", 0.65),
+    row(2, 60, "side", "own", 0.7),
+    row(2, 60, "class a", "seen", 0.5),
+    row(2, 60, "class b", "seen", 0.25),
     row(2, 60, "drawings: text to image", "all", 0.25, metric="recall@1"),
     row(2, 60, "drawings: text to image", "all", 0.75, metric="recall@5"),
 ]
@@ -249,21 +274,29 @@ def test_the_matrix_has_the_row_before_training(run):
 
 
 def test_the_matrix_of_a_task_without_images_is_nan(runs):
-    rows = [row(stage, 10 * stage, name, "all", 0.5) for stage in range(4) for name in ("task 1", "task 3")]
+    rows = [
+        row(stage, 10 * stage, name, "all", 0.5) for stage in range(4)
+        for name in ("task 1", "task 3")
+    ]
     matrix = by_hand(runs / "bbbb", rows, RunConfig()).matrix()
-    assert matrix.shape == (4, 3) and np.isnan(matrix[:, 1]).all() and (matrix[:, [0, 2]] == 0.5).all()
+    assert matrix.shape == (4, 3) and np.isnan(matrix[:, 1]).all() and (matrix[:, [0, 2]]
+                                                                        == 0.5).all()
 
 
 def test_a_curve_has_each_point_once(run):
-    assert run.curve().to_dict("list") == {"stage": [1, 1, 2], "images_seen": [20, 30, 60], "value": [0.55, 0.6, 0.5]}
+    assert run.curve().to_dict("list") == {
+        "stage": [1, 1, 2], "images_seen": [20, 30, 60], "value": [0.55, 0.6, 0.5]
+    }
     assert run.curve("side").value.tolist() == [0.9, 0.85, 0.7]
     assert run.curve("drawings", metric="text-to-image recall@5").value.tolist() == [0.75]
 
 
 def test_final_values(run):
     assert run.final("seen classes") == 0.5
-    assert run.final("side") == 0.7 and run.final("side", stage=0) == 0.9 and run.final("side", stage=1) == 0.85
-    assert run.final("1", "all", kind="task") == 0.45 and run.final("1", "own", stage=1, kind="task") == 0.9
+    assert run.final("side") == 0.7 and run.final("side", stage=0) == 0.9 and run.final(
+        "side", stage=1) == 0.85
+    assert run.final("1", "all", kind="task") == 0.45 and run.final("1", "own", stage=1,
+                                                                    kind="task") == 0.9
     assert run.final("drawings", metric="text-to-image recall@5") == 0.75
     assert np.isnan(run.final("nothing"))
 
@@ -276,13 +309,15 @@ def test_accuracies_of_classes(run):
 
 
 def test_many_runs_in_one_table(run, runs):
-    other = by_hand(runs / "cccc", ROWS[:3], RunConfig(method="finetune", seed=4, stream_args={"tasks": 2}))
+    other = by_hand(runs / "cccc", ROWS[:3],
+                    RunConfig(method="finetune", seed=4, stream_args={"tasks": 2}))
     table = load_runs(runs)
     assert len(table) == len(ROWS) + 3
     assert table.groupby("run_id").size().to_dict() == {"aaaa": len(ROWS), "cccc": 3}
     mine = table[table.run_id == "cccc"]
     assert set(mine.method) == {"finetune"} and set(mine.seed) == {4}
-    assert set(mine.stream_args) == {'{"tasks": 2}'}  # one cell each, so that runs can be grouped by it
+    assert set(
+        mine.stream_args) == {'{"tasks": 2}'}  # one cell each, so that runs can be grouped by it
     pd.testing.assert_frame_equal(load_runs([run, other]), table)
     assert set(RunConfig.model_fields) <= set(table.columns)
 
@@ -304,10 +339,12 @@ def test_probe_tables_come_back_as_they_were_measured(tiny, runs):
     for name in PROBES:
         pd.testing.assert_frame_equal(run.probe(name), notes[name], check_exact=True)
         assert len(run.probe(name))
-    assert {file.name for file in run.folder.iterdir()} == {"config.json", "env.json", "evals.jsonl", "steps.jsonl",
-                                                           "correct.parquet", "result.json",
-                                                           *(f"{name}.parquet" for name in PROBES)}
-    assert run.result["parameters"] == notes["cost"]["parameters"] > 0 < run.result["images_per_second"]
+    assert {file.name for file in run.folder.iterdir()} == {
+        "config.json", "env.json", "evals.jsonl", "steps.jsonl", "correct.parquet", "result.json",
+        *(f"{name}.parquet" for name in PROBES)
+    }
+    assert run.result["parameters"] == notes["cost"]["parameters"] > 0 < run.result[
+        "images_per_second"]
 
 
 def test_the_probes_of_a_frozen_run_are_empty_but_for_its_start(tiny, runs):
@@ -317,7 +354,8 @@ def test_the_probes_of_a_frozen_run_are_empty_but_for_its_start(tiny, runs):
 
 
 def test_probes_are_no_part_of_a_run(tiny, runs, tmp_path):
-    plain, probed = load_or_train(tiny, runs), load_or_train(tiny, tmp_path / "others", probes=PROBES)
+    plain, probed = load_or_train(tiny, runs), load_or_train(tiny, tmp_path / "others",
+                                                             probes=PROBES)
     assert plain.id == probed.id == tiny.run_id
     assert plain.evals.equals(probed.evals) and plain.steps.equals(probed.steps)
 
@@ -341,22 +379,29 @@ def test_a_run_that_lacks_a_probe_is_made_again_with_all_that_it_had(tiny, runs,
 
 def test_a_probe_that_was_not_stored_is_missed(tiny, runs):
     run = load_or_train(tiny, runs, probes=["drift"])
-    with pytest.raises(FileNotFoundError, match=rf"{run.id} has no classes.parquet.*load_or_train.*'classes'"):
+    with pytest.raises(FileNotFoundError,
+                       match=rf"{run.id} has no classes.parquet.*load_or_train.*'classes'"):
         run.probe("classes")
 
 
 def test_an_unknown_probe_is_refused_before_any_work(tiny, runs, no_training):
     no_training()
-    with pytest.raises(ValueError, match="probes='gradient' is unknown. Did you mean gradients.*classes, drift"):
+    with pytest.raises(
+            ValueError,
+            match="probes='gradient' is unknown. Did you mean gradients.*classes, drift"):
         load_or_train(tiny, runs, probes=["drift", "gradient"])
     assert not runs.exists()
 
 
-def test_a_run_keeps_the_identity_that_it_began_with_and_says_that_its_files_changed(monkeypatch, tiny, runs):
+def test_a_run_keeps_the_identity_that_it_began_with_and_says_that_its_files_changed(
+        monkeypatch, tiny, runs):
     told = iter([["before"], ["after"]])
     monkeypatch.setattr(RunConfig, "fingerprints", lambda self: next(told, ["after"]))
-    monkeypatch.setattr("clstudy.training.setup._benchmark", lambda config, device: config.make("benchmark").load())
+    monkeypatch.setattr("clstudy.training.setup._benchmark",
+                        lambda config, device: config.make("benchmark").load())
     with pytest.warns(UserWarning, match="its files changed while it was made"):
         run = load_or_train(tiny, runs)
-    assert run.id == tiny.id_of(["before"]) == run.result["run_id"] and run.fingerprints == ["before"]
+    assert run.id == tiny.id_of(["before"]) == run.result["run_id"] and run.fingerprints == [
+        "before"
+    ]
     assert len(run.evals) and [path.name for path in runs.iterdir()] == [run.id]

@@ -29,8 +29,10 @@ def here(function, items):
 
 @pytest.fixture
 def grid(tiny) -> dict:
-    return {"benchmark": "toy", "stream_args.tasks": 2, "model": tiny.model, "batch_size": 8, "steps_per_batch": 1,
-            "method": ["sit", "finetune"], "seed": "0..1"}
+    return {
+        "benchmark": "toy", "stream_args.tasks": 2, "model": tiny.model, "batch_size": 8,
+        "steps_per_batch": 1, "method": ["sit", "finetune"], "seed": "0..1"
+    }
 
 
 def state(runs: Path, name: str = "mine") -> dict:
@@ -39,7 +41,8 @@ def state(runs: Path, name: str = "mine") -> dict:
 
 def test_a_plan_says_what_exists_and_what_is_to_do(grid, tmp_path):
     first = sweep.plan({**grid, "seed": 0}, runs=tmp_path, workers=1)
-    assert "2 in all, 0 exist, 2 to do, with 1 worker" in str(first) and not list(tmp_path.iterdir())
+    assert "2 in all, 0 exist, 2 to do, with 1 worker" in str(first) and not list(
+        tmp_path.iterdir())
     sweep.sweep({**grid, "seed": 0}, runs=tmp_path, engine=here, show=False)
     again = sweep.plan(grid, runs=tmp_path, workers=2)
     assert [task.label for task in again.todo] == ["method=sit seed=1", "method=finetune seed=1"]
@@ -55,10 +58,12 @@ def test_a_sweep_makes_all_and_then_nothing(grid, tmp_path, monkeypatch):
     assert made.code == 0 and len(made.runs) == 4 and "4 of 4 are there, 0 failed" in str(made)
     assert [run.config.method for run in made.runs] == ["sit", "sit", "finetune", "finetune"]
     kept = state(tmp_path)
-    assert {one["state"] for one in kept["tasks"].values()} == {"done"} and kept["code"] == 0 and kept["finished"]
+    assert {one["state"] for one in kept["tasks"].values()
+            } == {"done"} and kept["code"] == 0 and kept["finished"]
     monkeypatch.setattr(loop, "train", None)
     again = sweep.sweep(grid, runs=tmp_path, name="mine", engine=None, show=False)
-    assert [run.id for run in again.runs] == [run.id for run in made.runs] and state(tmp_path) == kept
+    assert [run.id for run in again.runs] == [run.id
+                                              for run in made.runs] and state(tmp_path) == kept
 
 
 def test_a_failure_stops_no_other_and_is_told_with_its_reason(grid, tmp_path, capsys):
@@ -67,13 +72,15 @@ def test_a_failure_stops_no_other_and_is_told_with_its_reason(grid, tmp_path, ca
     assert made.code == status.FAILED and len(made.runs) == 2 and len(made.failed) == 2
     for label, failure in made.failed.items():
         assert "1000" in label and "tasks=1000" in failure.error
-        assert "Traceback" in Path(failure.log).read_text() and label in Path(failure.log).read_text()
+        assert "Traceback" in Path(failure.log).read_text() and label in Path(
+            failure.log).read_text()
     assert str(made).count("FAILED") == 2 and "2 of 4 are there" in str(made)
     said = status.status("mine", tmp_path)
     assert "failed: 2" in said and "tasks=1000" in said and "ended with failures" in said and "done: 2" in said
     shown = capsys.readouterr().err
     assert shown.count("FAILED") == 2 and shown.count("made  ") == 2
-    assert sweep.plan(grid, runs=tmp_path).todo and not list((tmp_path / "sweeps/mine/now").glob("*"))
+    assert sweep.plan(grid, runs=tmp_path).todo and not list(
+        (tmp_path / "sweeps/mine/now").glob("*"))
 
 
 def test_a_worker_that_dies_is_a_failure_in_words(grid, tmp_path):
@@ -97,7 +104,8 @@ def test_an_interrupt_is_told_and_the_next_sweep_goes_on(grid, tmp_path):
     said = status.status(None, tmp_path)
     assert "interrupted: start it again to go on" in said and "waiting: 3" in said
     assert len(sweep.sweep(grid, runs=tmp_path, name="mine", engine=here, show=False).runs) == 4
-    assert [one["state"] for one in state(tmp_path)["tasks"].values()] == ["exists", "done", "done", "done"]
+    assert [one["state"]
+            for one in state(tmp_path)["tasks"].values()] == ["exists", "done", "done", "done"]
 
 
 def test_nothing_starts_before_all_is_checked(grid, tmp_path):
@@ -106,7 +114,8 @@ def test_nothing_starts_before_all_is_checked(grid, tmp_path):
             sweep.sweep({**grid, **wrong}, runs=tmp_path, engine=here)
     for option in ({"probes": ["gradient"]}, {"name": "../up"}, {"workers": 0.5}):
         with pytest.raises((ValueError, TypeError), match="gradients|names a folder|workers"):
-            sweep.arrange([], runs=tmp_path, **option) if "probes" not in option else sweep.plan(grid, **option)
+            sweep.arrange([], runs=tmp_path, **option) if "probes" not in option else sweep.plan(
+                grid, **option)
     assert not list(tmp_path.iterdir())
 
 
@@ -170,21 +179,24 @@ def test_a_running_one_tells_how_far_it_is(tiny, tmp_path, monkeypatch):
     told = [found[tiny.run_id] for found in seen if found]
     assert {one["pid"] for one in told} == {os.getpid()}
     shares = [one["share"] for one in told]
-    assert shares == sorted(shares) and 0 <= shares[0] < 0.2 and shares[-1] == 1 and told[-1]["left"] == 0
+    assert shares == sorted(
+        shares) and 0 <= shares[0] < 0.2 and shares[-1] == 1 and told[-1]["left"] == 0
 
 
 @pytest.mark.slow
 def test_a_killed_sweep_is_seen_to_be_dead_and_goes_on(toy_model, tmp_path):
-    """A real process with real workers; its grid is of the embedded data, for workers know no toy."""
-    config = RunConfig(benchmark_args={"families": ["streamline-emojis"]}, model=str(toy_model), tuner="none",
-                       method="frozen", stream="joint")
+    """A real process with real workers; its grid is of the embedded data, for workers know no
+    toy."""
+    config = RunConfig(benchmark_args={"families": ["streamline-emojis"]}, model=str(toy_model),
+                       tuner="none", method="frozen", stream="joint")
     (tmp_path / "mine.toml").write_text(
         f'benchmark_args = {{families = [["streamline-emojis"]]}}\nmodel = "{toy_model}"\ntuner = "none"\n'
         'method = "frozen"\nstream = "joint"\nseed = "0..1"\n[sweep]\nworkers = 1\n')
     command = [sys.executable, "-m", "clstudy.cli", "sweep", str(tmp_path / "mine.toml")]
     surroundings = {**os.environ, "CLSTUDY_RUNS": str(tmp_path / "runs"),
                     "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, env=surroundings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=surroundings, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
             time.sleep(0.1)
@@ -205,7 +217,9 @@ def test_what_is_left_takes_as_long_as_what_was_done(monkeypatch):
     names = {"a": "done", "b": "failed", "c": "waiting", "d": "waiting", "e": "exists"}
     state = {"started": 100.0, "tasks": {id: {"state": one} for id, one in names.items()}}
     assert status.left(state, {}) == 30  # two of four in 30 seconds
-    assert status.left(state, {"c": {"share": 0.5}, "d": {"share": None}, "a": {"share": 1.0}}) == pytest.approx(18)
+    assert status.left(
+        state,
+        {"c": {"share": 0.5}, "d": {"share": None}, "a": {"share": 1.0}}) == pytest.approx(18)
     assert status.left({**state, "tasks": {"c": {"state": "waiting"}}}, {}) is None
     assert status.left({**state, "tasks": {"e": {"state": "exists"}}}, {}) is None
 
@@ -213,14 +227,21 @@ def test_what_is_left_takes_as_long_as_what_was_done(monkeypatch):
 def test_there_is_a_line_for_each_worker():
     about = {"host": "a", "pid": 7, "share": None, "left": None}
     lines = status._running({"tasks": {"x": {"label": "seed=1"}}}, {
-        "x": {**about, "pid": 9, "share": .5, "left": 90.0}, "y": about, "z": {**about, "pid": 8, "share": 1.0}})
-    assert lines == ["  a:7  y  starting", "  a:8  z  last evaluation", "  a:9  seed=1   50%, 1:30 min left"]
+        "x": {**about, "pid": 9, "share": .5, "left": 90.0}, "y": about,
+        "z": {**about, "pid": 8, "share": 1.0}
+    })
+    assert lines == [
+        "  a:7  y  starting", "  a:8  z  last evaluation", "  a:9  seed=1   50%, 1:30 min left"
+    ]
 
 
 @pytest.fixture
 def stand() -> tuple[dict, dict]:
     """A state and what runs."""
-    tasks = {"x": {"label": "method=sit seed=1 [0.1]", "state": "waiting"}, "y": {"label": "z", "state": "failed"}}
+    tasks = {
+        "x": {"label": "method=sit seed=1 [0.1]", "state": "waiting"},
+        "y": {"label": "z", "state": "failed"}
+    }
     running = {"x": {"host": "a", "pid": 9, "share": 0.5, "left": 90.0}}
     return {"name": "mine", "left": 65, "tasks": tasks, "started": 0.0}, running
 
@@ -272,9 +293,12 @@ def test_a_notebook_has_one_table_that_changes(stand, monkeypatch):
 
 
 def test_a_driver_is_alive_by_its_process_and_its_signs(monkeypatch):
-    mine = {"host": status.platform.node(), "pid": os.getpid(), "finished": None, "beat": time.time()}
+    mine = {
+        "host": status.platform.node(), "pid": os.getpid(), "finished": None, "beat": time.time()
+    }
     assert status.alive(mine) and status.alive({**mine, "host": "elsewhere", "pid": 1 << 22})
-    assert not status.alive({**mine, "pid": 1 << 22}) and not status.alive({**mine, "beat": time.time() - 61})
+    assert not status.alive({**mine, "pid": 1 << 22}) and not status.alive(
+        {**mine, "beat": time.time() - 61})
     assert not status.alive({**mine, "finished": time.time()}) and not status.alive(None)
 
 

@@ -1,4 +1,5 @@
-"""A thousand classes on a laptop: what a run takes of memory, and that the way to save it changes nothing."""
+"""A thousand classes on a laptop: what a run takes of memory, and that the way to save it changes
+nothing."""
 import os
 import subprocess
 import sys
@@ -52,9 +53,13 @@ print(made.steps.step.nunique(), made.evals.stage.max(), peak)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize("method", ["gcl", "gdro"])
 def test_a_run_with_a_thousand_classes_fits_in_2_gb_with_the_embedded_model(method):
-    """The largest resident size of a process of its own (VmHWM: getrusage would count the parent's, before exec)."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    said = subprocess.run([sys.executable, "-c", RUN, method], env=env, capture_output=True, text=True, check=True)
+    """The largest resident size of a process of its own (VmHWM: getrusage would count the parent's,
+    before exec)."""
+    env = {
+        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""
+    }
+    said = subprocess.run([sys.executable, "-c", RUN, method], env=env, capture_output=True,
+                          text=True, check=True)
     steps, stages, peak = map(int, said.stdout.split("\n")[-2].split()[-3:])
     assert steps == 4 and stages == 2
     assert peak < 2 * 2**20, f"{peak / 2**20:.2f} GiB"
@@ -71,7 +76,8 @@ def test_texts_in_parts_have_the_same_features_and_gradients(clip, name, monkeyp
     def both() -> list:
         text = clip.encode_text(tokens)
         loss = (text * weight).sum()
-        first = torch.autograd.grad(loss, tuned, retain_graph=True, allow_unused=True)  # as probes ask for them
+        first = torch.autograd.grad(loss, tuned, retain_graph=True,
+                                    allow_unused=True)  # as probes ask for them
         loss.backward()
         found = [text.detach(), *(p.grad for p in tuned), *first]
         clip.zero_grad()
@@ -84,7 +90,8 @@ def test_texts_in_parts_have_the_same_features_and_gradients(clip, name, monkeyp
     for mine, theirs in zip(both(), whole, strict=True):
         assert (mine is None) == (theirs is None)
         assert mine is None or torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
-    assert calls[:3] == [4, 4, 3] and sorted(calls[3:6]) == [3, 4, 4]  # again, for each backward pass
+    assert calls[:3] == [4, 4, 3] and sorted(calls[3:6]) == [3, 4, 4
+                                                             ]  # again, for each backward pass
     with torch.no_grad():
         calls.clear()
         clip.encode_text(tokens)

@@ -23,14 +23,16 @@ def test_train_all_reads_what_is_finished_in_the_order_asked_for(tiny, runs, no_
     configs = [tiny, tiny.replace(seed=1)]
     made = [load_or_train(config, runs) for config in configs]
     no_training()
-    assert [run.folder for run in train_all([*configs, tiny], runs=runs)] == [run.folder for run in (*made, made[0])]
+    assert [run.folder for run in train_all([*configs, tiny], runs=runs)] == [
+        run.folder for run in (*made, made[0])
+    ]
 
 
 @pytest.mark.slow
 def test_runs_are_made_in_another_process_and_one_error_stops_no_other(toy_model, runs):
     """Spawned processes know no toy benchmark: a small part of the embedded one."""
-    good = RunConfig(benchmark_args={"families": ["streamline-emojis"]}, model=str(toy_model), tuner="none",
-                     method="frozen", stream="joint")
+    good = RunConfig(benchmark_args={"families": ["streamline-emojis"]}, model=str(toy_model),
+                     tuner="none", method="frozen", stream="joint")
     bad = good.replace(stream="disjoint", stream_args={"tasks": 1000})
     with pytest.raises(ValueError, match="tasks=1000"):
         train_all([bad, good], workers=1, runs=runs)
@@ -84,7 +86,8 @@ def own_pool():
     workers._end(workers._pool(1))
 
 
-def test_the_processes_stay_for_the_next_call_and_change_with_the_surroundings(own_pool, monkeypatch):
+def test_the_processes_stay_for_the_next_call_and_change_with_the_surroundings(
+        own_pool, monkeypatch):
     first = own_pool._pool(1)
     pid = first.submit(os.getpid).result()
     assert own_pool._pool(1) is first and own_pool._pool(1).submit(os.getpid).result() == pid
@@ -109,7 +112,8 @@ def test_processes_without_work_end_and_the_next_call_has_others(own_pool, monke
     pool = own_pool._pool(1)
     [pid] = pool._processes
     time.sleep(1)
-    assert dict(own_pool.local(abs, [-2], 1)) == {-2: 2} and list(pool._processes) == [pid] and alive(pid)
+    assert dict(own_pool.local(abs, [-2], 1)) == {-2: 2} and list(
+        pool._processes) == [pid] and alive(pid)
     until(lambda: not alive(pid))
     assert dict(own_pool.local(abs, [-3], 1)) == {-3: 3} and pid not in pool._processes
 
@@ -130,9 +134,10 @@ def test_an_interrupt_ends_the_processes(own_pool, monkeypatch, tiny, runs):
 
 def test_leaving_early_kills_nobody_who_is_still_saving(own_pool, tmp_path):
     """The process that ends first takes no other with it."""
-    saving = ("__import__('signal').signal(15, lambda *_: (__import__('time').sleep({wait}), "
-              "open({path!r}, 'w').close(), __import__('os')._exit(0))), open({path!r} + '.begun', 'w').close(), "
-              "__import__('time').sleep(60)")
+    saving = (
+        "__import__('signal').signal(15, lambda *_: (__import__('time').sleep({wait}), "
+        "open({path!r}, 'w').close(), __import__('os')._exit(0))), open({path!r} + '.begun', 'w').close(), "
+        "__import__('time').sleep(60)")
     tasks = [saving.format(wait=wait, path=str(tmp_path / str(wait))) for wait in (0.1, 1.5)]
     outcomes = own_pool.local(eval, [*tasks, "1 + 1"], 3)
     assert next(outcomes) == ("1 + 1", 2)
@@ -163,9 +168,10 @@ def test_the_cores_are_divided_and_a_share_is_kept(monkeypatch):
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
-    code = ("import os, time\nfrom clstudy.runs import workers\n"
-            "if __name__ == '__main__':\n"
-            "    print(workers._pool(1).submit(os.getpid).result(), flush=True)\n    time.sleep(60)\n")
+    code = (
+        "import os, time\nfrom clstudy.runs import workers\n"
+        "if __name__ == '__main__':\n"
+        "    print(workers._pool(1).submit(os.getpid).result(), flush=True)\n    time.sleep(60)\n")
     script = tmp_path / "parent.py"
     script.write_text(code)
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,

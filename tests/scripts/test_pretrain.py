@@ -1,4 +1,5 @@
-"""Pretraining on noise: a step moves the model, a stopped run goes on to the same weights, the export loads."""
+"""Pretraining on noise: a step moves the model, a stopped run goes on to the same weights, the
+export loads."""
 import json
 import sys
 from dataclasses import replace
@@ -24,8 +25,11 @@ def corpus(tmp_path, monkeypatch):
     folder.mkdir()
     np.save(folder / "glyphs.npy", rng.integers(0, 255, (9, 64, 64), np.uint8))
     np.save(folder / "pictures.npy", rng.integers(0, 255, (7, 64, 64, 4), np.uint8))
-    words = {"glyphs": [("set", "name", f"thing {i}") for i in range(7)] + [("set", "name", "axe")] * 2,
-             "pictures": [("set", "name", f"coloured thing {i}") for i in range(6)] + [("set", "name", "Piñatas")]}
+    words = {
+        "glyphs": [("set", "name", f"thing {i}") for i in range(7)] + [("set", "name", "axe")] * 2,
+        "pictures": [("set", "name", f"coloured thing {i}")
+                     for i in range(6)] + [("set", "name", "Piñatas")]
+    }
     (folder / "captions.json").write_text(json.dumps(words))
     save_file({}, folder / "teacher.safetensors")
     made = pretrain.Corpus
@@ -42,7 +46,8 @@ def teacher(images: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def recipe() -> pretrain.Recipe:
-    return pretrain.Recipe(images=STEPS * 12, emoji=6, pictures=2, glyphs=4, others=5, taught=5, warmup=1)
+    return pretrain.Recipe(images=STEPS * 12, emoji=6, pictures=2, glyphs=4, others=5, taught=5,
+                           warmup=1)
 
 
 def points(line) -> list[list[float]]:
@@ -67,10 +72,13 @@ def test_a_stopped_pretraining_goes_on_to_the_same_weights(corpus, recipe, tmp_p
     assert not (tmp_path / "parts").exists()
     monkeypatch.setattr(pretrain, "save", kept)
     parts = weights(pretrain.pretrain(recipe, tmp_path / "parts", tmp_path / "other", every=2))
-    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert whole.keys() == parts.keys() and all(
+        torch.equal(whole[name], parts[name]) for name in whole)
     untouched = pretrain.blank(recipe).state_dict()
-    moved = load_clip(str(tmp_path / "whole")).state_dict()  # the export loads, and training did something
-    assert any(not torch.equal(untouched[name].half().float(), moved[name]) for name in moved if name in untouched)
+    moved = load_clip(str(
+        tmp_path / "whole")).state_dict()  # the export loads, and training did something
+    assert any(not torch.equal(untouched[name].half().float(), moved[name]) for name in moved
+               if name in untouched)
     assert [json.loads(line)["step"] for line in open(tmp_path / "state" / "curve.jsonl")] == [2, 4]
 
 
@@ -83,7 +91,8 @@ def test_another_recipe_does_not_go_on_from_this_state(corpus, recipe, tmp_path)
 
 def test_the_terms_are_those_of_the_docstring(corpus, recipe):
     clip = pretrain.blank(recipe)
-    terms = pretrain.loss(clip, torch.nn.Linear(256, 256), pretrain.Corpus(recipe, clip), teacher, 0)
+    terms = pretrain.loss(clip, torch.nn.Linear(256, 256), pretrain.Corpus(recipe, clip), teacher,
+                          0)
     assert list(terms) == ["names", "kinds", "pairs", "teacher"]
     assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
 
@@ -99,12 +108,15 @@ def test_icons_that_bear_a_concepts_name_count_as_its_drawings(corpus, recipe):
     assert len(captions) == len(concept) == recipe.batch
 
 
-def test_a_rarely_drawn_concept_is_drawn_more_often_than_its_share_and_its_logit_is_lower_in_training(corpus, recipe):
+def test_a_rarely_drawn_concept_is_drawn_more_often_than_its_share_and_its_logit_is_lower_in_training(
+        corpus, recipe):
     made = pretrain.Corpus(recipe, pretrain.blank(recipe))
     families = made.rows.groupby("label").family.nunique()
     objects = made.rows[made.rows.group.isin(emoji.OBJECTS)].label
     rare, common = (next(label for label in objects if families[label] == n) for n in (1, 6))
-    chance = {label: made.chance["emoji"][made.rows.label == label].sum() for label in (rare, common)}
+    chance = {
+        label: made.chance["emoji"][made.rows.label == label].sum() for label in (rare, common)
+    }
     assert chance[common] / chance[rare] == pytest.approx(6 ** 0.5)
     prior = dict(zip(made.concepts, made.prior.tolist(), strict=True))
     assert prior[common] > prior[rare]  # so that the model need not learn how often a concept comes
@@ -129,7 +141,8 @@ def disc() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_an_outline_is_drawn_around_a_drawing_and_taken_away_again():
     rgb, alpha = disc()
-    plain, (lined, more) = rgb * alpha + 1 - alpha, pretrain.outlined(rgb, alpha, torch.ones(1, 1, 1, 1, dtype=bool))
+    plain, (lined, more) = rgb * alpha + 1 - alpha, pretrain.outlined(
+        rgb, alpha, torch.ones(1, 1, 1, 1, dtype=bool))
     drawn = lined * more + 1 - more
     black = drawn.amax(1) == 0
     around = (F.max_pool2d(alpha, 3, 1, 1) - alpha)[:, 0] == 1
@@ -169,11 +182,14 @@ def test_a_missing_teacher_is_said_with_how_to_get_it(monkeypatch):
 
 
 def test_pretraining_has_a_line_per_family_in_millions_and_one_where_a_stage_ended():
-    table = pd.DataFrame({"images": [1e6, 3e6], "noto/top1": [.1, .4], "twemoji/top1": [.2, .3], "noto/top5": [.5, .6],
-                          "stage": [1, 2]})
+    table = pd.DataFrame({
+        "images": [1e6, 3e6], "noto/top1": [.1, .4], "twemoji/top1": [.2, .3],
+        "noto/top5": [.5, .6], "stage": [1, 2]
+    })
     axis = pretraining_curve.pretraining(table, ["twemoji", "noto"], title="zero-shot").axes[0]
     *families, end = axis.lines
     assert {line.get_label(): points(line) for line in families} == {"twemoji": [[1, 20], [3, 30]],
                                                                      "noto": [[1, 10], [3, 40]]}
     assert list(end.get_xdata()) == [1, 1]
-    assert points(pretraining_curve.pretraining(table, ["noto"], "top5").axes[0].lines[0]) == [[1, 50], [3, 60]]
+    assert points(pretraining_curve.pretraining(table, ["noto"],
+                                                "top5").axes[0].lines[0]) == [[1, 50], [3, 60]]

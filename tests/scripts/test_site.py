@@ -1,4 +1,5 @@
-"""The documentation: its pages come from the sources, its links lead somewhere, its lesson plan fits.
+"""The documentation: its pages come from the sources, its links lead somewhere, its lesson plan
+fits.
 
 That it builds is tested where the packages of the extra `docs` are installed."""
 import importlib.util
@@ -18,7 +19,8 @@ LINK = re.compile(r"\]\(([^)#\s]+)")
 
 @pytest.fixture(scope="module")
 def site():
-    spec = importlib.util.spec_from_file_location("build_site", ROOT / "scripts" / "site" / "build_site.py")
+    spec = importlib.util.spec_from_file_location("build_site",
+                                                  ROOT / "scripts" / "site" / "build_site.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -28,7 +30,8 @@ def site():
 def test_links_of_hand_written_pages_lead_somewhere(path: Path) -> None:
     found = [link for link in LINK.findall(path.read_text()) if "://" not in link]
     generated = {"../methods.md"}
-    assert [link for link in found if link not in generated and not (path.parent / link).exists()] == []
+    assert [link for link in found
+            if link not in generated and not (path.parent / link).exists()] == []
 
 
 def test_the_lesson_plan_fits_its_sessions_and_quotes_tables_that_exist() -> None:
@@ -38,7 +41,8 @@ def test_the_lesson_plan_fits_its_sessions_and_quotes_tables_that_exist() -> Non
     for one in sessions:
         assert sum(map(int, re.findall(r"^\| (\d+) \|", one, re.M))) == 90
     for command in re.findall(r"`clstudy student ([^`]+)`", text):
-        assert all(list((ROOT / "notebooks").glob(f"{number}_*.ipynb")) for number in command.split())
+        assert all(
+            list((ROOT / "notebooks").glob(f"{number}_*.ipynb")) for number in command.split())
 
 
 def test_each_method_has_its_equation(site) -> None:
@@ -66,8 +70,10 @@ def test_links_to_sources_lead_to_the_reference(site, tmp_path, monkeypatch) -> 
     (tmp_path / "other.md").touch()
     page = tmp_path / "docs" / "page.md"
     assert site.links("[loop](../clstudy/training/loop.py)", page) == "[loop](../api/training.md)"
-    assert site.links("[loop](clstudy/training/loop.py)", tmp_path / "README.md") == "[loop](api/training.md)"
-    for kept in ("[a](../other.md#b)", "[a](../missing.md)", "[a](https://example.org)", "[a](#b)", "![a](b.png)"):
+    assert site.links("[loop](clstudy/training/loop.py)",
+                      tmp_path / "README.md") == "[loop](api/training.md)"
+    for kept in ("[a](../other.md#b)", "[a](../missing.md)", "[a](https://example.org)", "[a](#b)",
+                 "![a](b.png)"):
         assert site.links(kept, page) == kept
     assert site.links("[`x`](../scripts/site/build_site.py)", page) == "`x`"
 
@@ -85,23 +91,27 @@ def test_only_what_a_page_can_show_is_shown(site) -> None:
 
 def test_what_a_page_would_fetch_is_taken_out_or_told(site, tmp_path) -> None:
     page = tmp_path / "a.html"
-    page.write_text('<script src="https://x.org/a.js"></script><script type="module">import("mermaid")</script>'
-                    '<script>kept</script><a href="https://x.org">link</a>')
+    page.write_text(
+        '<script src="https://x.org/a.js"></script><script type="module">import("mermaid")</script>'
+        '<script>kept</script><a href="https://x.org">link</a>')
     assert site.offline(tmp_path) == []
     assert page.read_text() == '<script>kept</script><a href="https://x.org">link</a>'
-    page.write_text('<img src="https://x.org/a.png"><link rel="stylesheet" href="https://x.org/a.css">')
+    page.write_text(
+        '<img src="https://x.org/a.png"><link rel="stylesheet" href="https://x.org/a.css">')
     assert len(site.offline(tmp_path)) == 2
 
 
 def test_formulas_become_mathml_outside_of_code(site) -> None:
     pytest.importorskip("latex2mathml", reason="pip install 'clstudy[docs]'")
     made = site.mathml("$x_i$ and `$PATH` and\n```\n$a$\n```\n$$y$$")
-    assert made.count("<math") == 2 and "`$PATH`" in made and "\n$a$\n" in made and 'display="block"' in made
+    assert made.count(
+        "<math") == 2 and "`$PATH`" in made and "\n$a$\n" in made and 'display="block"' in made
 
 
 @pytest.mark.slow
 def test_it_builds_without_a_warning() -> None:
     for name in ("mkdocs_jupyter", "mkdocstrings", "material", "latex2mathml"):
         pytest.importorskip(name, reason="pip install 'clstudy[docs]'")
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "site" / "build_site.py"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT / "scripts" / "site" / "build_site.py"],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,5 @@
-"""A choice of one's own on each axis: one class and one line in its registry dict, and nothing else."""
+"""A choice of one's own on each axis: one class and one line in its registry dict, and nothing
+else."""
 import importlib.util
 import sys
 
@@ -106,9 +107,13 @@ def test_it_is_run(own, tiny, runs):
 
 
 def test_its_options_are_checked_by_the_run(own, tiny):
-    settings = tiny.model_dump() | {axis: name for axis, (name, _) in AXES.items()} | {"stream_args": {}}
-    for axis, options, said in (("benchmark", {"images": 1}, "benchmark_args: images=1: must be at least 2"),
-                                ("stream", {"tasks": 2}, "stream_args: 'tasks' is unknown"),
-                                ("method", {"weight": "x"}, "method_args: weight='x': must be a number, at least 0")):
+    settings = tiny.model_dump() | {axis: name
+                                    for axis, (name, _) in AXES.items()} | {"stream_args": {}}
+    for axis, options, said in (("benchmark", {"images": 1},
+                                 "benchmark_args: images=1: must be at least 2"), ("stream", {
+                                     "tasks": 2
+                                 }, "stream_args: 'tasks' is unknown"), ("method", {
+                                     "weight": "x"
+                                 }, "method_args: weight='x': must be a number, at least 0")):
         with pytest.raises(ValueError, match=said):
             type(tiny)(**settings | {f"{axis}_args": options})

@@ -1,4 +1,5 @@
-"""A run that was killed goes on and ends with the tables of one that was not: every method, real kills, bad disks."""
+"""A run that was killed goes on and ends with the tables of one that was not: every method, real
+kills, bad disks."""
 import ast
 import builtins
 import errno
@@ -74,14 +75,18 @@ def same(run, other, *files: str) -> None:
     for name in ("evals.jsonl", "steps.jsonl", "config.json", *files):
         assert (run.folder / name).read_bytes() == (other.folder / name).read_bytes(), name
     for table in run.folder.glob("*.parquet"):
-        pd.testing.assert_frame_equal(pd.read_parquet(table), other.probe(table.stem), check_exact=True)
+        pd.testing.assert_frame_equal(pd.read_parquet(table), other.probe(table.stem),
+                                      check_exact=True)
 
 
 # ---- every method, tuners, settings
 
-SMALL = {"er": {"size": 10, "replay": 5}, "derpp": {"size": 10, "replay": 5}, "clib": {"size": 12, "look": 6},
-         "sit": {"size": 10, "replay": 5}, "agem": {"size": 6, "replay": 5},
-         "zscl": {"average_every": 2, "references": 4}, "gcl": {"size": 10, "temperature": "individual"}}
+SMALL = {
+    "er": {"size": 10, "replay": 5}, "derpp": {"size": 10, "replay": 5}, "clib": {
+        "size": 12, "look": 6
+    }, "sit": {"size": 10, "replay": 5}, "agem": {"size": 6, "replay": 5},
+    "zscl": {"average_every": 2, "references": 4}, "gcl": {"size": 10, "temperature": "individual"}
+}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -94,7 +99,8 @@ def test_every_method_goes_on_to_the_bit(tiny, runs, tmp_path, name):
     parts = load_or_train(config, runs, keep_model=True, save_every=0)
     assert parts.result["resumed"] == 3 and whole.result["resumed"] == 0
     same(parts, whole, "model.safetensors")
-    assert [path.name for path in runs.iterdir()] == [config.run_id]  # nothing that was saved is left
+    assert [path.name
+            for path in runs.iterdir()] == [config.run_id]  # nothing that was saved is left
 
 
 PROBES = ["classes", "drift", "gradients"]
@@ -128,7 +134,8 @@ def test_at_stage_ends_only(tiny, runs, tmp_path):
 
 
 def test_what_is_wanted_can_change_between_two_processes(tiny, runs, tmp_path):
-    """Weights are there at the end. A probe has missed its first steps: the run starts anew. One more does no harm."""
+    """Weights are there at the end. A probe has missed its first steps: the run starts anew. One
+    more does no harm."""
     fall(tiny, runs, 3)
     fall(tiny, runs, 3, probes=["drift"])
     with warnings.catch_warnings():
@@ -152,7 +159,8 @@ def test_a_state_of_another_environment_is_not_used(monkeypatch, tiny, runs, nam
 def test_a_state_of_another_code_is_not_used(monkeypatch, tiny, runs):
     fall(tiny, runs, 3)
     monkeypatch.setattr(checkpoint, "SOURCES", "changed")
-    with pytest.warns(UserWarning, match="from the beginning, because .* was made with another code"):
+    with pytest.warns(UserWarning,
+                      match="from the beginning, because .* was made with another code"):
         assert load_or_train(tiny, runs).result["resumed"] == 0
 
 
@@ -182,7 +190,8 @@ def test_what_counts_as_code_is_all_that_the_loop_imports():
 @pytest.mark.parametrize("given", ["often", -1, float("nan")])
 def test_save_every_is_a_number_of_seconds(tiny, runs, monkeypatch, given):
     monkeypatch.setenv("CLSTUDY_SAVE_EVERY", str(given))
-    with pytest.raises(ValueError, match=f"save_every='{given}': must be a number of seconds, or 0"):
+    with pytest.raises(ValueError,
+                       match=f"save_every='{given}': must be a number of seconds, or 0"):
         load_or_train(tiny, runs)
 
 
@@ -214,16 +223,24 @@ print(run.result["resumed"], flush=True)
 
 
 def child(config: RunConfig, runs: Path, save_every: float = ALWAYS) -> subprocess.Popen:
-    """A process that makes this run, and prints a line before it begins and one after each batch."""
+    """A process that makes this run, and prints a line before it begins and one after each
+    batch."""
     paths = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(TESTS), config.model_dump_json(), str(runs),
-                             str(save_every)],
-                            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths})
+    return subprocess.Popen([
+        sys.executable, "-c", CHILD,
+        str(TESTS),
+        config.model_dump_json(),
+        str(runs),
+        str(save_every)
+    ], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths})
 
 
-def test_a_process_killed_at_random_moments_is_taken_up_by_the_next(tiny, runs, tmp_path, no_training):
-    """The last one lives; this process wants the same run, waits, and reads what the other has made."""
-    config = tiny.replace(method="er", method_args={"size": 10, "replay": 5}, tuner="adapter", epochs=4, eval_every=8)
+def test_a_process_killed_at_random_moments_is_taken_up_by_the_next(tiny, runs, tmp_path,
+                                                                    no_training):
+    """The last one lives; this process wants the same run, waits, and reads what the other has
+    made."""
+    config = tiny.replace(method="er", method_args={"size": 10, "replay": 5}, tuner="adapter",
+                          epochs=4, eval_every=8)
     whole = load_or_train(config, tmp_path / "whole")
     chance, done = random.Random(), [0]
     for _ in range(2):
@@ -240,7 +257,8 @@ def test_a_process_killed_at_random_moments_is_taken_up_by_the_next(tiny, runs, 
     assert done == sorted(done) and done[-1] > 0  # each began where the one before was killed
     process = child(config, runs)
     process.stdout.readline()
-    with pytest.raises(lock.Busy, match=rf"waiting for .*:{process.pid}, which makes {config.run_id}"):
+    with pytest.raises(lock.Busy,
+                       match=rf"waiting for .*:{process.pid}, which makes {config.run_id}"):
         load_or_train(config, runs, wait=False)
     no_training()
     run = load_or_train(config, runs)
@@ -289,7 +307,8 @@ def test_a_second_interrupt_does_not_wait(tiny, runs):
 def test_a_loss_that_is_not_finite_leaves_nothing_and_starts_anew(tiny, runs):
     config = tiny.replace(lr=1e30)
     for _ in range(2):
-        with pytest.raises(monitor.NotFinite, match=r"stage 1, step [12], after (8|16) images, on the images \[\d"):
+        with pytest.raises(monitor.NotFinite,
+                           match=r"stage 1, step [12], after (8|16) images, on the images \[\d"):
             load_or_train(config, runs, save_every=ALWAYS)
         assert list(runs.iterdir()) == [] and finished(runs) == [] and find(config, runs) is None
     assert load_or_train(tiny, runs).result["resumed"] == 0
@@ -302,7 +321,8 @@ def damage(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
     if how == "a bit":
         content[len(content) // 2] ^= 1
-    path.write_bytes(content[:len(content) // 2] if how == "cut" else b"" if how == "empty" else content)
+    path.write_bytes(content[:len(content)
+                             // 2] if how == "cut" else b"" if how == "empty" else content)
 
 
 @pytest.mark.parametrize("how", ["a bit", "cut", "empty"])
@@ -338,7 +358,8 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(monkeypatch, tiny, runs, t
 
     with monkeypatch.context() as patch:
         patch.setattr(serialization, "open", full, raising=False)
-        with pytest.warns(UserWarning, match="could not be saved .*No space left.* goes on") as told:
+        with pytest.warns(UserWarning,
+                          match="could not be saved .*No space left.* goes on") as told:
             run = load_or_train(tiny, runs, save_every=ALWAYS)
     assert len(told) == 1
     same(run, load_or_train(tiny, tmp_path / "whole"))
@@ -394,9 +415,9 @@ def test_sigterm_does_not_wait_for_ever():
         script = ("import time\nfrom clstudy.training import checkpoint\ncheckpoint.GRACE = 0.2\n"
                   "with checkpoint.interruptible(checkpoint.Saver()):\n"
                   "    print('ready', flush=True)\n    time.sleep(60)\n    time.sleep(60)\n")
-        process = subprocess.Popen([sys.executable, "-c", script if late else script.replace("0.2", "50")],
-                                   stdout=subprocess.PIPE, text=True,
-                                   env={**os.environ, "PYTHONPATH": str(TESTS.parent)})
+        process = subprocess.Popen(
+            [sys.executable, "-c", script if late else script.replace("0.2", "50")],
+            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(TESTS.parent)})
         process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         if not late:

@@ -1,4 +1,5 @@
-"""A run's settings: what is refused, and with which words; what `run_id` depends on; what importing costs."""
+"""A run's settings: what is refused, and with which words; what `run_id` depends on; what importing
+costs."""
 import json
 import os
 import subprocess
@@ -17,7 +18,8 @@ REPOSITORY = Path(__file__).parents[2]
 def python(code: str, **environment: str) -> str:
     """What a fresh interpreter prints."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
+                          text=True, check=True)
     return done.stdout
 
 
@@ -91,7 +93,8 @@ def test_impossible_options_of_a_tuner_are_refused_before_a_model_is_loaded(tune
 
 
 def test_an_option_that_the_tower_does_not_have_is_refused_early():
-    assert RunConfig(tuner="prompts", tower="text", tuner_args={"init": "a big red sun"}).tower == "text"
+    assert RunConfig(tuner="prompts", tower="text",
+                     tuner_args={"init": "a big red sun"}).tower == "text"
     with pytest.raises(ValidationError, match="init='a big red sun'.*tower='image'"):
         RunConfig(tuner="prompts", tower="image", tuner_args={"init": "a big red sun"})
 
@@ -99,8 +102,10 @@ def test_an_option_that_the_tower_does_not_have_is_refused_early():
 def test_a_tuner_refuses_in_the_same_words_as_the_configuration(clip):
     from clstudy.models.tuners import TUNERS
 
-    wrong = {"lora": {"rank": 0}, "adapter": {"dropout": 1.0}, "prompts": {"depth": 0}, "l2p": {"top": 99},
-             "dualprompt": {"experts": 0}, "mvp": {"expert_blocks": [1, 1]}}
+    wrong = {
+        "lora": {"rank": 0}, "adapter": {"dropout": 1.0}, "prompts": {"depth": 0},
+        "l2p": {"top": 99}, "dualprompt": {"experts": 0}, "mvp": {"expert_blocks": [1, 1]}
+    }
     for name, options in wrong.items():
         pool = {"tower": "image", "method": name} if name in ("l2p", "dualprompt", "mvp") else {}
         with pytest.raises(ValueError) as late:
@@ -144,15 +149,34 @@ def test_but_changes_what_is_named_and_checks_again():
 # ---- run_id
 
 CHANGES = {
-    "benchmark": "emoji_concepts", "benchmark_args": {"split_seed": 1}, "stream": "si_blurry",
-    "stream_args": {"tasks": 3}, "model": "ViT-B-32", "pretrained": "random", "tuner": "full", "tuner_args":
-    {"rank": 8},
-    "tower": "image", "method": "finetune", "method_args": {"weight": 1.0}, "optimizer": "sgd",
-    "lr": 1e-3, "weight_decay": 0.1,
-    "clip_norm": 1.0, "batch_size": 32, "steps_per_batch": 1, "epochs": 2, "milestones": [1],
-    "augmentation": "none", "eval_every": 500,
+    "benchmark": "emoji_concepts",
+    "benchmark_args": {"split_seed": 1},
+    "stream": "si_blurry",
+    "stream_args": {"tasks": 3},
+    "model": "ViT-B-32",
+    "pretrained": "random",
+    "tuner": "full",
+    "tuner_args": {"rank": 8},
+    "tower": "image",
+    "method": "finetune",
+    "method_args": {"weight": 1.0},
+    "optimizer": "sgd",
+    "lr": 1e-3,
+    "weight_decay": 0.1,
+    "clip_norm": 1.0,
+    "batch_size": 32,
+    "steps_per_batch": 1,
+    "epochs": 2,
+    "milestones": [1],
+    "augmentation": "none",
+    "eval_every": 500,
     "held_out_every": 2,
-    "precision": "bf16", "compile": True, "channels_last": True, "seed": 1, "stream_seed": 0, "device": "cpu",
+    "precision": "bf16",
+    "compile": True,
+    "channels_last": True,
+    "seed": 1,
+    "stream_seed": 0,
+    "device": "cpu",
 }
 
 
@@ -160,7 +184,8 @@ def test_run_id_changes_with_every_field_but_the_device():
     assert set(CHANGES) == set(RunConfig.model_fields), "a new field needs a change here"
     base, seen = RunConfig(), set()
     for field, value in CHANGES.items():
-        if field in ("method_args", "milestones"):  # which do not go with the defaults of the others
+        if field in ("method_args",
+                     "milestones"):  # which do not go with the defaults of the others
             other = base.model_copy(update={field: value})
         else:
             other = base.replace(**{field: value})
@@ -172,8 +197,10 @@ def test_run_id_changes_with_every_field_but_the_device():
 def test_run_id_is_twelve_digits_and_equal_in_another_process():
     here = RunConfig(stream_args={"tasks": 4, "order": "given"}, seed=5).run_id
     assert len(here) == 12 and int(here, 16) >= 0
-    there = python("from clstudy import RunConfig; "
-                   "print(RunConfig(stream_args={'order': 'given', 'tasks': 4}, seed=5).run_id)", PYTHONHASHSEED="7")
+    there = python(
+        "from clstudy import RunConfig; "
+        "print(RunConfig(stream_args={'order': 'given', 'tasks': 4}, seed=5).run_id)",
+        PYTHONHASHSEED="7")
     assert there.strip() == here
 
 
@@ -181,7 +208,8 @@ def test_run_id_survives_json_and_takes_tuples_for_lists():
     config = RunConfig(benchmark_args={"families": ("noto", "twemoji")})
     again = RunConfig.model_validate_json(config.model_dump_json())
     assert again.run_id == config.run_id
-    assert json.loads(config.model_dump_json())["benchmark_args"] == {"families": ["noto", "twemoji"]}
+    assert json.loads(
+        config.model_dump_json())["benchmark_args"] == {"families": ["noto", "twemoji"]}
 
 
 def test_run_id_changes_with_the_weights_behind_a_name(tmp_path, toy_model):
@@ -202,8 +230,8 @@ def test_run_id_changes_with_the_weights_behind_a_name(tmp_path, toy_model):
 # ---- what importing costs
 
 
-LIGHT = ("", ".training.config", ".data.streams", ".evaluation.metrics", ".runs.store", ".analysis.tables",
-         ".utils.progress", ".utils.options", ".notebooks.execute")
+LIGHT = ("", ".training.config", ".data.streams", ".evaluation.metrics", ".runs.store",
+         ".analysis.tables", ".utils.progress", ".utils.options", ".notebooks.execute")
 HEAVY = ("torch", "open_clip", "peft", "matplotlib", "papermill")
 
 
@@ -219,7 +247,8 @@ def test_light_modules_import_neither_torch_nor_open_clip():
 
 
 def test_the_package_itself_imports_nothing_heavy_and_lists_its_names():
-    loaded = python("""import sys, clstudy; print("numpy" in sys.modules, "pydantic" in sys.modules)""")
+    loaded = python(
+        """import sys, clstudy; print("numpy" in sys.modules, "pydantic" in sys.modules)""")
     assert loaded.split() == ["False", "False"]
     import clstudy
 

@@ -1,4 +1,5 @@
-"""The loop: stages without images or without classes, curves, epochs, steps, and runs that must stop."""
+"""The loop: stages without images or without classes, curves, epochs, steps, and runs that must
+stop."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +46,8 @@ def test_every_stage_end_has_the_rows_of_every_scenario(tiny):
         rows = evals[evals.stage == stage]
         for task in ("task 1", "task 2"):
             assert set(rows[rows["set"] == task].candidates) == {"own", "seen", "all"}
-        assert {"seen classes", "all classes", "shades", "drawings: image to text"} <= set(rows["set"])
+        assert {"seen classes", "all classes", "shades", "drawings: image to text"} <= set(
+            rows["set"])
         assert (rows.images_seen == 30 * stage).all()
     assert not evals.duplicated([*IDS, "images_seen", "stage_end"]).any()
     assert evals.value.between(0, 1).all()
@@ -75,12 +77,14 @@ def test_held_out_every_leaves_held_out_sets_out_but_for_the_first_and_last_look
 @pytest.mark.parametrize("tower", ["image", "text", "both"])
 @pytest.mark.parametrize("tuner", ["lora", "full"])
 def test_kept_features_never_change_a_number(tiny, tuner, tower):
-    """The last row, made with features kept of towers that do not move, is that of a fresh evaluation."""
+    """The last row, made with features kept of towers that do not move, is that of a fresh
+    evaluation."""
     kept, config = [], tiny.replace(tuner=tuner, tower=tower, eval_every=10)
     evals, _ = train(config, keep=kept.append)
     _, benchmark, stages = prepare(config)
     fresh = evaluate(kept[0], benchmark, [stage.classes for stage in stages], range(6)).rows
-    assert [{key: row[key] for key in fresh[0]} for row in evals if row["stage"] == 2 and row["stage_end"]] == fresh
+    assert [{key: row[key] for key in fresh[0]} for row in evals
+            if row["stage"] == 2 and row["stage_end"]] == fresh
 
 
 # ---- streams with holes
@@ -90,7 +94,8 @@ def test_a_stage_without_images_and_classes(tiny, toy):
     evals, steps = tables(tiny.replace(stream_args={"tasks": [[0, 1], [], [2, 3, 4, 5]]}))
     assert evals[evals["set"] == "seen classes"].images_seen.tolist() == [20, 20, 60]
     assert "task 2" not in set(evals["set"]) and {"task 1", "task 3"} <= set(evals["set"])
-    before, after = (evals[(evals.stage == stage) & (evals.candidates == "all")].value.tolist() for stage in (1, 2))
+    before, after = (evals[(evals.stage == stage) & (evals.candidates == "all")].value.tolist()
+                     for stage in (1, 2))
     assert before == after and set(steps.stage) == {1, 3}
 
 
@@ -99,15 +104,22 @@ def test_a_stage_whose_images_are_at_home_elsewhere(monkeypatch, tiny, toy):
     class Holes(Stream):
         def stages(self, labels: np.ndarray, seed: int, domains=None) -> list[Stage]:
             two, rest = images_of(toy, 2), images_of(toy, 3, 4)
-            return [Stage(1, (), np.array([], np.int64)), Stage(2, (0, 1), images_of(toy, 0, 1)), Stage(3, (), two[:5]),
-                    Stage(4, (2, 3, 4), np.concatenate([two[5:], rest]))]
+            return [
+                Stage(1, (), np.array([], np.int64)),
+                Stage(2, (0, 1), images_of(toy, 0, 1)),
+                Stage(3, (), two[:5]),
+                Stage(4, (2, 3, 4), np.concatenate([two[5:], rest]))
+            ]
 
     monkeypatch.setitem(STREAMS, "holes", Holes)
     evals, steps = tables(tiny.replace(stream="holes", stream_args={}))
     assert set(steps.stage) == {2, 3, 4} and np.isfinite(evals.value).all()
     seen = evals[evals["set"] == "seen classes"]
-    assert seen.stage.tolist() == [2, 3, 4] and seen["count"].tolist() == [8, 12, 20]  # 4 test images of each class
-    assert "class yellow sun" in set(evals["set"]) and "class black cat" not in set(evals["set"])  # 5 has no home
+    assert seen.stage.tolist() == [2, 3, 4] and seen["count"].tolist() == [
+        8, 12, 20
+    ]  # 4 test images of each class
+    assert "class yellow sun" in set(evals["set"]) and "class black cat" not in set(
+        evals["set"])  # 5 has no home
     assert (evals[evals["set"] == "all classes"]["count"] == 20).all()
 
 
@@ -129,7 +141,9 @@ def test_steps_are_numbered_and_know_the_images_before_them(tiny):
     _, steps = tables(tiny.replace(steps_per_batch=3))
     assert list(steps) == ["stage", "images_seen", "step", "term", "value"]
     assert steps.step.tolist() == list(range(24))
-    assert steps.images_seen.tolist() == [n for n in (0, 8, 16, 24, 30, 38, 46, 54) for _ in range(3)]
+    assert steps.images_seen.tolist() == [
+        n for n in (0, 8, 16, 24, 30, 38, 46, 54) for _ in range(3)
+    ]
     assert steps.stage.tolist() == [1] * 12 + [2] * 12
 
 
@@ -182,7 +196,8 @@ def test_the_last_batch_of_a_stage_is_smaller_and_none_is_empty(toy):
         found = [len(b.labels) for b in batches(stage, benchmark, seen, prompts, size, stage.index)]
         assert found == expected
     empty = Stage(1, (), np.array([], np.int64))
-    assert list(batches(empty, benchmark, seen, torch.zeros(6, 4, dtype=torch.long), 8, empty.index)) == []
+    assert list(batches(empty, benchmark, seen, torch.zeros(6, 4, dtype=torch.long), 8,
+                        empty.index)) == []
 
 
 @pytest.mark.parametrize("settings", [
@@ -202,8 +217,8 @@ def test_other_settings_run_and_learn(tiny, settings):
 def test_clipping_bounds_the_step(tiny):
     moved = {}
     for clip_norm in (None, 1e9, 1e-3):
-        config = tiny.replace(optimizer="sgd", lr=1.0, weight_decay=0, clip_norm=clip_norm, tuner="full",
-                          stream="joint", stream_args={}, batch_size=60)
+        config = tiny.replace(optimizer="sgd", lr=1.0, weight_decay=0, clip_norm=clip_norm,
+                              tuner="full", stream="joint", stream_args={}, batch_size=60)
         start, _, _ = prepare(config)
         kept = []
         train(config, keep=kept.append)
@@ -214,7 +229,8 @@ def test_clipping_bounds_the_step(tiny):
 
 
 def test_a_model_that_can_learn_does(tiny):
-    config = tiny.replace(tuner="full", lr=1e-3, stream="joint", stream_args={}, epochs=15, augmentation="none")
+    config = tiny.replace(tuner="full", lr=1e-3, stream="joint", stream_args={}, epochs=15,
+                          augmentation="none")
     _, steps = tables(config)
     assert steps.value[-8:].mean() < 0.5 * steps.value[:8].mean()
 
@@ -241,7 +257,8 @@ def test_progress_counts_every_image(tiny):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_stage_step_and_term(tiny):
-    with pytest.raises(NotFinite, match=r"'task' is nan at stage 1, step [12], after (8|16) images"):
+    with pytest.raises(NotFinite,
+                       match=r"'task' is nan at stage 1, step [12], after (8|16) images"):
         train(tiny.replace(lr=1e30))
 
 
@@ -260,7 +277,8 @@ def test_the_term_that_is_not_finite_is_named(monkeypatch, tiny):
 
 
 def test_weights_that_are_not_finite_are_not_evaluated(monkeypatch, tiny):
-    """A gradient can be NaN where the loss is finite, and after the last step no loss would show it."""
+    """A gradient can be NaN where the loss is finite, and after the last step no loss would show
+    it."""
 
     class Poisoning(METHODS["sit"]):
         steps = 0
@@ -301,8 +319,10 @@ def test_a_stream_of_domains_has_a_column_for_each(monkeypatch, tiny, toy, tmp_p
 
     def painted():
         whole = toy().load()
-        parts = [replace(part, domains=np.arange(len(part)) % 3, domain_names=("ink", "oil", "chalk"))
-                 for part in (whole.train, whole.test)]
+        parts = [
+            replace(part, domains=np.arange(len(part)) % 3, domain_names=("ink", "oil", "chalk"))
+            for part in (whole.train, whole.test)
+        ]
         return replace(whole, train=parts[0], test=parts[1])
 
     monkeypatch.setitem(BENCHMARKS, "painted", benchmark_of(painted))
@@ -311,5 +331,7 @@ def test_a_stream_of_domains_has_a_column_for_each(monkeypatch, tiny, toy, tmp_p
     found = run.domains()
     assert found.index.tolist() == [0, 1, 2, 3] and set(found.columns) == {"ink", "oil", "chalk"}
     assert found.notna().all(axis=None) and run.evals.images_seen.max() == 60
-    with pytest.raises(ValueError, match="stream='domains' needs images with domains; benchmark='toy' has none"):
+    with pytest.raises(
+            ValueError,
+            match="stream='domains' needs images with domains; benchmark='toy' has none"):
         train(tiny.replace(stream="domains", stream_args={}))

@@ -1,8 +1,10 @@
-"""The profile `paper` of the notebooks: every run that it asks for is collected, and each kind of run makes two steps.
+"""The profile `paper` of the notebooks: every run that it asks for is collected, and each kind of
+run makes two steps.
 
-Nothing is downloaded. The models have the paper's architecture and random weights, and are built once; data are small
-files in the form of the published sets. A kind of run (model, tuner, tower, method) is trained on one of the
-benchmarks, in turn: those of the SIT paper differ in nothing else. Streams are made for every run."""
+Nothing is downloaded. The models have the paper's architecture and random weights, and are built
+once; data are small files in the form of the published sets. A kind of run (model, tuner, tower,
+method) is trained on one of the benchmarks, in turn: those of the SIT paper differ in nothing else.
+Streams are made for every run."""
 import ast
 import copy
 import re
@@ -28,9 +30,13 @@ from clstudy.training import setup
 from clstudy.utils.paths import NOTEBOOKS
 from tests import small_sets
 
-SIT = ("cifar100", "tiny_imagenet", "imagenet_r")  # the benchmarks of the SIT paper, arXiv 2405.15155
+SIT = (
+    "cifar100", "tiny_imagenet", "imagenet_r")  # the benchmarks of the SIT paper, arXiv 2405.15155
 OF_SIT = ("03_candidates", "04_gradients", "05_which_encoder", "06_streams")  # its notebooks
-PATHS = {path.stem: path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if "paper" in parameters.profiles(path)}
+PATHS = {
+    path.stem: path for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+    if "paper" in parameters.profiles(path)
+}
 COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
     "03_candidates": lambda p: (len(p["streams"]) * (2 * len(p["tuners"]) + 1) + 2 * p["both_softmaxes"]
                                 + (len(p["baselines"]) + len(p["pools"]) + 2 * len(p["more_tuners"]))
@@ -51,18 +57,25 @@ COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
 
 
 def names(table: symtable.SymbolTable, top: bool = True) -> tuple[set[str], set[str]]:
-    """What a statement defines, and what it takes from elsewhere, inside functions and comprehensions too."""
+    """What a statement defines, and what it takes from elsewhere, inside functions and
+    comprehensions too."""
     symbols = table.get_symbols()
-    defined = {s.get_name() for s in symbols if top and (s.is_assigned() or s.is_imported() or s.is_namespace())}
+    defined = {
+        s.get_name() for s in symbols
+        if top and (s.is_assigned() or s.is_imported() or s.is_namespace())
+    }
     used = {s.get_name() for s in symbols if s.is_referenced() and (top or s.is_global())}
     return defined, used.union(*(names(child, False)[1] for child in table.get_children()))
 
 
 def needed(path) -> list[ast.stmt]:
-    """The statements of a notebook that make runs, also through a function of its own, and those that they depend on.
+    """The statements of a notebook that make runs, also through a function of its own, and those
+    that they depend on.
 
     What only looks at runs is left out; and the exercises, whose functions are not written yet."""
-    source = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    source = [
+        cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
+    ]
     chosen, wanted, making = [], set(), {"train_all", "load_or_train"}
     statements = [(statement, names(symtable.symtable(ast.unparse(statement), path.stem, "exec")))
                   for text in source for statement in ast.parse(text).body]
@@ -76,14 +89,16 @@ def needed(path) -> list[ast.stmt]:
 
 
 def collect(path, values: dict) -> list:
-    """The configurations of all runs that a notebook would make with these parameters, in order; none is made."""
+    """The configurations of all runs that a notebook would make with these parameters, in order;
+    none is made."""
     found, space = [], dict(values)
 
     def train_all(configs, *_, **__):
         found.extend(configs)
         return Runs(Run(config, Path(config.run_id)) for config in configs)
 
-    body = [statement for statement in needed(path) if not isinstance(statement, ast.AnnAssign)]  # not the parameters
+    body = [statement for statement in needed(path)
+            if not isinstance(statement, ast.AnnAssign)]  # not the parameters
     with mock.patch.object(workers, "train_all", train_all), mock.patch("clstudy.train_all", train_all), \
             mock.patch.object(store, "load_or_train", lambda config, *_, **__: train_all([config])[0]):
         exec(compile(ast.Module(body, []), path.stem, "exec"), space)
@@ -91,9 +106,11 @@ def collect(path, values: dict) -> list:
 
 
 def profile(stem: str, benchmark: str | None = None) -> dict:
-    """All parameters of a notebook under its profile `paper`; benchmark: another of the SIT paper, as its text says."""
+    """All parameters of a notebook under its profile `paper`; benchmark: another of the SIT paper,
+    as its text says."""
     path = PATHS[stem]
-    values = {p.name: p.value for p in parameters.parameters(path)} | parameters.profile_parameters(path, "paper")
+    values = {p.name: p.value
+              for p in parameters.parameters(path)} | parameters.profile_parameters(path, "paper")
     if benchmark not in (None, values["benchmark"]):
         other = {"benchmark": benchmark, "augmentation": "autoaugment_imagenet"}
         other |= {"more_benchmarks": {}} if "more_benchmarks" in values else {}
@@ -111,10 +128,12 @@ RUNS = {(stem, name): collect(PATHS[stem], profile(stem, name)) for stem, name i
 
 
 def one_of_each() -> dict[str, list]:
-    """For each model, tuner, tower and method, a run on each benchmark; with several stages, where there is one."""
+    """For each model, tuner, tower and method, a run on each benchmark; with several stages, where
+    there is one."""
     found: dict[str, list] = {}
     for config in sorted(sum(RUNS.values(), []), key=lambda c: (c.stream == "joint", c.seed)):
-        group = found.setdefault(f"{config.model} {config.tuner} {config.tower} {config.method}", [])
+        group = found.setdefault(f"{config.model} {config.tuner} {config.tower} {config.method}",
+                                 [])
         if config.benchmark not in {other.benchmark for other in group}:
             group.append(config)
     return found
@@ -145,10 +164,14 @@ def test_statements_that_only_look_at_runs_are_left_out():
 
 # ---- the settings of the SIT paper (its released code)
 
-OPTIMISERS = {"lora": ("adamw", 5e-4, 1e-5), "adapter": ("adamw", 5e-4, 1e-5), "prompts": ("sgd", 1e-4, 1e-4),
-              "mvp": ("adam", 1e-4, 0.0), "l2p": ("adam", 5e-3, 0.0), "dualprompt": ("adam", 5e-3, 0.0)}
-TUNERS = {"lora": {"init": "official"}, "prompts": {"init": "a bad photo of a"}, "mvp": {"experts": 5},
-          "l2p": {"batchwise": False}}
+OPTIMISERS = {
+    "lora": ("adamw", 5e-4, 1e-5), "adapter": ("adamw", 5e-4, 1e-5), "prompts": ("sgd", 1e-4, 1e-4),
+    "mvp": ("adam", 1e-4, 0.0), "l2p": ("adam", 5e-3, 0.0), "dualprompt": ("adam", 5e-3, 0.0)
+}
+TUNERS = {
+    "lora": {"init": "official"}, "prompts": {"init": "a bad photo of a"}, "mvp": {"experts": 5},
+    "l2p": {"batchwise": False}
+}
 ARGUMENTS = {"er": {"size": 2000}, "clib": {"size": 2000},
              "mvp": {"alpha": 0.0, "margin": None, "candidates": "batch"}}
 
@@ -161,11 +184,13 @@ def softmaxes(config) -> int:
 def test_runs_have_the_settings_of_the_paper(stem, benchmark):
     assert SIT_PROMPT == "a bad photo of a {}."
     for config in RUNS[stem, benchmark]:
-        assert (config.model, config.pretrained, config.benchmark_args) == ("ViT-B-16-quickgelu", "openai", {})
+        assert (config.model, config.pretrained, config.benchmark_args) == ("ViT-B-16-quickgelu",
+                                                                            "openai", {})
         assert config.stream == "si_blurry" and config.stream_args["sampler"] == "official"
         assert config.stream_args["tasks"] == 5 and config.stream_args.get("blurry_share", 10) == 10
         assert config.stream_args.get("disjoint_share", 50) == 50 or stem == "06_streams"
-        assert (config.batch_size, config.steps_per_batch, config.epochs, config.eval_every) == (64, 3, 1, 1000)
+        assert (config.batch_size, config.steps_per_batch, config.epochs,
+                config.eval_every) == (64, 3, 1, 1000)
         assert config.precision == "fp32" and config.clip_norm is None and 1 <= config.seed <= 5
         assert config.augmentation == f"autoaugment_{'cifar' if config.benchmark == 'cifar100' else 'imagenet'}"
         if config.tuner != "none":
@@ -182,8 +207,11 @@ def test_the_second_softmax_of_the_released_code_is_there_for_the_asking(stem):
     seeds, beside = len(profile(stem)["seeds"]), 2 * (stem == "03_candidates")
     for asked in (False, True):
         found = collect(PATHS[stem], profile(stem) | {"double_softmax": asked})
-        could = [c for c in found if c.tuner in ("lora", "adapter") and c.method in ("finetune", "sit")]
-        assert sum(softmaxes(config) == 1 + asked for config in could) == len(could) - beside * seeds
+        could = [
+            c for c in found if c.tuner in ("lora", "adapter") and c.method in ("finetune", "sit")
+        ]
+        assert sum(
+            softmaxes(config) == 1 + asked for config in could) == len(could) - beside * seeds
         assert all(softmaxes(config) == 1 for config in found if config not in could)
 
 
@@ -194,16 +222,19 @@ def test_the_second_softmax_of_the_released_code_is_there_for_the_asking(stem):
 def test_runs_have_the_settings_of_vr_lwf(stem):
     for config in RUNS[stem, "coco_crops"]:
         assert (config.model, config.pretrained) == ("ViT-B-32-quickgelu", "openai")
-        assert (config.batch_size, config.epochs, config.steps_per_batch, config.clip_norm) == (100, 15, 1, 1.0)
+        assert (config.batch_size, config.epochs, config.steps_per_batch,
+                config.clip_norm) == (100, 15, 1, 1.0)
         assert config.optimizer == "adam" and config.weight_decay == 0 and config.seed == 10
         several = config.stream == "disjoint"
-        assert config.milestones == ([] if several else [10])  # the scheduler is stepped in one session only
+        assert config.milestones == (
+            [] if several else [10])  # the scheduler is stepped in one session only
         assert config.stream_args == ({"tasks": 8, "order": "given"} if several else {})
         if config.tuner == "full":
             assert config.lr == 1e-6 and config.tuner_args == {"temperature": True}
         if several:
             assert config.method_args["candidates"] == "phase"
-        assert config.method_args.get("weight", 0.5) in (0.5, 0.0, 30)  # 0: averages alone; 30: EWC, which is ours
+        assert config.method_args.get("weight", 0.5) in (
+            0.5, 0.0, 30)  # 0: averages alone; 30: EWC, which is ours
 
 
 # ---- two steps of each
@@ -218,8 +249,8 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    """A model with random weights by its name, and a copy of these. Products are of bf16 where the host has it, to be
-    quick."""
+    """A model with random weights by its name, and a copy of these. Products are of bf16 where the
+    host has it, to be quick."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
 
@@ -237,32 +268,41 @@ def few_files(monkeypatch, data) -> None:
     """Let the package take the small copies for the real sets."""
     small_sets.use(monkeypatch, data[0], data[2], data[1])
     place = data[0] / "domainnet"
-    count = {name: sum(len((place / f"{name}_{split}.txt").read_text().split("\n")) - 1 for split in ("train", "test"))
-             for name in domainnet.DOMAINS}
+    count = {
+        name: sum(
+            len((place / f"{name}_{split}.txt").read_text().split("\n")) - 1
+            for split in ("train", "test")) for name in domainnet.DOMAINS
+    }
     monkeypatch.setitem(domainnet.TOTALS, "cleaned", count)
 
 
 def cut(benchmark):
-    """The first twenty classes that have training images, two for each of ten stages; and no held-out set."""
+    """The first twenty classes that have training images, two for each of ten stages; and no
+    held-out set."""
     loop, keep = benchmark.train, np.unique(benchmark.train.labels)[:20]
     rows = np.flatnonzero(np.isin(loop.labels, keep))
     named = replace(loop, class_names=tuple(loop.class_names[label] for label in keep),
-                    images=loop.images[torch.from_numpy(rows)], labels=np.searchsorted(keep, loop.labels[rows]),
+                    images=loop.images[torch.from_numpy(rows)], labels=np.searchsorted(
+                        keep, loop.labels[rows]),
                     domains=None if loop.domains is None else loop.domains[rows])
     return replace(benchmark, train=named, test=named, held_out={})
 
 
 def handful(benchmark, stages: list):
-    """The first two stages that bring two classes, with an image of each, renumbered; and one image to test. Of a
-    single stage, two such pairs."""
+    """The first two stages that bring two classes, with an image of each, renumbered; and one image
+    to test. Of a single stage, two such pairs."""
     labels, kept = benchmark.train.labels, []
     for stage in stages:
         first = np.unique(labels[stage.index], return_index=True)[1]
         if len(first) >= 2 and len(kept) < 2:
-            kept.append(replace(stage, number=len(kept) + 1, index=stage.index[first[:4 if len(stages) == 1 else 2]]))
+            kept.append(
+                replace(stage, number=len(kept) + 1,
+                        index=stage.index[first[:4 if len(stages) == 1 else 2]]))
     at_home = np.flatnonzero(np.isin(labels, sum((stage.classes for stage in kept), ())))[:1]
-    test = replace(benchmark.test, images=benchmark.test.images[torch.from_numpy(at_home)], labels=labels[at_home],
-                   domains=None if benchmark.test.domains is None else benchmark.test.domains[at_home])
+    test = replace(
+        benchmark.test, images=benchmark.test.images[torch.from_numpy(at_home)],
+        labels=labels[at_home],
+        domains=None if benchmark.test.domains is None else benchmark.test.domains[at_home])
     return replace(benchmark, test=test), kept
 
 
@@ -285,11 +325,13 @@ def small(data, model, monkeypatch):
     def load(name, pretrained):
         assert pretrained == "openai"
         clip = model(name)[0]
-        return copy.deepcopy(clip, {id(p): p for p in clip.parameters()})  # modules anew, the same weights
+        return copy.deepcopy(
+            clip, {id(p): p for p in clip.parameters()})  # modules anew, the same weights
 
     def prepared(config):
         clip, world, stages = prepare(config)
-        start.update({name: p.detach().clone() for name, p in clip.named_parameters() if p.requires_grad})
+        start.update(
+            {name: p.detach().clone() for name, p in clip.named_parameters() if p.requires_grad})
         return clip, *handful(world, stages)
 
     for name in {name for _, name in EACH}:
@@ -324,9 +366,10 @@ def test_two_steps_move_what_is_tuned_and_nothing_else(name, small, model):
 @pytest.mark.parametrize("benchmark", sorted({name for _, name in EACH}))
 def test_the_stream_of_every_run_can_be_made(benchmark, data, monkeypatch):
     few_files(monkeypatch, data)
-    streams = {(c.stream, str(c.stream_args), c.seed): c for (_, name), found in RUNS.items() for c in found
-               if name == benchmark}
-    labels, domains = (getattr(BENCHMARKS[benchmark]().load().train, name) for name in ("labels", "domains"))
+    streams = {(c.stream, str(c.stream_args), c.seed): c for (_, name), found in RUNS.items()
+               for c in found if name == benchmark}
+    labels, domains = (getattr(BENCHMARKS[benchmark]().load().train, name)
+                       for name in ("labels", "domains"))
     for config in streams.values():
         count = config.stream_args.get("tasks", 1)
         if config.stream == "domains":

@@ -98,7 +98,8 @@ def test_what_shares_memory_shares_it_again(again, file):
 
 def test_tensors_are_aligned_as_fresh_ones(again):
     found = again([torch.zeros(1, dtype=torch.uint8), *(torch.randn(n) for n in (1, 3, 5))])
-    assert all(each.data_ptr() % 64 == 0 for each in found)  # the last digit of a product can depend on it
+    assert all(
+        each.data_ptr() % 64 == 0 for each in found)  # the last digit of a product can depend on it
 
 
 def test_lists_dicts_and_objects_that_are_met_twice_are_one(again):
@@ -117,10 +118,14 @@ def test_lists_dicts_and_objects_that_are_met_twice_are_one(again):
 def test_objects_are_all_their_attributes(again, batch):
     memory = ReplayBuffer(5, "balanced")
     memory.add(batch, logits=torch.randn(8, 2))
-    found = again({"memories": [memory], "average": Average(torch.randn(3)), "pair": Pair(1, torch.ones(2))})
+    found = again(
+        {"memories": [memory], "average": Average(torch.randn(3)), "pair": Pair(1, torch.ones(2))})
     kept = found["memories"][0]
-    assert {name for name in vars(kept)} == {name for name in vars(memory)} and kept.count == memory.count
-    assert torch.equal(kept.image, memory.image) and torch.equal(kept.extra["logits"], memory.extra["logits"])
+    assert {name
+            for name in vars(kept)} == {name
+                                        for name in vars(memory)} and kept.count == memory.count
+    assert torch.equal(kept.image, memory.image) and torch.equal(kept.extra["logits"],
+                                                                 memory.extra["logits"])
     assert kept.index == memory.index and kept.settled == memory.settled
     assert type(found["pair"]) is Pair and found["pair"].other.sum() == 2
 
@@ -138,7 +143,8 @@ def test_generators_go_on(again):
 def test_what_is_shared_is_not_stored_and_known_by_identity_or_memory(again, file):
     prompts, hook = torch.zeros(4, 2), test_generators_go_on
     shared = {"prompts": prompts, "hook": hook}
-    found = again({"all": prompts, "row": prompts[1], "call": hook, "copy": prompts.clone()}, shared)
+    found = again({"all": prompts, "row": prompts[1], "call": hook, "copy": prompts.clone()},
+                  shared)
     assert stored(file) == [32]
     assert found["all"] is prompts and found["call"] is hook
     found["row"] += 1
@@ -167,9 +173,12 @@ def test_of_the_model_and_its_copies_differences_are_stored(clip, file):
     found, reached = whole["value"], clip.model.opened
     assert reached == 8 and not tuned.any()  # the model is not touched
     restore(clip, whole["model"])
-    assert torch.equal(tuned, expected) and found["start"]["proj"] is tuned and clip.model.opened == 3
-    assert torch.equal(found["teacher"].model.visual.proj, old) and found["teacher"].model.opened is None
-    assert not found["teacher"].training and not any(p.requires_grad for p in found["teacher"].parameters())
+    assert torch.equal(tuned,
+                       expected) and found["start"]["proj"] is tuned and clip.model.opened == 3
+    assert torch.equal(found["teacher"].model.visual.proj,
+                       old) and found["teacher"].model.opened is None
+    assert not found["teacher"].training and not any(p.requires_grad
+                                                     for p in found["teacher"].parameters())
     assert found["alias"].data_ptr() == tuned.data_ptr() and tuned.requires_grad
 
 

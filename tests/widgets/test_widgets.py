@@ -1,5 +1,6 @@
-"""Widgets: what is chosen is what is shown; headless, a static figure stands for them. No browser and no kernel: a
-control that is set calls what a hand would call. How fast they answer: `python -m tests.test_widgets`."""
+"""Widgets: what is chosen is what is shown; headless, a static figure stands for them. No browser
+and no kernel: a control that is set calls what a hand would call. How fast they answer:
+`python -m tests.test_widgets`."""
 import io
 import re
 from datetime import UTC, datetime
@@ -50,8 +51,10 @@ def live(monkeypatch):
 def drawn(live, monkeypatch):
     """A chooser over five things, its controls, and what it has shown."""
     made, shown = [], []
-    monkeypatch.setattr(choosers, "display", lambda data, **_: shown.append(data["text/plain"].strip("'")))
-    groups = {("texts", 10): "a", ("texts", 100): "b", ("texts", 400): "c", ("tokens", 2): "d", ("tokens", 100): "e"}
+    monkeypatch.setattr(choosers, "display",
+                        lambda data, **_: shown.append(data["text/plain"].strip("'")))
+    groups = {("texts", 10): "a", ("texts", 100): "b", ("texts", 400): "c", ("tokens", 2): "d",
+              ("tokens", 100): "e"}
     box = choosers.chooser(groups, ["vary", "how many"], lambda thing: made.append(thing) or thing)
     assert made == list(groups.values())  # each before it is asked for
     yield (*box.children[0].children, shown)
@@ -60,7 +63,8 @@ def drawn(live, monkeypatch):
 
 def test_a_chooser_shows_the_first_and_follows_its_slider(drawn):
     first, second, made = drawn
-    assert made[-1] == "a" and list(second.options) == [10, 100, 400] and first.options == ("texts", "tokens")
+    assert made[-1] == "a" and list(second.options) == [10, 100, 400
+                                                        ] and first.options == ("texts", "tokens")
     second.value = 400
     assert made[-1] == "c"
 
@@ -77,14 +81,16 @@ def test_the_slider_of_a_chooser_has_the_values_of_what_is_chosen(drawn):
 
 
 def test_the_twin_of_a_chooser_is_what_it_draws_first():
-    assert choosers.chooser({("b", 3): 30, ("b", 2): 20, ("a", 1): 10}, ["", ""], lambda thing: thing + 1) == 21
+    assert choosers.chooser({("b", 3): 30, ("b", 2): 20, ("a", 1): 10}, ["", ""],
+                            lambda thing: thing + 1) == 21
 
 
 def test_the_map_is_walked_by_its_four_lists():
     box = choosers.map_walker(candidates="seen", class_weights="kl", denominator="moving")
     lists = [one for row in box.children[:2] for one in row.children]
     shown = box.children[2]
-    assert [one.description for one in lists] == ["candidates", "denominator", "class weights", "vocabulary"]
+    assert [one.description
+            for one in lists] == ["candidates", "denominator", "class weights", "vocabulary"]
     assert "`gdro`" in shown.value and "no finished run" in shown.value
     lists[2].value = "uniform"
     assert "`gcl`" in shown.value and "`gdro`" not in shown.value
@@ -114,7 +120,8 @@ def test_a_picture_is_written_as_it_is_with_its_words_escaped():
     image = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4)
     text = common.picture(image, "cat <3", "a \"cat\"")
     data = base64.b64decode(re.search(r"base64,([^\"]+)", text).group(1))
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), image.transpose(1, 2, 0))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), image.transpose(
+        1, 2, 0))
     assert "cat &lt;3" in text and "a &quot;cat&quot;" in text and "<3" not in text
 
 
@@ -124,9 +131,10 @@ LABELS = np.array([0, 0, 1, 1, 2, 2])
 
 
 def known() -> accuracy_matrix.Answers:
-    """Six images of three classes; class 2 is task 2. Before: all right. At the end: image 1 is taken for 2, by more
-    than image 0 is; image 2 for 0."""
-    test = Labelled(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), LABELS, ("ant", "bee", "cup"), "a {}.")
+    """Six images of three classes; class 2 is task 2. Before: all right. At the end: image 1 is
+    taken for 2, by more than image 0 is; image 2 for 0."""
+    test = Labelled(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), LABELS, ("ant", "bee", "cup"),
+                    "a {}.")
     before = np.eye(3)[LABELS]
     after = np.array([[.5, 0, .6], [.1, 0, .9], [.7, .6, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
     return accuracy_matrix.Answers(
@@ -140,7 +148,8 @@ def known() -> accuracy_matrix.Answers:
 
 @pytest.mark.parametrize(("candidates", "images", "taken"), [
     ("all", [1, 0, 2], [2, 2, 0]), ("seen", [1, 0, 2], [2, 2, 0]), ("own", [2], [0])])
-def test_what_was_lost_depends_on_who_competes_and_the_surest_mistake_is_first(candidates, images, taken):
+def test_what_was_lost_depends_on_who_competes_and_the_surest_mistake_is_first(
+        candidates, images, taken):
     found, now = known().lost(0, 2, 1, candidates)
     assert (found.tolist(), now.tolist()) == (images, taken)
 
@@ -180,7 +189,9 @@ def test_the_board_answers_to_its_controls_and_to_clicks(live, tuned):
     np.testing.assert_allclose(heat.z, 100 * tuned.matrix("own"))
     assert "<b>1</b> test images" in shown.pictures.value and "cup" not in shown.pictures.value
     shown._click(heat, SimpleNamespace(xs=[2], ys=[2]), None)
-    assert (shown.task.value, shown.stage.value) == (2, 2) and "<b>0</b> test images of task 2" in shown.pictures.value
+    assert (shown.task.value,
+            shown.stage.value) == (2,
+                                   2) and "<b>0</b> test images of task 2" in shown.pictures.value
     edge = shown.figure.layout.shapes[0]
     assert (edge.x0, edge.x1, edge.y0, edge.y1) == (1.5, 2.5, 1.5, 2.5)
     shown.stage.value = 1
@@ -204,17 +215,23 @@ def test_the_twin_of_the_board_is_its_matrix(tuned):
 
 def pulls(shift: float = 0.0, classes=("ant", "bee")) -> pd.DataFrame:
     """Two steps of two classes; in the second the first class is absent."""
-    rows = [{"step": step, "stage": step + 1, "images_seen": 8 * step, "term": "task", "class": name,
-             "present": not (step == 1 and name == "ant"), "attraction": (step == 0 or name == "bee") * 3. + shift,
-             "repulsion": 4., "gradient": 5., "push": -1. + step, "push attraction": 1. + step,
-             "push repulsion": -2., "image gradient": .5 + step} for step in (0, 1) for name in classes]
+    rows = [{
+        "step": step, "stage": step + 1, "images_seen": 8 * step, "term": "task", "class": name,
+        "present": not (step == 1 and name == "ant"),
+        "attraction": (step == 0 or name == "bee") * 3. + shift, "repulsion": 4., "gradient": 5.,
+        "push": -1. + step, "push attraction": 1. + step, "push repulsion": -2.,
+        "image gradient": .5 + step
+    } for step in (0, 1) for name in classes]
     return pd.DataFrame(rows)
 
 
 @pytest.fixture
 def pair(tmp_path) -> dict[str, Run]:
     tables = {"finetune": pulls(), "sit": pulls()[lambda rows: rows.present]}
-    return {name: small_runs.make(tmp_path / name, probes={"classes": table}) for name, table in tables.items()}
+    return {
+        name: small_runs.make(tmp_path / name, probes={"classes": table})
+        for name, table in tables.items()
+    }
 
 
 def test_arrows_have_the_lengths_and_the_angle_that_three_norms_fix():
@@ -225,37 +242,44 @@ def test_arrows_have_the_lengths_and_the_angle_that_three_norms_fix():
     norms = [float(np.linalg.norm(one)) for one in (a, r, a + r)]
     for name, norm in zip(("attraction", "repulsion", "sum"), norms, strict=True):
         assert np.hypot(*microscope.arrows(*norms)[name]) == pytest.approx(norm)
-    for nothing in (0.0, 1e-8):  # the sum of a class without pictures, and the same with its rounding
-        assert microscope.arrows(nothing, 2.0, 2.0) == {"attraction": (0.0, 0.0), "repulsion": (-2.0, 0.0),
-                                                        "sum": (-2.0, 0.0)}
+    for nothing in (0.0,
+                    1e-8):  # the sum of a class without pictures, and the same with its rounding
+        assert microscope.arrows(nothing, 2.0, 2.0) == {
+            "attraction": (0.0, 0.0), "repulsion": (-2.0, 0.0), "sum": (-2.0, 0.0)
+        }
 
 
 def test_the_microscope_moves_both_methods_in_step(live, pair):
     tables = {name: run.probe("classes") for name, run in pair.items()}
     shown = microscope._Microscope(tables, {name: microscope._norms(run, tables[name], "task")
                                             for name, run in pair.items()}, [0, 1], 0)
-    assert shown.classes == ["ant", "bee"] and "in the batch" in shown.figure.layout.annotations[0].text
+    assert shown.classes == ["ant", "bee"
+                             ] and "in the batch" in shown.figure.layout.annotations[0].text
     np.testing.assert_allclose(shown.bar["sit", "push attraction"].y, [1, 1])
     np.testing.assert_allclose(shown.arrow["finetune", "sum"].x, [0, 3])
     shown.step.value = 1
     np.testing.assert_allclose(shown.bar["finetune", "push attraction"].y, [2, 2])
     np.testing.assert_allclose(shown.bar["sit", "push attraction"].y, [np.nan, 2])
-    assert [one.text.split("<br>")[1] for one in shown.figure.layout.annotations[:2]] == ["absent, in the loss",
-                                                                                      "not in the loss"]
+    assert [one.text.split("<br>")[1] for one in shown.figure.layout.annotations[:2]] == [
+        "absent, in the loss", "not in the loss"
+    ]
     np.testing.assert_allclose(shown.arrow["finetune", "repulsion"].x, [0, -4])
     np.testing.assert_allclose(shown.arrow["sit", "repulsion"].x, [0, 0])
-    assert shown.cursor.x0 == 1 and list(shown.bar["finetune", "push repulsion"].marker.opacity) == [.45, 1]
+    assert shown.cursor.x0 == 1 and list(shown.bar["finetune",
+                                                   "push repulsion"].marker.opacity) == [.45, 1]
     shown._click(None, SimpleNamespace(xs=["bee"]), None)
     assert shown.name.value == "bee" and "in the batch" in shown.figure.layout.annotations[1].text
 
 
 def test_the_microscope_draws_the_norms_of_towers_where_they_were_measured(tmp_path):
-    towers = pd.DataFrame([{"step": step, "term": "task", "tower": tower, "block": block, "norm": value + step}
-                           for step in (0, 1) for tower, value in (("image", 1.), ("text", 7.))
-                           for block in ("all", "0")])
+    towers = pd.DataFrame(
+        [{"step": step, "term": "task", "tower": tower, "block": block, "norm": value + step}
+         for step in (0, 1) for tower, value in (("image", 1.), ("text", 7.))
+         for block in ("all", "0")])
     run = small_runs.make(tmp_path / "run", probes={"classes": pulls(), "gradients": towers})
     found = microscope._norms(run, run.probe("classes"), "task")
-    assert {name: series.tolist() for name, series in found.items()} == {"image tower": [1, 2], "text tower": [7, 8]}
+    assert {name: series.tolist()
+            for name, series in found.items()} == {"image tower": [1, 2], "text tower": [7, 8]}
 
 
 def test_the_twin_of_the_microscope_and_what_it_refuses(pair):
@@ -272,7 +296,8 @@ def test_the_twin_of_the_microscope_and_what_it_refuses(pair):
 
 @pytest.fixture
 def explorer(live, toy):
-    made = explorer_module._Explorer("toy", {"ten each": {}, "four classes": {"classes": 4}}, 0, 2, "disjoint", 50, 10)
+    made = explorer_module._Explorer("toy", {"ten each": {}, "four classes": {"classes": 4}}, 0, 2,
+                                     "disjoint", 50, 10)
     made.box = made.shown()
     return made
 
@@ -282,7 +307,9 @@ def test_the_explorer_shows_the_shares_of_the_classes_in_time(explorer, toy):
     figure, labels = explorer.figure, toy().train.labels
     total = np.sum([trace.y for trace in figure.data], axis=0)
     np.testing.assert_allclose(total, 100)
-    assert [trace.name for trace in figure.data] == [toy().train.class_names[label] for label, _ in explorer.homes]
+    assert [trace.name for trace in figure.data] == [
+        toy().train.class_names[label] for label, _ in explorer.homes
+    ]
     assert len(figure.layout.shapes) == 2 and len({trace.fillcolor for trace in figure.data}) == 3
     part = explorer.parts[0]
     assert figure.data[0].y[0] == pytest.approx(100 * np.mean(labels[part] == explorer.homes[0][0]))
@@ -320,7 +347,8 @@ def test_a_stream_of_domains_is_offered_where_there_are_domains(explorer):
 
 def test_the_twin_of_the_explorer_and_what_it_refuses(toy):
     figure = explorer_module.stream_explorer("toy", seed=3, tasks=2)
-    assert isinstance(figure, Figure) and figure.axes[0].get_title() == "si_blurry, N = 50, M = 10, seed 3"
+    assert isinstance(figure,
+                      Figure) and figure.axes[0].get_title() == "si_blurry, N = 50, M = 10, seed 3"
     with pytest.raises(ValueError, match="'nothing'"):
         explorer_module.stream_explorer("nothing")
 
@@ -337,8 +365,8 @@ def png(colour: tuple, size: tuple[int, int]) -> bytes:
 def test_a_file_becomes_a_square_on_white():
     clear = zero_shot.read_picture(png((255, 0, 0, 0), (40, 20)), 16)
     assert clear.shape == (3, 16, 16) and (clear == 255).all()
-    assert (zero_shot.read_picture(memoryview(png((255, 0, 0, 255), (40, 20))), 16)[:, 8, 8] == torch.tensor(
-        [255, 0, 0])).all()
+    assert (zero_shot.read_picture(memoryview(png((255, 0, 0, 255), (40, 20))),
+                                   16)[:, 8, 8] == torch.tensor([255, 0, 0])).all()
     with pytest.raises(ValueError, match="no picture"):
         zero_shot.read_picture(b"hello", 16)
 
@@ -347,8 +375,8 @@ def test_a_file_becomes_a_square_on_white():
 def played(live, clip, toy):
     images = toy().test.images
     other = type(clip)(clip.model, clip.tokenizer, clip.name)
-    return zero_shot._Playground({"before tuning": clip, "after tuning": other}, images[:3], ["a", "b", "c"],
-                                  ["red", "blue"], images)
+    return zero_shot._Playground({"before tuning": clip, "after tuning": other}, images[:3],
+                                 ["a", "b", "c"], ["red", "blue"], images)
 
 
 def test_the_playground_answers_for_the_picture_and_the_texts_chosen(played, clip, toy):
@@ -365,8 +393,10 @@ def test_the_playground_answers_for_the_picture_and_the_texts_chosen(played, cli
 
 def test_an_own_picture_joins_the_list_and_a_bad_file_is_told(played):
     before = list(played.figure.data[0].x)
-    played.upload.value = ({"name": "mine.png", "content": png((0, 0, 255, 255), (9, 30)), "type": "image/png",
-                            "size": 1, "last_modified": pd.Timestamp(0, tz="UTC").to_pydatetime()},)
+    played.upload.value = ({
+        "name": "mine.png", "content": png((0, 0, 255, 255), (9, 30)), "type": "image/png",
+        "size": 1, "last_modified": pd.Timestamp(0, tz="UTC").to_pydatetime()
+    }, )
     assert played.picture.label == "mine.png" and list(played.figure.data[0].x) != before
     played.upload.value = ({**played.upload.value[0], "content": b"no"},)
     assert "no picture" in played.said.value and played.picture.label == "mine.png"
@@ -377,7 +407,8 @@ def test_an_own_picture_joins_the_list_and_a_bad_file_is_told(played):
 def test_the_nearest_pictures_are_those_with_the_largest_cosine(played, clip):
     played.wanted.value = "a green leaf"
     text = clip.encode_text(clip.tokenize(["a green leaf"]))[0].detach()
-    best = (played.features["before tuning"] @ text).sort(descending=True).values[:zero_shot.NEAREST]
+    best = (played.features["before tuning"]
+            @ text).sort(descending=True).values[:zero_shot.NEAREST]
     first = re.findall(r"<figcaption>cos (-?[\d.]+)<", played.near.value)
     assert first == [f"{value:.2f}" for value in best.tolist()] * 2
 
@@ -391,7 +422,8 @@ def test_a_long_text_leaves_room_for_the_bars_and_is_no_markup(played):
 
 
 def test_the_twin_of_the_playground(clip, toy):
-    assert isinstance(zero_shot.playground(clip, toy().test.images[:2], ["a", "b"], ["x", "y"]), Figure)
+    assert isinstance(zero_shot.playground(clip,
+                                           toy().test.images[:2], ["a", "b"], ["x", "y"]), Figure)
 
 
 # ---- the run comparer
@@ -401,11 +433,15 @@ def test_the_twin_of_the_playground(clip, toy):
 def some(tmp_path) -> list[Run]:
     """Two seeds of one method and one of another."""
     made = []
-    for name, method, seed, last in (("one", "sit", 0, .4), ("two", "sit", 1, .6), ("three", "finetune", 0, .1)):
-        run = small_runs.make(tmp_path / name, small_runs.evaluations(last), images_per_second=1.0, parameters=1)
+    for name, method, seed, last in (("one", "sit", 0, .4), ("two", "sit", 1, .6),
+                                     ("three", "finetune", 0, .1)):
+        run = small_runs.make(tmp_path / name, small_runs.evaluations(last), images_per_second=1.0,
+                              parameters=1)
         config = RunConfig.model_construct(**{field: info.get_default(call_default_factory=True)
                                               for field, info in RunConfig.model_fields.items()})
-        made.append(Run(config.model_copy(update={"method": method, "seed": seed, "stream": "disjoint"}), run.folder))
+        made.append(
+            Run(config.model_copy(update={"method": method, "seed": seed, "stream": "disjoint"}),
+                run.folder))
     return made
 
 
@@ -419,7 +455,8 @@ def test_the_comparer_draws_what_is_chosen_with_its_interval(live, some):
     edge, line = shown.figure.data
     assert line.y[-1] == pytest.approx(50) and line.line.color == plots.METHODS["sit"][1]
     half = 12.706 * 14.142 / 2**.5  # t of one degree of freedom, times s/√n: wider than 0 … 100
-    assert line.customdata[-1][0] == pytest.approx(max(50 - half, 0)) and "50.0 ± 127.1" in shown.table.value
+    assert line.customdata[-1][0] == pytest.approx(max(50 - half,
+                                                       0)) and "50.0 ± 127.1" in shown.table.value
     shown.list.value = []
     assert len(shown.figure.data) == 0 and "at least one row" in shown.table.value
     shown.list.value = labels
@@ -441,8 +478,10 @@ def test_every_column_has_the_definition_of_its_metric(live, some):
     assert all("better" in run_comparison.definition(name) for name in run_comparison.DEFINED)
     shown = run_comparison.run_comparer(some).children[3].value
     for name in run_comparison.DEFINED:
-        assert shown.count(f"<b>{name}</b>") == 1 and re.search(rf"<abbr [^>]*>{name}</abbr>", shown)
-    assert "divided by T − 1" in re.search(r'title="([^"]+)"><abbr [^>]*>forgetting<', shown).group(1)
+        assert shown.count(f"<b>{name}</b>") == 1 and re.search(rf"<abbr [^>]*>{name}</abbr>",
+                                                                shown)
+    assert "divided by T − 1" in re.search(r'title="([^"]+)"><abbr [^>]*>forgetting<',
+                                           shown).group(1)
 
 
 def test_the_twin_of_the_comparer_and_what_it_refuses(some):
@@ -472,24 +511,29 @@ def benchmark() -> None:
     explorer = explorer_module._Explorer("emoji", {"as it is": {}}, 0, 5, "si_blurry", 50, 10)
     explorer.shown()
     for words, control, value in (("N", explorer.n, 20), ("seed", explorer.seed, 3),
-                                  ("stream", explorer.stream, "disjoint"), ("moment", explorer.moment, 30)):
+                                  ("stream", explorer.stream, "disjoint"), ("moment",
+                                                                            explorer.moment, 30)):
         _time(f"stream explorer, {words}", lambda c=control, v=value: setattr(c, "value", v))
     names = list(world.test.class_names)
-    play = zero_shot._Playground({"before": clip, "after": load_clip()}, world.test.images[:9], names[:9], names[:12],
-                                  world.test.images)
+    play = zero_shot._Playground({"before": clip, "after": load_clip()}, world.test.images[:9],
+                                 names[:9], names[:12], world.test.images)
     _time("playground, picture", lambda: setattr(play.picture, "value", 3))
     _time("playground, texts", lambda: setattr(play.written, "value", "\n".join(names[:20])))
     _time("playground, nearest", lambda: setattr(play.wanted, "value", "a drawing of a dog."))
-    rows = [pulls(classes=names).assign(step=lambda t, s=s: 2 * s + t.step, stage=1) for s in range(50)]
+    rows = [
+        pulls(classes=names).assign(step=lambda t, s=s: 2 * s + t.step, stage=1) for s in range(50)
+    ]
     tables = {name: pd.concat(rows) for name in ("finetune", "sit")}
     scope = microscope._Microscope(tables, {name: {} for name in tables}, list(range(100)), 0)
     _time("gradient microscope, step", lambda: setattr(scope.step, "value", 40))
     _time("gradient microscope, class", lambda: setattr(scope.name, "value", names[5]))
     test = world.test
     homes, generator = np.arange(len(names)) % 5 + 1, np.random.default_rng(0)
-    found = accuracy_matrix.Answers(test, homes, np.ones((6, len(names)), bool), np.arange(len(test)), {
-        stage: generator.normal(size=(len(test), len(names))) + 6 * (stage == 0) * np.eye(len(names))[test.labels]
-        for stage in (0, 5)})
+    found = accuracy_matrix.Answers(
+        test, homes, np.ones((6, len(names)), bool), np.arange(len(test)), {
+            stage: generator.normal(size=(len(test), len(names))) + 6 *
+            (stage == 0) * np.eye(len(names))[test.labels] for stage in (0, 5)
+        })
     R = generator.random((6, 5))
     shown = accuracy_matrix._Board(SimpleNamespace(matrix=lambda name: R), "all", found)
     _time("forgetting board, task", lambda: setattr(shown.task, "value", 3))
@@ -509,11 +553,13 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_forces_of_a_batch_are_its_gradient(symmetric):
     generator = torch.Generator().manual_seed(0)
-    image, text = (F.normalize(torch.randn(n, 8, generator=generator, dtype=torch.float64), dim=1) for n in (4, 6))
+    image, text = (F.normalize(torch.randn(n, 8, generator=generator, dtype=torch.float64), dim=1)
+                   for n in (4, 6))
     target, scale = torch.tensor([2, 0, 2, 5]), torch.tensor(7.0, dtype=torch.float64)
     found = picture_gradients.forces(image, text, scale, target, symmetric)
     assert found.present.tolist() == [True, False, True, False, False, True]
-    offered = torch.nonzero(torch.tensor(found.present.tolist()))[:, 0] if symmetric else torch.arange(6)
+    offered = torch.nonzero(torch.tensor(
+        found.present.tolist()))[:, 0] if symmetric else torch.arange(6)
     leaf = text.clone().requires_grad_()
     rows = torch.searchsorted(offered, target)
     match(image, leaf[offered], scale, rows).backward()
@@ -536,7 +582,8 @@ def test_a_picture_is_put_under_the_microscope_with_its_text_and_its_batch(under
     bars = {(i % 2, i // 2): trace for i, trace in enumerate(under.figure.data[6:])}
     assert list(bars[0, 0].x) == list(bars[1, 1].x) == list(under.name.options)
     fish = list(under.name.options).index("a fish")
-    assert bars[0, 0].y[fish] == 0 > bars[1, 0].y[fish] and bars[1, 1].y[fish] == 0  # pushed, and left alone
+    assert bars[0, 0].y[fish] == 0 > bars[1, 0].y[fish] and bars[
+        1, 1].y[fish] == 0  # pushed, and left alone
     left = under.picture.options[3][0]
     under.others.value = (1, 2, 3)
     place = list(under.name.options).index(left)
@@ -546,15 +593,19 @@ def test_a_picture_is_put_under_the_microscope_with_its_text_and_its_batch(under
     under.name.value = "a fish"
     arrow = under.figure.data[1]
     length = float(np.hypot(arrow.x[1], arrow.y[1]))
-    row = under.table[(under.table["class"] == "a fish") & (under.table.method == "finetune")].iloc[0]
-    assert length == pytest.approx(row.repulsion) and arrow.customdata[1] == pytest.approx(row.repulsion)
+    row = under.table[(under.table["class"] == "a fish")
+                      & (under.table.method == "finetune")].iloc[0]
+    assert length == pytest.approx(row.repulsion) and arrow.customdata[1] == pytest.approx(
+        row.repulsion)
 
 
 def test_an_own_picture_comes_with_its_name_as_the_first_text(under):
     file = io.BytesIO()
     Image.new("RGB", (120, 40), (250, 10, 10)).save(file, "PNG")
-    under.upload.value = ({"name": "red_tile.png", "content": memoryview(file.getvalue()), "type": "image/png",
-                           "size": 1, "last_modified": datetime.now(UTC)},)
+    under.upload.value = ({
+        "name": "red_tile.png", "content": memoryview(file.getvalue()), "type": "image/png",
+        "size": 1, "last_modified": datetime.now(UTC)
+    }, )
     assert under.right.value == "red tile" and under.picture.label == "red_tile.png"
     assert "red tile" in under.name.options and under.table["class"].iloc[0] == "red tile"
     before = under.table.copy()
@@ -564,9 +615,12 @@ def test_an_own_picture_comes_with_its_name_as_the_first_text(under):
     under.name.value = "a fish"
     under.right.value = "a red tile"
     assert under.name.value == "a fish"  # and stay where they were put
-    assert under.figure.data[3].x[0] is None  # the symmetric loss does not move it: no arrow, no head
-    under.upload.value = ({"name": "no.png", "content": memoryview(b"no"), "type": "image/png", "size": 1,
-                           "last_modified": datetime.now(UTC)},)
+    assert under.figure.data[3].x[
+        0] is None  # the symmetric loss does not move it: no arrow, no head
+    under.upload.value = ({
+        "name": "no.png", "content": memoryview(b"no"), "type": "image/png", "size": 1,
+        "last_modified": datetime.now(UTC)
+    }, )
     assert "no picture" in under.fault.value
 
 
@@ -580,7 +634,9 @@ def test_a_loss_that_hardly_pulls_is_named(clip, toy, monkeypatch):
         return pd.concat(pulls, ignore_index=True)
 
     monkeypatch.setattr(picture_gradients._Microscope, "found", staticmethod(found))
-    said = picture_gradients._Microscope(clip, toy().test.images[:2], ["a", "b"], ["a", "b"], []).said.value
+    said = picture_gradients._Microscope(clip,
+                                         toy().test.images[:2], ["a", "b"], ["a", "b"],
+                                         []).said.value
     assert "<b>symmetric</b>: the strongest pull of this step is 0.002" in said and "<b>asymmetric</b>" not in said
 
 
@@ -588,11 +644,10 @@ def test_the_twin_of_the_picture_microscope_and_what_it_refuses(clip, toy):
     test = toy().test
     names = [test.class_names[label] for label in test.labels[:4].tolist()]
     figure = picture_gradients.picture_microscope(clip, test.images[:4], names, names, ["a fish"])
-    assert len(figure.axes) == 2 and {text.get_text() for text in figure.axes[0].get_yticklabels()} >= {"a fish"}
+    assert len(figure.axes) == 2 and {text.get_text()
+                                      for text in figure.axes[0].get_yticklabels()} >= {"a fish"}
     for few in (1, 2):  # pictures: there need not be others for the batch
-        assert (
-            picture_gradients._Microscope(clip, test.images[:few], names[:few], names[:few], []).others.value
-            == (1,)[: few - 1]
-        )
+        assert (picture_gradients._Microscope(clip, test.images[:few], names[:few], names[:few],
+                                              []).others.value == (1, )[:few - 1])
     with pytest.raises(ValueError, match="names=3"):
         picture_gradients.picture_microscope(clip, test.images[:4], names[:3], names)

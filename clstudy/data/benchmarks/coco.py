@@ -1,4 +1,5 @@
-"""The data of VR-LwF (Ding et al. 2022, arXiv 2207.09248): objects cut out of COCO, and EuroSAT with its split.
+"""The data of VR-LwF (Ding et al. 2022, arXiv 2207.09248): objects cut out of COCO, and EuroSAT
+with its split.
 
     coco/annotations/instances_train2014.json  instances_val2014.json  coco/train2014/  coco/val2014/
     karpathy/dataset_coco.json  dataset_flickr30k.json
@@ -7,10 +8,11 @@
 lie where all published sets lie (see sets.py). Facts on splits and prompts: the released code,
 github.com/yxding95/CL-CLIP (data_preprocess/coco_process.py, data.py, methods/base.py).
 
-Departures. The released code cuts the boxes out with a program that is not released: here a box is widened to whole
-pixels. It resizes to 256 and crops 224 at random in training; here each crop is stored once, at `size` (shorter side,
-bicubic, then the middle square), and what moves is left to the augmentation of the run. Its pictures for the
-zero-shot task are not published: here, 50 of each test class of tieredImageNet."""
+Departures. The released code cuts the boxes out with a program that is not released: here a box is
+widened to whole pixels. It resizes to 256 and crops 224 at random in training; here each crop is
+stored once, at `size` (shorter side, bicubic, then the middle square), and what moves is left to
+the augmentation of the run. Its pictures for the zero-shot task are not published: here, 50 of each
+test class of tieredImageNet."""
 import json
 import math
 import re
@@ -49,9 +51,12 @@ class Pairs:
     captions: int = 5  # the first of each image; some images of COCO have six or seven
 
 
-RETRIEVAL = {"coco 5k": Pairs(("coco", "karpathy"), "karpathy/dataset_coco.json", "coco/val2014", 5000, folds=5),
-             "flickr30k": Pairs(("flickr30k", "karpathy"), "karpathy/dataset_flickr30k.json",
-                                "flickr30k/flickr30k-images", 1000)}
+RETRIEVAL = {
+    "coco 5k": Pairs(("coco", "karpathy"), "karpathy/dataset_coco.json", "coco/val2014", 5000,
+                     folds=5),
+    "flickr30k": Pairs(("flickr30k", "karpathy"), "karpathy/dataset_flickr30k.json",
+                       "flickr30k/flickr30k-images", 1000)
+}
 
 
 @dataclass
@@ -64,7 +69,9 @@ class ObjectsOfVrLwf(Photographs):
     def require(self) -> None:
         super().require()
         asked = [name for one in self.retrieval for name in RETRIEVAL[one].sets]
-        there = [one for one in self.retrieval if not any(missing(name) for name in RETRIEVAL[one].sets)]
+        there = [
+            one for one in self.retrieval if not any(missing(name) for name in RETRIEVAL[one].sets)
+        ]
         advice = f'; or leave it out: benchmark_args={{"retrieval": {json.dumps(there)}}}'
         require(dict.fromkeys(asked), advice=advice)
 
@@ -72,18 +79,24 @@ class ObjectsOfVrLwf(Photographs):
         """The parts as one benchmark; about: keys and groups of its classes."""
         prompts = [train.template.format(one) for one in train.class_names]
         keys = list(about["classes"])
-        groups = {group: tuple(keys.index(key) for key in members) for group, members in about["groups"].items()}
-        return BenchmarkData(name, train, test, tuple(prompts[label] for label in train.labels), groups,
-                             self.held_out_sets(SHORT), {one: _pairs(one, self.size) for one in self.retrieval})
+        groups = {
+            group: tuple(keys.index(key) for key in members)
+            for group, members in about["groups"].items()
+        }
+        return BenchmarkData(
+            name, train, test, tuple(prompts[label] for label in train.labels), groups,
+            self.held_out_sets(SHORT), {one: _pairs(one, self.size) for one in self.retrieval})
 
 
 @dataclass
 class CocoCrops(ObjectsOfVrLwf):
-    """COCO-2014 objects (VR-LwF, arXiv 2207.09248): each ground-truth box is an image of one of 80 classes.
+    """COCO-2014 objects (VR-LwF, arXiv 2207.09248): each ground-truth box is an image of one of 80
+    classes.
 
-    Train: boxes of train2014; test: those of val2014 images that are in Karpathy's test split. Groups:
-    eight phases of ten classes, in the order of COCO's categories. Boxes are drawn once for all; all of
-    them are some 600,000, which take 90 GB at 224 pixels. SHORT is the other template that is reported."""
+    Train: boxes of train2014; test: those of val2014 images that are in Karpathy's test split.
+    Groups: eight phases of ten classes, in the order of COCO's categories. Boxes are drawn once for
+    all; all of them are some 600,000, which take 90 GB at 224 pixels. SHORT is the other template
+    that is reported."""
 
     title: ClassVar[str] = "COCO crops"
     source: ClassVar[str] = "Ding et al. 2022, arXiv 2207.09248"
@@ -105,17 +118,19 @@ class CocoCrops(ObjectsOfVrLwf):
         about = about_classes("coco")
         names = tuple(about["classes"].values())
         train, test = (_crops(split, count, self.size, names, self.template)
-                       for split, count in (("train", self.per_class), ("test", self.test_per_class)))
+                       for split, count in (("train", self.per_class), ("test",
+                                                                        self.test_per_class)))
         return self.together("coco_crops", train, test, about)
 
 
 @dataclass
 class EuroSat(ObjectsOfVrLwf):
-    """EuroSAT (Helber et al. 2019, arXiv 1709.00029) as in VR-LwF's released code: 27,000 images, 10 classes, 64 × 64.
+    """EuroSAT (Helber et al. 2019, arXiv 1709.00029) as in VR-LwF's released code: 27,000 images,
+    10 classes, 64 × 64.
 
-    Test: the last 500 images of each class, by name. Groups: five phases of two classes, by name. The
-    classes are named as the folders, in small letters (the held-out set `eurosat` has CLIP's names, and
-    all images)."""
+    Test: the last 500 images of each class, by name. Groups: five phases of two classes, by name.
+    The classes are named as the folders, in small letters (the held-out set `eurosat` has CLIP's
+    names, and all images)."""
 
     title: ClassVar[str] = "EuroSAT"
     source: ClassVar[str] = "Helber et al. 2019, arXiv 1709.00029"
@@ -149,12 +164,14 @@ class Box:
     label: int
 
 
-def _crops(split: str, per_class: int | None, size: int, names: tuple[str, ...], template: str) -> Labelled:
+def _crops(split: str, per_class: int | None, size: int, names: tuple[str, ...],
+           template: str) -> Labelled:
     year = "train2014" if split == "train" else "val2014"
     listed = downloads() / "coco" / "annotations" / f"instances_{year}.json"
     kept = downloads() / RETRIEVAL["coco 5k"].listed if split == "test" else None
     images = downloads() / "coco" / year
-    source = image_store.fingerprint(images, image_store.VERSION, _stamp(listed), kept and _stamp(kept))
+    source = image_store.fingerprint(images, image_store.VERSION, _stamp(listed), kept
+                                     and _stamp(kept))
 
     def pictures() -> Pictures:
         boxes = _boxes(listed)
@@ -174,7 +191,8 @@ def _stamp(file: Path) -> list:
 
 
 def _boxes(listed: Path) -> list[Box]:
-    """All boxes that are large enough, those of one picture together. DamagedError: another form, other categories."""
+    """All boxes that are large enough, those of one picture together. DamagedError: another form,
+    other categories."""
     try:
         found = json.loads(listed.read_text(), object_hook=_without_outlines)
         files = {one["id"]: one["file_name"] for one in found["images"]}
@@ -189,16 +207,21 @@ def _boxes(listed: Path) -> list[Box]:
             left, top, width, height = one["bbox"]
             if width > SMALLEST and height > SMALLEST:
                 bounds = (left, top, left + width, top + height)
-                if not all(map(math.isfinite, bounds)) or not isinstance(files[one["image_id"]], str):
-                    raise ValueError(f"a box that is none: {one['bbox']} in {files[one['image_id']]!r}")
+                if not all(map(math.isfinite, bounds)) or not isinstance(
+                        files[one["image_id"]], str):
+                    raise ValueError(
+                        f"a box that is none: {one['bbox']} in {files[one['image_id']]!r}")
                 boxes.append(Box(files[one["image_id"]], bounds, place[one["category_id"]]))
         return boxes
     except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
-        raise DamagedError(f"{listed} cannot be read ({type(error).__name__}: {error}). {again('coco')}") from error
+        raise DamagedError(
+            f"{listed} cannot be read ({type(error).__name__}: {error}). {again('coco')}"
+        ) from error
 
 
 def _without_outlines(one: dict) -> dict:
-    """The outlines of the objects are most of the file; without them it fits in memory many times."""
+    """The outlines of the objects are most of the file; without them it fits in memory many
+    times."""
     one.pop("segmentation", None)
     return one
 
@@ -208,19 +231,23 @@ def _some(boxes: list[Box], per_class: int | None) -> list[Box]:
     if per_class is None:
         return boxes
     labels, rng = np.array([box.label for box in boxes], dtype=int), np.random.default_rng(0)
-    keep = [rng.permutation(np.flatnonzero(labels == label))[:per_class] for label in np.unique(labels)]
+    keep = [
+        rng.permutation(np.flatnonzero(labels == label))[:per_class] for label in np.unique(labels)
+    ]
     return [boxes[i] for i in sorted(np.concatenate(keep))] if keep else []
 
 
 class _Crops:
-    """What is inside of boxes. Those of one picture stand together, and each thread keeps the picture it read last, so
-    a picture is decoded once (or twice, where the share of a thread ends inside it)."""
+    """What is inside of boxes. Those of one picture stand together, and each thread keeps the
+    picture it read last, so a picture is decoded once (or twice, where the share of a thread ends
+    inside it)."""
 
     def __init__(self, images: Path, boxes: list[Box]):
         self.images, self.boxes, self.last = images, boxes, threading.local()
 
     def pictures(self) -> Pictures:
-        return Pictures(len(self.boxes), self.read, lambda i: str(self.images / self.boxes[i].file), again("coco"))
+        return Pictures(len(self.boxes), self.read, lambda i: str(self.images / self.boxes[i].file),
+                        again("coco"))
 
     def read(self, i: int) -> tuple[Image.Image, int]:
         box = self.boxes[i]
@@ -230,7 +257,8 @@ class _Crops:
         return self.last.picture.crop(_whole(box.bounds, self.last.picture.size)), box.label
 
 
-def _whole(bounds: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _whole(bounds: tuple[float, float, float, float],
+           size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The box widened to whole pixels, inside the picture."""
     left, top, right, bottom = bounds
     return (max(math.floor(left), 0), max(math.floor(top), 0), min(math.ceil(right), size[0]),
@@ -246,7 +274,10 @@ def _pairs(name: str, size: int) -> Captioned:
     listed, images = downloads() / one.listed, downloads() / one.images
     rows = _karpathy(listed)
     captions = [[sentence["raw"] for sentence in row["sentences"][:one.captions]] for row in rows]
-    few = [row["filename"] for row, said in zip(rows, captions, strict=True) if len(said) < one.captions]
+    few = [
+        row["filename"] for row, said in zip(rows, captions, strict=True)
+        if len(said) < one.captions
+    ]
     if len(rows) != one.count or few:
         what = f"{few[0]} has not {one.captions} captions" if few else f"{len(rows):,} test images, not {one.count:,}"
         raise DamagedError(f"{name}: {listed}: {what}. {again('karpathy')}")
@@ -256,8 +287,9 @@ def _pairs(name: str, size: int) -> Captioned:
             return picture.convert("RGB"), i
 
     source = image_store.fingerprint(images, image_store.VERSION, _stamp(listed))
-    stored, _ = image_store.decoded(f"{name.replace(' ', '_')}-test-{size}", source, size, lambda: Pictures(
-        len(rows), read, lambda i: str(images / rows[i]["filename"]), again(one.sets[0])))
+    stored, _ = image_store.decoded(
+        f"{name.replace(' ', '_')}-test-{size}", source, size, lambda: Pictures(
+            len(rows), read, lambda i: str(images / rows[i]["filename"]), again(one.sets[0])))
     return Captioned(stored, tuple(text for said in captions for text in said),
                      np.repeat(np.arange(len(rows)), one.captions), folds=one.folds)
 
@@ -266,9 +298,14 @@ def _karpathy(listed: Path) -> list[dict]:
     """The test images of one of Karpathy's files. DamagedError: another form."""
     try:
         rows = [one for one in json.loads(listed.read_text())["images"] if one["split"] == "test"]
-        texts = [text for one in rows for text in (one["filename"], *(said["raw"] for said in one["sentences"]))]
+        texts = [
+            text for one in rows
+            for text in (one["filename"], *(said["raw"] for said in one["sentences"]))
+        ]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a file name or a caption is no text")
         return rows
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{listed} cannot be read ({type(error).__name__}: {error}). {again('karpathy')}") from error
+        raise DamagedError(
+            f"{listed} cannot be read ({type(error).__name__}: {error}). {again('karpathy')}"
+        ) from error

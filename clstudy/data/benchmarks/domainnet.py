@@ -1,11 +1,13 @@
-"""DomainNet (Peng et al. 2019, arXiv 1812.01754): 345 classes, each in six domains, with its published lists.
+"""DomainNet (Peng et al. 2019, arXiv 1812.01754): 345 classes, each in six domains, with its
+published lists.
 
     domainnet/<domain>/<class>/<picture>
     domainnet/<domain>_train.txt  <domain>_test.txt      rows `<domain>/<class>/<picture> <label>`
 
-`clstudy data get domainnet` fetches it with the cleaned lists, which leave out what the original ones hold twice. Both
-lists have the same form and names. With the stream `domains` and order="given" the domains come in the order asked
-for; every other stream takes them all together. The pictures need not fit in memory: see `shards.py`."""
+`clstudy data get domainnet` fetches it with the cleaned lists, which leave out what the original
+ones hold twice. Both lists have the same form and names. With the stream `domains` and
+order="given" the domains come in the order asked for; every other stream takes them all together.
+The pictures need not fit in memory: see `shards.py`."""
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +28,8 @@ from clstudy.utils.validation import choose
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 ORDERS = {
     "official": DOMAINS,  # that of its site; S-Prompts (Wang et al. 2022, arXiv 2207.12819) learns in it
-    "cassle": ("real", "quickdraw", "painting", "sketch", "infograph", "clipart"),  # Fini et al. 2022, arXiv 2112.04215
+    "cassle": ("real", "quickdraw", "painting", "sketch", "infograph",
+               "clipart"),  # Fini et al. 2022, arXiv 2112.04215
 }
 TOTALS = {  # images in both lists of a domain, as its site gives them
     "cleaned": dict(zip(DOMAINS, (48_129, 51_605, 72_266, 172_500, 172_947, 69_128), strict=True)),
@@ -45,11 +48,12 @@ class Listing:
 
 @dataclass
 class DomainNet(Photographs):
-    """DomainNet (Peng et al. 2019, arXiv 1812.01754): 409,832 and 176,743 images of 345 classes in six domains.
+    """DomainNet (Peng et al. 2019, arXiv 1812.01754): 409,832 and 176,743 images of 345 classes in
+    six domains.
 
-    domains: their order, "official" or "cassle" (real first, clipart last), or a list of some of them.
-    lists: whichever lies there must be named, as the runs differ. At 224 pixels the decoded images take
-    88 GB."""
+    domains: their order, "official" or "cassle" (real first, clipart last), or a list of some of
+    them. lists: whichever lies there must be named, as the runs differ. At 224 pixels the decoded
+    images take 88 GB."""
 
     title: ClassVar[str] = "DomainNet"
     source: ClassVar[str] = "Peng et al. 2019, arXiv 1812.01754"
@@ -78,7 +82,9 @@ class DomainNet(Photographs):
     def require(self) -> None:
         """Refuse what can be seen without a look into the lists."""
         chosen = self.chosen()
-        needed = [path for name in chosen for path in (name, *(f"{name}_{split}.txt" for split in SPLITS))]
+        needed = [
+            path for name in chosen for path in (name, *(f"{name}_{split}.txt" for split in SPLITS))
+        ]
         lacks = [path for path in needed if not (downloads() / "domainnet" / path).exists()]
         if lacks:
             there = [name for name in chosen if not any(path.startswith(name) for path in lacks)]
@@ -91,36 +97,46 @@ class DomainNet(Photographs):
     def load(self) -> BenchmarkData:
         self.require()
         chosen = self.chosen()
-        listings = {name: _listings(name, self.lists, self.per_class) for name in chosen}  # before hours of decoding
+        listings = {name: _listings(name, self.lists, self.per_class)
+                    for name in chosen}  # before hours of decoding
         names = tuple(about_classes("domainnet")["classes"].values())
 
         def labelled(split: str) -> Labelled:
             parts = [listings[name][split] for name in chosen]
-            images = [_images(name, split, part, self.size) for name, part in zip(chosen, parts, strict=True)]
+            images = [
+                _images(name, split, part, self.size)
+                for name, part in zip(chosen, parts, strict=True)
+            ]
             where = np.repeat(np.arange(len(chosen)), [len(part.files) for part in parts])
             labels = np.concatenate([part.labels for part in parts])
             return Labelled(Shards.join(images), labels, names, self.template, where, chosen)
 
         train, prompts = labelled("train"), [self.template.format(name) for name in names]
         captions = tuple(prompts[label] for label in train.labels.tolist())
-        return BenchmarkData("domainnet", train, labelled("test"), captions, {}, self.held_out_sets(self.template))
+        return BenchmarkData("domainnet", train, labelled("test"), captions, {},
+                             self.held_out_sets(self.template))
 
 
 def _listings(domain: str, lists: str, per_class: int | None) -> dict[str, Listing]:
-    """Both lists of a domain. DamagedError: they are not those asked for, or pictures of theirs are not there."""
+    """Both lists of a domain. DamagedError: they are not those asked for, or pictures of theirs are
+    not there."""
     found = {split: _read(domain, split) for split in SPLITS}
     total, place = sum(len(one.files) for one in found.values()), downloads() / "domainnet"
     if total != TOTALS[lists][domain]:
         other = [name for name in TOTALS if TOTALS[name][domain] == total]
         cure = f"They are the {other[0]} ones: lists={other[0]!r}" if other else again("domainnet")
-        raise DamagedError(f"domainnet: the lists of {domain} in {place} name {total:,} images, not the "
-                           f"{TOTALS[lists][domain]:,} of the {lists} lists. {cure}")
-    there = {f"{domain}/{entry.name}/{name}" for entry in os.scandir(place / domain) if entry.is_dir()
-             for name in os.listdir(entry.path)}
+        raise DamagedError(
+            f"domainnet: the lists of {domain} in {place} name {total:,} images, not the "
+            f"{TOTALS[lists][domain]:,} of the {lists} lists. {cure}")
+    there = {
+        f"{domain}/{entry.name}/{name}" for entry in os.scandir(place / domain) if entry.is_dir()
+        for name in os.listdir(entry.path)
+    }
     lost = [file for one in found.values() for file in one.files if file not in there]
     if lost:
-        raise DamagedError(f"domainnet: {len(lost):,} pictures of the lists of {domain} are not in {place}, the first "
-                           f"is {lost[0]}. {again('domainnet')}")
+        raise DamagedError(
+            f"domainnet: {len(lost):,} pictures of the lists of {domain} are not in {place}, the first "
+            f"is {lost[0]}. {again('domainnet')}")
     return {split: _some(one, per_class) for split, one in found.items()}
 
 
@@ -144,8 +160,9 @@ def _read(domain: str, split: str) -> Listing:
     for number, line in enumerate(lines, 1):
         file, _, told = line.strip().rpartition(" ")
         if not told or label.get(file.rpartition("/")[0]) != told:
-            raise DamagedError(f"{place}, line {number}: {line!r} is not `{domain}/<class>/<picture> <label>` with the "
-                               f"published label of a class. {again('domainnet')}")
+            raise DamagedError(
+                f"{place}, line {number}: {line!r} is not `{domain}/<class>/<picture> <label>` with the "
+                f"published label of a class. {again('domainnet')}")
         files.append(file)
         labels.append(int(told))
     return Listing(files, np.array(labels, np.int64))
@@ -156,5 +173,5 @@ def _images(domain: str, split: str, found: Listing, size: int) -> Shards:
     folders = sorted({file.rpartition("/")[0] for file in found.files})
     times = [os.stat(place / one).st_mtime_ns for one in folders]
     source = image_store.digest([image_store.VERSION, times, found.files])
-    return sharded(f"domainnet-{domain}-{split}-{size}", source, size, len(found.files), lambda: from_files(
-        [place / file for file in found.files], again("domainnet")))
+    return sharded(f"domainnet-{domain}-{split}-{size}", source, size, len(found.files),
+                   lambda: from_files([place / file for file in found.files], again("domainnet")))

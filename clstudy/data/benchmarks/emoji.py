@@ -1,6 +1,8 @@
-"""The embedded world: Unicode emoji in twelve hands (`data/emoji.parquet`; sources and licences in `data/README.md`).
+"""The embedded world: Unicode emoji in twelve hands (`data/emoji.parquet`; sources and licences in
+`data/README.md`).
 
-Six families were used to pretrain `icon-clip`; the benchmarks are built from the other six, which it never saw.
+Six families were used to pretrain `icon-clip`; the benchmarks are built from the other six, which
+it never saw.
 """
 import io
 from collections.abc import Iterable, Sequence
@@ -31,20 +33,24 @@ Groups = Sequence[Literal[OBJECTS]] | None
 COLUMNS = ("family", "hexcode", "label", "tags", "group", "subgroup", "image")
 TEMPLATE = "a drawing of a {}."
 CLASS_NAMES = {
-    "animal-mammal": "mammal", "animal-bird": "bird", "animal-amphibian": "amphibian", "animal-reptile": "reptile",
-    "animal-marine": "sea animal", "animal-bug": "insect or bug", "plant-flower": "flower", "plant-other": "plant",
-    "food-fruit": "fruit", "food-vegetable": "vegetable", "food-prepared": "prepared meal", "food-asian": "asian food",
+    "animal-mammal": "mammal", "animal-bird": "bird", "animal-amphibian": "amphibian",
+    "animal-reptile": "reptile", "animal-marine": "sea animal", "animal-bug": "insect or bug",
+    "plant-flower": "flower", "plant-other": "plant", "food-fruit": "fruit",
+    "food-vegetable": "vegetable", "food-prepared": "prepared meal", "food-asian": "asian food",
     "food-sweet": "sweet or dessert", "drink": "drink", "dishware": "dishware", "place-map": "map",
-    "place-geographic": "landscape", "place-building": "building", "place-religious": "religious building",
-    "place-other": "scenic place", "transport-ground": "land vehicle", "transport-water": "ship or boat",
-    "transport-air": "aircraft", "hotel": "hotel item", "time": "clock", "sky-weather": "weather or sky",
-    "event": "celebration", "award-medal": "award or medal", "sport": "sport", "game": "game or toy",
-    "arts-crafts": "arts and crafts", "clothing": "clothing", "sound": "sound or loudspeaker", "music": "music",
+    "place-geographic": "landscape", "place-building": "building",
+    "place-religious": "religious building", "place-other": "scenic place",
+    "transport-ground": "land vehicle", "transport-water": "ship or boat",
+    "transport-air": "aircraft", "hotel": "hotel item", "time": "clock",
+    "sky-weather": "weather or sky", "event": "celebration", "award-medal": "award or medal",
+    "sport": "sport", "game": "game or toy", "arts-crafts": "arts and crafts",
+    "clothing": "clothing", "sound": "sound or loudspeaker", "music": "music",
     "musical-instrument": "musical instrument", "phone": "telephone", "computer": "computer",
-    "light-video": "light or camera", "book-paper": "book or paper", "money": "money", "mail": "mail",
-    "writing": "writing tool", "office": "office item", "lock": "lock or key", "tool": "tool or weapon",
-    "science": "science instrument", "medical": "medical item", "household": "household item",
-    "other-object": "other object"}
+    "light-video": "light or camera", "book-paper": "book or paper", "money": "money",
+    "mail": "mail", "writing": "writing tool", "office": "office item", "lock": "lock or key",
+    "tool": "tool or weapon", "science": "science instrument", "medical": "medical item",
+    "household": "household item", "other-object": "other object"
+}
 
 
 def readable(subgroup: str) -> str:
@@ -55,9 +61,11 @@ def readable(subgroup: str) -> str:
 def decode(cells: Iterable[dict]) -> np.ndarray:
     """Image cells of the parquet file → RGBA, uint8 (n, 64, 64, 4)."""
     try:
-        return np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGBA")) for cell in cells])
+        return np.stack(
+            [np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGBA")) for cell in cells])
     except Exception as error:  # whatever a damaged file brings about
-        raise DamagedError(f"a picture of {PATH.name} cannot be read ({type(error).__name__}: {error})") from None
+        raise DamagedError(
+            f"a picture of {PATH.name} cannot be read ({type(error).__name__}: {error})") from None
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
@@ -91,7 +99,8 @@ def _everything() -> pd.DataFrame:
 
 
 def table(families: Sequence[str] | None = None) -> pd.DataFrame:
-    """Rows of the embedded world: family, hexcode, emoji, label, tags, group, subgroup, icon, image.
+    """Rows of the embedded world: family, hexcode, emoji, label, tags, group, subgroup, icon,
+    image.
 
     ValueError: no family, or an unknown one, with the choices."""
     rows = _everything()
@@ -108,13 +117,16 @@ def table(families: Sequence[str] | None = None) -> pd.DataFrame:
 
 def _labelled(rows: pd.DataFrame, names: Sequence[str], by: str, template: str = TEMPLATE,
               families: Sequence[str] = ()) -> Labelled:
-    """Rows as images with a class; `by` is the column whose value, made readable, is the class name. families: those
-    that are the domains."""
+    """Rows as images with a class; `by` is the column whose value, made readable, is the class
+    name. families: those that are the domains."""
     place = {name: i for i, name in enumerate(names)}
-    labels = np.array([place[readable(value) if by == "subgroup" else value] for value in rows[by]], np.int64)
+    labels = np.array([place[readable(value) if by == "subgroup" else value] for value in rows[by]],
+                      np.int64)
     hands = {family: i for i, family in enumerate(families)}
-    drawn = {"domains": rows.family.map(hands).to_numpy(np.int64), "domain_names": tuple(hands)} if families else {}
-    return Labelled(torch.from_numpy(on_white(decode(rows.image))), labels, tuple(names), template, **drawn)
+    drawn = {"domains": rows.family.map(hands).to_numpy(np.int64), "domain_names": tuple(hands)
+             } if families else {}
+    return Labelled(torch.from_numpy(on_white(decode(rows.image))), labels, tuple(names), template,
+                    **drawn)
 
 
 def _names(rows: pd.DataFrame, by: str) -> list[str]:
@@ -127,7 +139,8 @@ def _captions(rows: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _held_out(rows: pd.DataFrame, by: str, share: float, seed: int) -> set[str]:
-    """Concepts (hexcodes) that are test: `share` of those of each class, at least one where a class has two."""
+    """Concepts (hexcodes) that are test: `share` of those of each class, at least one where a class
+    has two."""
     rng, test = np.random.default_rng(seed), set()
     for _, concepts in sorted(rows.drop_duplicates("hexcode").groupby(by).hexcode):
         count = max(int(round(share * len(concepts))), 1 if len(concepts) > 1 else 0)
@@ -136,16 +149,19 @@ def _held_out(rows: pd.DataFrame, by: str, share: float, seed: int) -> set[str]:
 
 
 def _untouched(families: tuple[str, ...]) -> dict[str, Labelled]:
-    """Zero-shot sets of other groups, one drawing per concept by the first family that has it: no image of them, and
-    no class name, occurs in a stream of objects."""
+    """Zero-shot sets of other groups, one drawing per concept by the first family that has it: no
+    image of them, and no class name, occurs in a stream of objects."""
     rows = table(families)
     rows = rows.sort_values("family", key=lambda column: column.map(families.index), kind="stable")
     rows = rows.drop_duplicates("hexcode")
     people = rows[rows.group.isin(("smileys-emotion", "people-body"))]
-    flags = rows[rows.subgroup == "country-flag"].assign(label=lambda r: r.label.str.removeprefix("flag: "))
+    flags = rows[rows.subgroup == "country-flag"].assign(
+        label=lambda r: r.label.str.removeprefix("flag: "))
     signs = rows[rows.group == "symbols"]
-    sets = {"faces and people": (people, "subgroup", TEMPLATE), "symbols": (signs, "subgroup", TEMPLATE),
-            "flags": (flags, "label", "flag: {}")}
+    sets = {
+        "faces and people": (people, "subgroup", TEMPLATE),
+        "symbols": (signs, "subgroup", TEMPLATE), "flags": (flags, "label", "flag: {}")
+    }
     return {name: _labelled(part, _names(part, by), by, template)  # not every family draws flags
             for name, (part, by, template) in sets.items() if len(part)}
 
@@ -163,25 +179,30 @@ def _retrieval(rows: pd.DataFrame) -> dict[str, Captioned]:
 
 @lru_cache(maxsize=1)
 def reference() -> Captioned:
-    """Every drawing of the six pretraining families with its label and keywords: what CLIP itself was made of."""
+    """Every drawing of the six pretraining families with its label and keywords: what CLIP itself
+    was made of."""
     rows = table(PRETRAINING)
     images = torch.from_numpy(on_white(decode(rows.image)))
     return Captioned(images, _captions(rows), np.arange(len(rows)))
 
 
 def _kept(sets: dict[str, Labelled], wanted: Sequence[str] | None) -> dict[str, Labelled]:
-    return {choose("held_out", name, sets): sets[name] for name in (sets if wanted is None else wanted)}
+    return {
+        choose("held_out", name, sets): sets[name] for name in (sets if wanted is None else wanted)
+    }
 
 
 def _updated(rows: pd.DataFrame, update: Sequence[str] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows of the groups that the stream has, and the others."""
     here = rows.group.isin(OBJECTS if update is None else update)
     if not here.any():
-        raise ValueError(f"update={update!r}: needs at least one group; choices: {', '.join(OBJECTS)}")
+        raise ValueError(
+            f"update={update!r}: needs at least one group; choices: {', '.join(OBJECTS)}")
     return rows[here], rows[~here]
 
 
-def _groups(rows: pd.DataFrame, names: Sequence[str], by: str = "subgroup") -> dict[str, tuple[int, ...]]:
+def _groups(rows: pd.DataFrame, names: Sequence[str],
+            by: str = "subgroup") -> dict[str, tuple[int, ...]]:
     """The classes of each object group, in order of their appearance."""
     return {group: tuple(names.index(name) for name in _names(part, by))
             for group, part in rows.groupby("group", sort=False)}
@@ -202,13 +223,15 @@ class EmojiWorld(Benchmark):
 
 @dataclass
 class Emoji(EmojiWorld):
-    """Kinds of things: the 49 subgroups of the object groups (mammal, aircraft, musical instrument, …).
+    """Kinds of things: the 49 subgroups of the object groups (mammal, aircraft, musical instrument,
+    …).
 
-    Within each class, `test_share` of the *concepts* are test, in every family: no drawing of a test
-    concept is ever tuned on. Held-out sets: the test concepts one by one ("concepts", among all object
-    names), the same classes in families that the stream has not ("other styles"), faces and people,
-    symbols, flags. Retrieval: the first family's test concepts. The classes of groups that are not
-    updated are a held-out set of their own ("other classes"): what was never updated."""
+    Within each class, `test_share` of the *concepts* are test, in every family: no drawing of a
+    test concept is ever tuned on. Held-out sets: the test concepts one by one ("concepts", among
+    all object names), the same classes in families that the stream has not ("other styles"), faces
+    and people, symbols, flags. Retrieval: the first family's test concepts. The classes of groups
+    that are not updated are a held-out set of their own ("other classes"): what was never
+    updated."""
 
     title: ClassVar[str] = "Emoji"
 
@@ -222,7 +245,8 @@ class Emoji(EmojiWorld):
         rows = table(self.families)
         rows = rows[rows.group.isin(OBJECTS)]
         objects = _names(rows, "label")
-        tests = rows[rows.hexcode.isin(_held_out(rows, "subgroup", self.test_share, self.split_seed))]
+        tests = rows[rows.hexcode.isin(_held_out(rows, "subgroup", self.test_share,
+                                                 self.split_seed))]
         rows, _ = _updated(rows, self.update)
         names = _names(rows, "subgroup")
         test = rows.hexcode.isin(set(tests.hexcode)).to_numpy()
@@ -239,18 +263,19 @@ class Emoji(EmojiWorld):
             sets["other classes"] = _labelled(rest, _names(rest, "subgroup"), "subgroup")
         kept = _kept(sets | _untouched(tuple(self.families)), self.held_out)
         train = _labelled(rows[~test], names, "subgroup")
-        return BenchmarkData("emoji", train, tested, _captions(rows[~test]), _groups(rows, names), kept,
-                             _retrieval(tests), reference)
+        return BenchmarkData("emoji", train, tested, _captions(rows[~test]), _groups(rows, names),
+                             kept, _retrieval(tests), reference)
 
 
 @dataclass
 class EmojiStyles(EmojiWorld):
-    """One world in several hands: the kinds of things of `emoji`, with the family that drew an image as its domain.
+    """One world in several hands: the kinds of things of `emoji`, with the family that drew an
+    image as its domain.
 
-    For the stream `domains`, one hand after the other. Test concepts as in `emoji`: no family's drawing
-    of them is ever tuned on. Held-out sets: faces and people, symbols, flags. Retrieval: the first
-    family's test concepts. families may be any of the twelve; of the six that pretraining saw, only a
-    model with other weights knows nothing."""
+    For the stream `domains`, one hand after the other. Test concepts as in `emoji`: no family's
+    drawing of them is ever tuned on. Held-out sets: faces and people, symbols, flags. Retrieval:
+    the first family's test concepts. families may be any of the twelve; of the six that pretraining
+    saw, only a model with other weights knows nothing."""
 
     title: ClassVar[str] = "Emoji styles"
 
@@ -262,23 +287,26 @@ class EmojiStyles(EmojiWorld):
         rows = table(self.families)
         rows = rows[rows.group.isin(OBJECTS)]
         names = _names(rows, "subgroup")
-        test = rows.hexcode.isin(_held_out(rows, "subgroup", self.test_share, self.split_seed)).to_numpy()
+        test = rows.hexcode.isin(_held_out(rows, "subgroup", self.test_share,
+                                           self.split_seed)).to_numpy()
         pixels = np.array([picture.tobytes() for picture in on_white(decode(rows.image))], object)
         free = ~test & ~np.isin(pixels, pixels[test])  # one hand draws two discs alike
         train, tested = (_labelled(rows[part], names, "subgroup", families=self.families)
                          for part in (free, test))
-        return BenchmarkData("emoji_styles", train, tested, _captions(rows[free]), _groups(rows, names),
-                             _untouched(tuple(self.families)), _retrieval(rows[test]), reference)
+        return BenchmarkData("emoji_styles", train, tested, _captions(rows[free]),
+                             _groups(rows, names), _untouched(tuple(self.families)),
+                             _retrieval(rows[test]), reference)
 
 
 @dataclass
 class EmojiConcepts(EmojiWorld):
-    """Single concepts (dog, sailboat, violin, …) of the object groups: some families train, others test.
+    """Single concepts (dog, sailboat, violin, …) of the object groups: some families train, others
+    test.
 
-    Classes are the concepts that all these families draw. Held-out sets: the two families that neither
-    trains nor tests ("other styles"), faces and people, symbols, flags. Retrieval: the first test family.
-    The concepts of groups that are not updated are a held-out set of their own ("other classes"), by the
-    test families: what was never updated."""
+    Classes are the concepts that all these families draw. Held-out sets: the two families that
+    neither trains nor tests ("other styles"), faces and people, symbols, flags. Retrieval: the
+    first test family. The concepts of groups that are not updated are a held-out set of their own
+    ("other classes"), by the test families: what was never updated."""
 
     title: ClassVar[str] = "Emoji concepts"
 
@@ -290,8 +318,9 @@ class EmojiConcepts(EmojiWorld):
     def check(self) -> None:
         both = set(self.train_families) & set(self.test_families)
         if both:
-            raise ValueError(f"train_families and test_families share {', '.join(sorted(both))}; a family "
-                             "trains or tests")
+            raise ValueError(
+                f"train_families and test_families share {', '.join(sorted(both))}; a family "
+                "trains or tests")
 
     def load(self) -> BenchmarkData:
         families = (*self.train_families, *self.test_families)

@@ -1,12 +1,14 @@
-"""Your own pictures: one folder for each class, and an optional small file with names, order, prompt and captions.
+"""Your own pictures: one folder for each class, and an optional small file with names, order,
+prompt and captions.
 
     PATH/<class>/…/<picture>          a fifth of each class is drawn for testing; or
     PATH/train/<class>/…  PATH/test/<class>/…
     PATH/clstudy.json                 {"classes": {<class>: <name>}, "order": [<class>, …],
-                                       "template": "a photo of a {}.", "captions": {"<path below PATH>": <text>},
-                                       "groups": {<group>: [<class>, …]}}
+                                       "template": "a photo of a {}.", "captions": {"<path below
+                                       PATH>": <text>}, "groups": {<group>: [<class>, …]}}
 
-Every key of clstudy.json may be left out. `benchmark="folder:PATH"` is short for this benchmark with that path."""
+Every key of clstudy.json may be left out. `benchmark="folder:PATH"` is short for this benchmark
+with that path."""
 import hashlib
 import json
 from collections.abc import Iterable
@@ -41,10 +43,11 @@ class Found:
 
 @dataclass
 class Folder(Photographs):
-    """Your own pictures: a folder of one folder for each class (see clstudy/data/benchmarks/folder.py for its form).
+    """Your own pictures: a folder of one folder for each class (see
+    clstudy/data/benchmarks/folder.py for its form).
 
-    Without train/ and test/, `test_share` of each class is drawn for testing with split_seed; a class of
-    one picture trains only."""
+    Without train/ and test/, `test_share` of each class is drawn for testing with split_seed; a
+    class of one picture trains only."""
 
     title: ClassVar[str] = "folder"
     prompt: ClassVar[str] = SIT_PROMPT
@@ -75,7 +78,8 @@ class Folder(Photographs):
             raise ValueError(f"{place}/test has classes that train has not: {more}")
         if not split:
             train, test = _divide(train, self.test_share, self.split_seed)
-        parts = [[(file, i) for i, key in enumerate(classes) for file in part.get(key, [])] for part in (train, test)]
+        parts = [[(file, i) for i, key in enumerate(classes) for file in part.get(key, [])]
+                 for part in (train, test)]
         if not parts[1]:
             raise ValueError(f"{place}: no picture is left for testing; a class needs at least two")
         return Found(place, *parts, classes, about)
@@ -105,8 +109,10 @@ def _labelled(found: Found, split: str, size: int, names: tuple[str, ...]) -> La
     listed = [[file.relative_to(found.path).as_posix(), label] for file, label in samples]
     source = image_store.fingerprint(found.path, image_store.VERSION, listed)
     name = f"folder-{found.path.name}-{hashlib.sha256(str(found.path).encode()).hexdigest()[:6]}-{split}-{size}"
-    images, labels = image_store.decoded(name, source, size, lambda: image_store.Pictures(
-        len(samples), lambda i: (_upright(samples[i][0]), samples[i][1]), lambda i: str(samples[i][0])))
+    images, labels = image_store.decoded(
+        name, source, size, lambda: image_store.Pictures(
+            len(samples), lambda i:
+            (_upright(samples[i][0]), samples[i][1]), lambda i: str(samples[i][0])))
     return Labelled(images, labels, names, found.about["template"])
 
 
@@ -116,16 +122,22 @@ def _upright(file: Path) -> Image.Image:
 
 
 def _folders(place: Path) -> list[Path]:
-    return sorted(p for p in place.iterdir() if p.is_dir() and p.name[0] != ".") if place.is_dir() else []
+    return sorted(
+        p for p in place.iterdir() if p.is_dir() and p.name[0] != ".") if place.is_dir() else []
 
 
 def _samples(place: Path) -> dict[str, list[Path]]:
-    """Class → pictures, in order of their paths. ValueError: fewer than two classes, or an empty one."""
-    found = {one.name: sorted(p for p in one.rglob("*") if p.suffix.lower() in SUFFIXES and not _hidden(p, one))
-             for one in _folders(place)}
+    """Class → pictures, in order of their paths. ValueError: fewer than two classes, or an empty
+    one."""
+    found = {
+        one.name: sorted(p for p in one.rglob("*")
+                         if p.suffix.lower() in SUFFIXES and not _hidden(p, one))
+        for one in _folders(place)
+    }
     if len(found) < 2:
-        raise ValueError(f"{place} has {len(found)} sub-folders; a benchmark needs two classes or more, each a folder "
-                         "of pictures")
+        raise ValueError(
+            f"{place} has {len(found)} sub-folders; a benchmark needs two classes or more, each a folder "
+            "of pictures")
     for name, pictures in found.items():
         if not pictures:
             raise ValueError(f"{place / name} holds no picture; known are {' '.join(SUFFIXES)}")
@@ -133,11 +145,13 @@ def _samples(place: Path) -> dict[str, list[Path]]:
 
 
 def _hidden(file: Path, above: Path) -> bool:
-    return any(part[0] == "." for part in file.relative_to(above).parts)  # .ipynb_checkpoints, ._picture.jpg
+    return any(part[0] == "."
+               for part in file.relative_to(above).parts)  # .ipynb_checkpoints, ._picture.jpg
 
 
 def _divide(samples: dict[str, list[Path]], share: float, seed: int) -> tuple[dict, dict]:
-    """Train and test pictures of each class: `share` is test, at least one where a class has two."""
+    """Train and test pictures of each class: `share` is test, at least one where a class has
+    two."""
     rng, train, test = np.random.default_rng(seed), {}, {}
     for key, pictures in samples.items():
         count = min(max(round(share * len(pictures)), 1), len(pictures) - 1)
@@ -148,7 +162,8 @@ def _divide(samples: dict[str, list[Path]], share: float, seed: int) -> tuple[di
 
 
 def _about(place: Path, classes: list[str], template: str | None) -> tuple[list[str], dict]:
-    """The classes in order, and clstudy.json with what it leaves out filled in. ValueError: what is wrong in it."""
+    """The classes in order, and clstudy.json with what it leaves out filled in. ValueError: what is
+    wrong in it."""
     given, file = {}, place / ABOUT
     if file.exists():
         try:
@@ -162,20 +177,27 @@ def _about(place: Path, classes: list[str], template: str | None) -> tuple[list[
         choose(f"{file}: key", key, about)
         if not isinstance(value, type(about[key])):
             kind = type(about[key]).__name__
-            raise ValueError(f"{file}: {key!r} must be a {kind}, as clstudy/data/benchmarks/folder.py shows")
-        inner = list(value.values()) if isinstance(value, dict) else [value] if key == "template" else value
+            raise ValueError(
+                f"{file}: {key!r} must be a {kind}, as clstudy/data/benchmarks/folder.py shows")
+        inner = list(value.values()) if isinstance(
+            value, dict) else [value] if key == "template" else value
         if key == "groups" and all(isinstance(one, list) for one in inner):
             inner = [name for one in inner for name in one]
         for one in inner:
             if not isinstance(one, str):
-                raise ValueError(f"{file}: {key!r} holds {one!r}, as clstudy/data/benchmarks/folder.py does not show")
+                raise ValueError(
+                    f"{file}: {key!r} holds {one!r}, as clstudy/data/benchmarks/folder.py does not show"
+                )
     about |= given | ({"template": template} if template is not None else {})
-    for key, named in {"classes": about["classes"], "order": about["order"],
-                       "groups": [name for members in about["groups"].values() for name in members]}.items():
+    for key, named in {
+            "classes": about["classes"], "order": about["order"],
+            "groups": [name for members in about["groups"].values() for name in members]
+    }.items():
         _known(file, key, named, classes)
     if sorted(about["order"]) != classes:
-        raise ValueError(f"{file}: 'order' must hold each of the {len(classes)} classes once; it lacks "
-                         f"{', '.join(sorted(set(classes) - set(about['order']))) or 'none, but repeats some'}")
+        raise ValueError(
+            f"{file}: 'order' must hold each of the {len(classes)} classes once; it lacks "
+            f"{', '.join(sorted(set(classes) - set(about['order']))) or 'none, but repeats some'}")
     lost = [name for name in about["captions"] if not (place / name).is_file()]
     if lost:
         raise ValueError(f"{file}: 'captions' names {lost[0]!r}, which is no file below {place}")
@@ -183,7 +205,8 @@ def _about(place: Path, classes: list[str], template: str | None) -> tuple[list[
     names = list(about["classes"].values())
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{place}: two classes are named {repeated!r}; no prompt could tell them apart")
+        raise ValueError(
+            f"{place}: two classes are named {repeated!r}; no prompt could tell them apart")
     return list(about["order"]), about
 
 

@@ -1,13 +1,15 @@
-"""ImageNet-1K (Russakovsky et al. 2015, arXiv 1409.0575): 1,281,167 and 50,000 images of 1,000 classes.
+"""ImageNet-1K (Russakovsky et al. 2015, arXiv 1409.0575): 1,281,167 and 50,000 images of 1,000
+classes.
 
     imagenet/train/<WordNet id>/<picture>.JPEG
     imagenet/val/<WordNet id>/<picture>.JPEG        or flat: imagenet/val/<picture>.JPEG, with one of
     imagenet/LOC_val_solution.csv                   Kaggle's, or
     imagenet/ILSVRC2012_devkit_t12/data/            the official ground truth, with meta.mat
 
-Test is the published validation split, as everywhere. Class names are those of CLIP, in the order of the WordNet ids,
-which is that of every published class number; two that CLIP uses twice are made distinct (data/classes/imagenet.json).
-The pictures need not fit in memory: see `shards.py`. A stream with tasks=10 has the usual stages of 100 classes."""
+Test is the published validation split, as everywhere. Class names are those of CLIP, in the order
+of the WordNet ids, which is that of every published class number; two that CLIP uses twice are made
+distinct (data/classes/imagenet.json). The pictures need not fit in memory: see `shards.py`. A
+stream with tasks=10 has the usual stages of 100 classes."""
 import csv
 import os
 from collections.abc import Sequence
@@ -36,7 +38,8 @@ DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
 
 @dataclass(frozen=True)
 class Listing:
-    """Files of a split, below its folder, with their classes; `times` of change of the folders they lie in."""
+    """Files of a split, below its folder, with their classes; `times` of change of the folders they
+    lie in."""
 
     files: list[str]
     labels: np.ndarray  # positions in data/classes
@@ -45,10 +48,11 @@ class Listing:
 
 @dataclass
 class ImageNet(Photographs):
-    """ImageNet-1K (Russakovsky et al. 2015, arXiv 1409.0575): 1,281,167 and 50,000 images of 1,000 classes.
+    """ImageNet-1K (Russakovsky et al. 2015, arXiv 1409.0575): 1,281,167 and 50,000 images of 1,000
+    classes.
 
-    order: "seed1993"; class 0 is then the first of that order, and a stream with order="given" follows
-    it. At 224 pixels the decoded images take 193 GB for training and 7.5 GB for testing."""
+    order: "seed1993"; class 0 is then the first of that order, and a stream with order="given"
+    follows it. At 224 pixels the decoded images take 193 GB for training and 7.5 GB for testing."""
 
     title: ClassVar[str] = "ImageNet-1K"
     source: ClassVar[str] = "Russakovsky et al. 2015, arXiv 1409.0575"
@@ -76,8 +80,9 @@ class ImageNet(Photographs):
             lacks = [] if flat else [key for key in classes if key not in there]
             if lacks:
                 few = ", ".join(lacks[:3]) + (", …" if lacks[3:] else "")
-                raise FileNotFoundError(f"{place / folder} lacks {len(lacks)} of the {len(classes):,} "
-                                        f"folders of classes ({few}). {again('imagenet')}")
+                raise FileNotFoundError(
+                    f"{place / folder} lacks {len(lacks)} of the {len(classes):,} "
+                    f"folders of classes ({few}). {again('imagenet')}")
             if flat and not (place / SOLUTION).exists() and not (place / DEVKIT).exists():
                 raise FileNotFoundError(
                     f"{place / folder} has no folders of classes, and neither {place / SOLUTION} nor "
@@ -87,34 +92,45 @@ class ImageNet(Photographs):
     def load(self) -> BenchmarkData:
         self.require()
         about = about_classes("imagenet")
-        first = about["orders"][self.order] if self.order else list(range(len(about["classes"])))  # new position → old
-        known, place = list(about["classes"].values()), np.argsort(first)  # place: old position → new
+        first = about["orders"][self.order] if self.order else list(range(len(
+            about["classes"])))  # new position → old
+        known, place = list(about["classes"].values()), np.argsort(
+            first)  # place: old position → new
         names = tuple(known[old] for old in first)
-        listings = {split: listing(split, self.per_class) for split in COUNTS}  # both, before hours of decoding
+        listings = {split: listing(split, self.per_class)
+                    for split in COUNTS}  # both, before hours of decoding
 
         def labelled(split: str) -> Labelled:
             images = _images(split, listings[split], self.size)
             return Labelled(images, place[listings[split].labels], names, self.template)
 
         train, prompts = labelled("train"), [self.template.format(name) for name in names]
-        captions = tuple(prompts[label] for label in train.labels.tolist())  # a thousand strings, not a million
-        return BenchmarkData("imagenet", train, labelled("test"), captions, {}, self.held_out_sets(self.template))
+        captions = tuple(
+            prompts[label] for label in train.labels.tolist())  # a thousand strings, not a million
+        return BenchmarkData("imagenet", train, labelled("test"), captions, {},
+                             self.held_out_sets(self.template))
 
 
 def listing(split: str, per_class: int | None = None) -> Listing:
-    """What lies in the folders of a split. DamagedError: other pictures than the published ones, or labels unread."""
+    """What lies in the folders of a split. DamagedError: other pictures than the published ones, or
+    labels unread."""
     place = downloads() / "imagenet" / FOLDERS[split]
     keys = {key: label for label, key in enumerate(about_classes("imagenet")["classes"])}
     folders = [key for key in keys if (place / key).is_dir()]
     if folders:
-        found = {key: sorted(name for name in os.listdir(place / key) if _picture(name)) for key in folders}
+        found = {
+            key: sorted(name for name in os.listdir(place / key) if _picture(name))
+            for key in folders
+        }
         files = [f"{key}/{name}" for key in folders for name in found[key]]
         labels = np.repeat([keys[key] for key in folders], [len(found[key]) for key in folders])
     else:
         files = sorted(name for name in os.listdir(place) if _picture(name))
         labels = _told(place.parent, files, keys)
     if per_class is None and len(files) != COUNTS[split]:
-        raise DamagedError(f"imagenet: {place} has {len(files):,} pictures, not {COUNTS[split]:,}. {again('imagenet')}")
+        raise DamagedError(
+            f"imagenet: {place} has {len(files):,} pictures, not {COUNTS[split]:,}. {again('imagenet')}"
+        )
     if per_class is not None:
         keep = first_of_each(labels, per_class)
         files, labels = [files[i] for i in keep], labels[keep]
@@ -143,14 +159,17 @@ def _told(place: Path, files: list[str], keys: dict[str, int]) -> np.ndarray:
         wnids = _solution(told) if told.name == SOLUTION else _devkit(told)
         return np.array([keys[wnids[name.partition(".")[0]]] for name in files], np.int64)
     except Exception as error:
-        raise DamagedError(f"imagenet: {told} does not tell the class of every picture in {place / 'val'} "
-                           f"({type(error).__name__}: {error})") from error
+        raise DamagedError(
+            f"imagenet: {told} does not tell the class of every picture in {place / 'val'} "
+            f"({type(error).__name__}: {error})") from error
 
 
 def _solution(file: Path) -> dict[str, str]:
     """Rows `picture,wnid x y x y wnid …`: all boxes of a picture are of its one class."""
     with open(file, newline="") as opened:
-        return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(opened)}
+        return {
+            row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(opened)
+        }
 
 
 def _devkit(place: Path) -> dict[str, str]:
@@ -158,7 +177,10 @@ def _devkit(place: Path) -> dict[str, str]:
     from scipy.io import loadmat
 
     synsets = loadmat(place / "meta.mat", squeeze_me=True)["synsets"]
-    wnid = {int(number): str(key) for number, key in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+    wnid = {
+        int(number): str(key)
+        for number, key in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
+    }
     lines = (place / "ILSVRC2012_validation_ground_truth.txt").read_text().split()
     return {f"ILSVRC2012_val_{n:08}": wnid[int(line)] for n, line in enumerate(lines, 1)}
 

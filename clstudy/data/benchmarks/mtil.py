@@ -1,17 +1,20 @@
 """MTIL (ZSCL, Zheng et al. 2023, arXiv 2303.06628): eleven published sets, one after the other.
 
-One benchmark holds the classes of all sets, and its groups are the sets: a disjoint stream with tasks="groups" is the
-sequence of the paper, and of the accuracy matrix the candidates "own" are its reading (the set is known at test).
+One benchmark holds the classes of all sets, and its groups are the sets: a disjoint stream with
+tasks="groups" is the sequence of the paper, and of the accuracy matrix the candidates "own" are its
+reading (the set is known at test).
 
-Each set has its own prompt, the first of its list in ZSCL's released code. So a class name here is a `Prompted`: the
-text "dtd: banded", which tables and figures show, carries its prompt, and the template "{.prompt}" asks for it. The
-names are those of CLIP, as everywhere in data/classes. Where two sets have a class of the same prompt (a butterfly is
-in CIFAR-100 and in Caltech101), no model can tell them apart once both compete: look at the candidates "own".
+Each set has its own prompt, the first of its list in ZSCL's released code. So a class name here is
+a `Prompted`: the text "dtd: banded", which tables and figures show, carries its prompt, and the
+template "{.prompt}" asks for it. The names are those of CLIP, as everywhere in data/classes. Where
+two sets have a class of the same prompt (a butterfly is in CIFAR-100 and in Caltech101), no model
+can tell them apart once both compete: look at the candidates "own".
 
-Splits, as in the released code: those that the sets publish (without their validation images), and for Caltech101,
-EuroSAT and SUN397 80 % train, drawn with seed 42. Departures: Caltech101 is without `Faces_easy`; SUN397 is drawn over
-the sorted files, as the released order is that of a disk; one prompt is used in evaluation too, where the released code
-averages over the list. All images are stored at one size."""
+Splits, as in the released code: those that the sets publish (without their validation images), and
+for Caltech101, EuroSAT and SUN397 80 % train, drawn with seed 42. Departures: Caltech101 is without
+`Faces_easy`; SUN397 is drawn over the sorted files, as the released order is that of a disk; one
+prompt is used in evaluation too, where the released code averages over the list. All images are
+stored at one size."""
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,17 +31,23 @@ from clstudy.data.image_store import Pictures
 from clstudy.data.types import BenchmarkData, Labelled
 
 ORDERS = {
-    "I": ("aircraft", "caltech101", "cifar100", "dtd", "eurosat", "flowers102", "food101", "mnist", "oxford_pets",
-          "stanford_cars", "sun397"),
-    "II": ("stanford_cars", "food101", "mnist", "oxford_pets", "flowers102", "sun397", "aircraft", "caltech101", "dtd",
-           "eurosat", "cifar100"),
+    "I": ("aircraft", "caltech101", "cifar100", "dtd", "eurosat", "flowers102", "food101", "mnist",
+          "oxford_pets", "stanford_cars", "sun397"),
+    "II": ("stanford_cars", "food101", "mnist", "oxford_pets", "flowers102", "sun397", "aircraft",
+           "caltech101", "dtd", "eurosat", "cifar100"),
 }
 TEMPLATES = {
-    "aircraft": "a photo of a {}, a type of aircraft.", "caltech101": "a photo of a {}.",
-    "cifar100": "a photo of a {}.", "dtd": "a photo of a {} texture.", "eurosat": "a centered satellite photo of {}.",
-    "flowers102": "a photo of a {}, a type of flower.", "food101": "a photo of a {}, a type of food.",
-    "mnist": 'a photo of the number: "{}".', "oxford_pets": "a photo of a {}, a type of pet.",
-    "stanford_cars": "a photo of a {}, a type of car.", "sun397": "a photo of a {}.",
+    "aircraft": "a photo of a {}, a type of aircraft.",
+    "caltech101": "a photo of a {}.",
+    "cifar100": "a photo of a {}.",
+    "dtd": "a photo of a {} texture.",
+    "eurosat": "a centered satellite photo of {}.",
+    "flowers102": "a photo of a {}, a type of flower.",
+    "food101": "a photo of a {}, a type of food.",
+    "mnist": 'a photo of the number: "{}".',
+    "oxford_pets": "a photo of a {}, a type of pet.",
+    "stanford_cars": "a photo of a {}, a type of car.",
+    "sun397": "a photo of a {}.",
 }
 DRAWN = {"train": "train80", "test": "test20"}  # splits of the sets that publish none
 SPLITS = {"caltech101": DRAWN, "eurosat": DRAWN}
@@ -58,10 +67,11 @@ class Prompted(str):
 
 @dataclass
 class Mtil(Benchmark):
-    """MTIL (Zheng et al. 2023, arXiv 2303.06628): eleven published sets as groups of classes, 1,200 in all.
+    """MTIL (Zheng et al. 2023, arXiv 2303.06628): eleven published sets as groups of classes, 1,200
+    in all.
 
-    The sets come in the paper's order; all together take 48 GB at 224 pixels for training, 15 GB for
-    testing."""
+    The sets come in the paper's order; all together take 48 GB at 224 pixels for training, 15 GB
+    for testing."""
 
     title: ClassVar[str] = "MTIL"
     source: ClassVar[str] = "Zheng et al. 2023, arXiv 2303.06628"
@@ -73,8 +83,9 @@ class Mtil(Benchmark):
 
     def check(self) -> None:
         if self.sets is not None and not self.sets:
-            raise ValueError(f"sets={self.sets!r}: must be a list of one name or more, such as ['dtd'], "
-                             "or None for all")
+            raise ValueError(
+                f"sets={self.sets!r}: must be a list of one name or more, such as ['dtd'], "
+                "or None for all")
 
     def chosen(self) -> tuple[str, ...]:
         """The sets asked for, in the order asked for."""
@@ -92,27 +103,35 @@ class Mtil(Benchmark):
         self.require()
         chosen = self.chosen()
         names = {one: [Prompted.of(one, name) for name in _names(one).values()] for one in chosen}
-        starts = dict(zip(chosen, accumulate([len(names[one]) for one in chosen], initial=0), strict=False))
+        starts = dict(
+            zip(chosen, accumulate([len(names[one]) for one in chosen], initial=0), strict=False))
         together = tuple(name for one in chosen for name in names[one])
-        train, test = (_labelled(split, chosen, starts, together, self.size) for split in ("train", "test"))
-        groups = {one: tuple(range(start, start + len(names[one]))) for one, start in starts.items()}
-        return BenchmarkData("mtil", train, test, tuple(together[label].prompt for label in train.labels), groups)
+        train, test = (_labelled(split, chosen, starts, together, self.size)
+                       for split in ("train", "test"))
+        groups = {
+            one: tuple(range(start, start + len(names[one]))) for one, start in starts.items()
+        }
+        return BenchmarkData("mtil", train, test,
+                             tuple(together[label].prompt for label in train.labels), groups)
 
 
 def _names(one: str) -> dict[str, str]:
     return about_classes(one)["classes"]
 
 
-def _labelled(split: str, chosen: Sequence[str], starts: dict[str, int], names: tuple[str, ...], size: int) -> Labelled:
-    """Images of all sets in one array on disk, which is the same for both orders: only the labels differ."""
+def _labelled(split: str, chosen: Sequence[str], starts: dict[str, int], names: tuple[str, ...],
+              size: int) -> Labelled:
+    """Images of all sets in one array on disk, which is the same for both orders: only the labels
+    differ."""
     listed = sorted(chosen)
     source = image_store.digest([fingerprint(one) for one in listed])
-    images, found = image_store.decoded(f"mtil-{split}-{size}", image_store.digest([listed, source]), size,
-                                  lambda: _together(listed, split))
+    images, found = image_store.decoded(f"mtil-{split}-{size}", image_store.digest(
+        [listed, source]), size, lambda: _together(listed, split))
     first = [starts[one] for one in listed]  # new label of each set's class 0
     before = list(accumulate([len(_names(one)) for one in listed], initial=0))  # the label on disk
     which = np.searchsorted(before, found, side="right") - 1
-    return Labelled(images, found - np.array(before)[which] + np.array(first)[which], names, "{.prompt}")
+    return Labelled(images, found - np.array(before)[which] + np.array(first)[which], names,
+                    "{.prompt}")
 
 
 def _together(listed: Sequence[str], split: str) -> Pictures:
@@ -134,4 +153,5 @@ def _together(listed: Sequence[str], split: str) -> Pictures:
         which, position = at(i)
         return f"{parts[which].where(position)} of {listed[which]}"
 
-    return Pictures(starts[-1], read, where, "`clstudy data get` fetches a set again once its folder is moved away")
+    return Pictures(starts[-1], read, where,
+                    "`clstudy data get` fetches a set again once its folder is moved away")

@@ -1,4 +1,5 @@
-"""What the benchmarks of photographs share: a size, a prompt, and published sets as held-out sets."""
+"""What the benchmarks of photographs share: a size, a prompt, and published sets as held-out
+sets."""
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -69,4 +70,7 @@ class Photographs(Benchmark):
 def class_digests(names: Iterable[str]) -> list[str]:
     """Digests of the names and orders of the classes of published sets."""
     known = [about_classes(name) for name in names if (NAMES / f"{name}.json").is_file()]
-    return [image_store.digest({key: value for key, value in one.items() if key != "source"}) for one in known]
+    return [
+        image_store.digest({key: value for key, value in one.items() if key != "source"})
+        for one in known
+    ]

@@ -1,8 +1,9 @@
-"""The published benchmarks of the SIT paper (arXiv 2405.15155), with their real test splits and its prompt.
+"""The published benchmarks of the SIT paper (arXiv 2405.15155), with their real test splits and its
+prompt.
 
-CIFAR stays at 32 pixels, Tiny ImageNet and EuroSAT at 64; the model resizes further as it needs. Every
-class is `template` with its name, in training, test and held-out sets; a training image's caption is the
-same text."""
+CIFAR stays at 32 pixels, Tiny ImageNet and EuroSAT at 64; the model resizes further as it needs.
+Every class is `template` with its name, in training, test and held-out sets; a training image's
+caption is the same text."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,7 +24,8 @@ class SitBenchmark(Photographs):
     prompt: ClassVar[str] = SIT_PROMPT
 
     order: str | None = None  # of the classes, by its name in data/classes; with the stream's "given"
-    held_out: Sequence[str] = SIT_HELD_OUT  # published sets whose test images are classified zero-shot
+    held_out: Sequence[
+        str] = SIT_HELD_OUT  # published sets whose test images are classified zero-shot
     template: Template = SIT_PROMPT  # prompt, with {} for the class
 
     def own(self) -> Sequence[str]:
@@ -37,7 +39,8 @@ class SitBenchmark(Photographs):
     def load(self) -> BenchmarkData:
         self.require()
         about, source = about_classes(self.of), fingerprint(self.of)
-        first = about["orders"][self.order] if self.order else list(range(len(about["classes"])))  # new position → old
+        first = about["orders"][self.order] if self.order else list(range(len(
+            about["classes"])))  # new position → old
         place = np.argsort(first)  # old position → new
         keys = list(about["classes"])
         names = tuple(about["classes"][keys[old]] for old in first)
@@ -50,12 +53,14 @@ class SitBenchmark(Photographs):
         groups = {group: tuple(int(place[keys.index(key)]) for key in members)
                   for group, members in about.get("groups", {}).items()}
         captions = tuple(self.template.format(names[label]) for label in train.labels)
-        return BenchmarkData(self.of, train, labelled("test"), captions, groups, self.held_out_sets(self.template))
+        return BenchmarkData(self.of, train, labelled("test"), captions, groups,
+                             self.held_out_sets(self.template))
 
 
 @dataclass
 class Cifar10(SitBenchmark):
-    """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 images of 10 classes, 32 × 32. Groups: vehicles, animals."""
+    """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 images of 10 classes, 32 × 32. Groups:
+    vehicles, animals."""
 
     title: ClassVar[str] = "CIFAR-10"
     source: ClassVar[str] = "Krizhevsky 2009"
@@ -64,7 +69,8 @@ class Cifar10(SitBenchmark):
 
 @dataclass
 class Cifar100(SitBenchmark):
-    """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 images of 100 classes, 32 × 32. Groups: the 20 superclasses.
+    """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 images of 100 classes, 32 × 32. Groups: the 20
+    superclasses.
 
     order: "icarl" or "seed1993". The test split is the real one; SIT's released code evaluates on
     training images."""
@@ -78,8 +84,8 @@ class Cifar100(SitBenchmark):
 class TinyImageNet(SitBenchmark):
     """Tiny ImageNet (CS231n, Stanford 2015): 100,000 and 10,000 images of 200 classes, 64 × 64.
 
-    order: "continual-clip". Test is the published validation split, as everywhere: the labels of its
-    test split were never published."""
+    order: "continual-clip". Test is the published validation split, as everywhere: the labels of
+    its test split were never published."""
 
     title: ClassVar[str] = "Tiny ImageNet"
     source: ClassVar[str] = "CS231n, Stanford 2015"
@@ -88,10 +94,11 @@ class TinyImageNet(SitBenchmark):
 
 @dataclass
 class ImageNetR(SitBenchmark):
-    """ImageNet-R (Hendrycks et al. 2021, arXiv 2006.16241): 30,000 renditions of 200 classes, resized to `size`.
+    """ImageNet-R (Hendrycks et al. 2021, arXiv 2006.16241): 30,000 renditions of 200 classes,
+    resized to `size`.
 
-    80 % train, 20 % test at random, torch's generator with seed 0 over the sorted files: image by image
-    the split of SIT's released code. order: "seed1993"."""
+    80 % train, 20 % test at random, torch's generator with seed 0 over the sorted files: image by
+    image the split of SIT's released code. order: "seed1993"."""
 
     title: ClassVar[str] = "ImageNet-R"
     source: ClassVar[str] = "Hendrycks et al. 2021, arXiv 2006.16241"

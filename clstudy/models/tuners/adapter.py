@@ -1,11 +1,12 @@
-"""A bottleneck behind attention and behind the MLP of every block, the same one at both places, in SIT's form
-(arXiv 2405.15155, released code; after AdaptFormer, Chen et al. 2022, arXiv 2205.13535).
+"""A bottleneck behind attention and behind the MLP of every block, the same one at both places, in
+SIT's form (arXiv 2405.15155, released code; after AdaptFormer, Chen et al. 2022, arXiv 2205.13535).
 
     h  →  h + scale · W_up · dropout(relu(W_down h + b_down)) + scale · b_up
 
-h is what attention, or the MLP, adds to the stream. W_down (width × d) is Kaiming-uniform, W_up (d × width) and both
-biases start at zero, so an untrained adapter changes nothing. With width 64 on ViT-B/16: 1,189,632 (image) + 793,344
-(text) = 1,982,976 parameters. Where a model scales its branches (LayerScale), the adapter stands before the scale.
+h is what attention, or the MLP, adds to the stream. W_down (width × d) is Kaiming-uniform, W_up (d
+× width) and both biases start at zero, so an untrained adapter changes nothing. With width 64 on
+ViT-B/16: 1,189,632 (image) + 793,344 (text) = 1,982,976 parameters. Where a model scales its
+branches (LayerScale), the adapter stands before the scale.
 """
 import math
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class Bottleneck(nn.Module):
     def __init__(self, dim: int, width: int, scale: float, dropout: float):
         super().__init__()
         self.scale = scale
-        self.down, self.drop, self.up = nn.Linear(dim, width), nn.Dropout(dropout), nn.Linear(width, dim)
+        self.down, self.drop, self.up = nn.Linear(dim, width), nn.Dropout(dropout), nn.Linear(
+            width, dim)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for start in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(start)

@@ -21,8 +21,9 @@ class Tuner(Options):
     def check_tower(self, tower: str) -> None:
         """ValueError: the tower, or an option of this tuner with it, is impossible."""
         if tower not in self.towers:
-            raise ValueError(f"tower={tower!r} does not go with the tuner {self.title}: {self.reason}. "
-                             f"Choices: {', '.join(self.towers)}")
+            raise ValueError(
+                f"tower={tower!r} does not go with the tuner {self.title}: {self.reason}. "
+                f"Choices: {', '.join(self.towers)}")
 
     def apply(self, clip: Clip, tower: str) -> None:
         """Freeze the model, then free, or add, what is to be tuned in the tower.

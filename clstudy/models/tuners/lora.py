@@ -1,12 +1,13 @@
-"""LoRA in every attention block (Hu et al. 2021, arXiv 2106.09685), in SIT's form (arXiv 2405.15155, released
-code), through peft.
+"""LoRA in every attention block (Hu et al. 2021, arXiv 2106.09685), in SIT's form (arXiv
+2405.15155, released code), through peft.
 
     W x  →  W x + (alpha / rank) · B A x
 
-One pair for the fused q, k, v projection (A is shared by the three) and one for the attention's output
-projection; MLPs untouched, no dropout. With rank 4 on ViT-B/16: 221,184 (image) + 147,456 (text) = 368,640 parameters.
-Departure: by default B starts at zero everywhere, so an untrained LoRA changes nothing. The released code draws both
-factors of the q, k, v pair at random, which perturbs the model before any training: init="official".
+One pair for the fused q, k, v projection (A is shared by the three) and one for the attention's
+output projection; MLPs untouched, no dropout. With rank 4 on ViT-B/16: 221,184 (image) + 147,456
+(text) = 368,640 parameters. Departure: by default B starts at zero everywhere, so an untrained LoRA
+changes nothing. The released code draws both factors of the q, k, v pair at random, which perturbs
+the model before any training: init="official".
 """
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -17,7 +18,9 @@ from torch import nn
 from clstudy.models.clip import Clip
 from clstudy.models.tuners.base import Tuner
 
-_BLOCKS = {"image": r"visual\.transformer", "text": r"transformer", "both": r"(visual\.)?transformer"}
+_BLOCKS = {
+    "image": r"visual\.transformer", "text": r"transformer", "both": r"(visual\.)?transformer"
+}
 
 
 @dataclass
@@ -29,7 +32,8 @@ class Lora(Tuner):
 
     rank: Annotated[int, Ge(1)] = 4  # of each update
     alpha: Annotated[float, Gt(0)] = 1.0  # the update is scaled by alpha / rank
-    init: Literal["zero", "official"] = "zero"  # official: the q, k, v pair is drawn, as in SIT's code
+    init: Literal["zero",
+                  "official"] = "zero"  # official: the q, k, v pair is drawn, as in SIT's code
 
     @property
     def neutral(self) -> bool:
@@ -42,7 +46,8 @@ class Lora(Tuner):
         from clstudy.models.tuners.lora_layer import Lean
 
         pattern = rf"{_BLOCKS[tower]}\.resblocks\.\d+\.attn\.(qkv|out_proj)"
-        settings = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules=pattern)
+        settings = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0,
+                              target_modules=pattern)
         settings._register_custom_module({nn.Linear: Lean})
         clip.requires_grad_(False)
         inject_adapter_in_model(settings, clip.model)

@@ -1,8 +1,8 @@
-"""peft's LoRA layer with fewer passes over memory: 1.2 times faster forth and back, 1.3 times forth alone (96 images of
-65 tokens, 192 to 576, bf16, one core).
+"""peft's LoRA layer with fewer passes over memory: 1.2 times faster forth and back, 1.3 times forth
+alone (96 images of 65 tokens, 192 to 576, bf16, one core).
 
-The same terms, W x + scaling · B A x. The input is cast once, not once for W and again for A; the scale is multiplied
-into B, which is small; and the product that makes the update also adds it."""
+The same terms, W x + scaling · B A x. The input is cast once, not once for W and again for A; the
+scale is multiplied into B, which is small; and the product that makes the update also adds it."""
 import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor

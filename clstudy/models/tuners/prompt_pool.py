@@ -1,5 +1,6 @@
-"""Prompts that each image chooses for itself, in the image tower: L2P (Wang et al. 2021, arXiv 2112.08654), DualPrompt
-(Wang et al. 2022, arXiv 2204.04799) and MVP (Moon et al. 2023, arXiv 2308.09303), made for ViT classifiers, on CLIP.
+"""Prompts that each image chooses for itself, in the image tower: L2P (Wang et al. 2021, arXiv
+2112.08654), DualPrompt (Wang et al. 2022, arXiv 2204.04799) and MVP (Moon et al. 2023, arXiv
+2308.09303), made for ViT classifiers, on CLIP.
 
     q = ln_post(class token behind the last block), without prompts     query: a frozen forward pass before the other
     d_k = 1 − cos(q, κ_k)                                               distance to key κ_k, one per prompt
@@ -8,14 +9,16 @@
     mvp         [class, patches, P]  →  block b  →  [class, patches]    tokens that one block sees: P = G_b, or E_kb
     G_b: general, for every image.   E_kb: of the expert k that the image has
 
-All else is frozen, and class texts are the classifier. On ViT-B/16 the defaults have 46,080 (l2p), 944,640 (dualprompt)
-and 481,280 (mvp) parameters. An untrained pool does change the model: prompts take part in attention.
+All else is frozen, and class texts are the classifier. On ViT-B/16 the defaults have 46,080 (l2p),
+944,640 (dualprompt) and 481,280 (mvp) parameters. An untrained pool does change the model: prompts
+take part in attention.
 
-Departures. In L2P's paper the prompts' own outputs are averaged into the feature; here, as in the other two, the
-feature is read where CLIP reads it, at the class token. Prompts join behind ln_pre and have no position embedding.
-L2P's `batchwise` choice is that of training only: in evaluation no image chooses for another. DualPrompt's keys compete
-in evaluation only once they were used; in its code also those of tasks to come. MVP's code reads the query before the
-last block unless told otherwise, starts prompts and keys as N(0, 1), and masks by a number per class; see `Pool.mask`.
+Departures. In L2P's paper the prompts' own outputs are averaged into the feature; here, as in the
+other two, the feature is read where CLIP reads it, at the class token. Prompts join behind ln_pre
+and have no position embedding. L2P's `batchwise` choice is that of training only: in evaluation no
+image chooses for another. DualPrompt's keys compete in evaluation only once they were used; in its
+code also those of tasks to come. MVP's code reads the query before the last block unless told
+otherwise, starts prompts and keys as N(0, 1), and masks by a number per class; see `Pool.mask`.
 """
 import math
 from collections.abc import Sequence
@@ -36,29 +39,35 @@ Blocks = Sequence[Annotated[int, Ge(0)]] | None
 
 
 class Pool(nn.Module):
-    """An image transformer with general prompts and a pool of `size` prompts with keys. Names of its blocks stay.
+    """An image transformer with general prompts and a pool of `size` prompts with keys. Names of
+    its blocks stay.
 
-    general, expert: tokens in each of `general_blocks`, and of each prompt of the pool in each of `expert_blocks`.
-    top: how many prompts an image chooses. form: what tokens are, "stay", "block" or "prefix" (see above).
-    batchwise: in training the images of a batch vote for prompts that all of them take.
-    balanced: distances are multiplied by 1 + how often a prompt was used. mask: dimension of a vector per prompt.
-    Left by the last forward pass: `query` (batch, width), `choice` (batch, top), and `distance()`."""
+    general, expert: tokens in each of `general_blocks`, and of each prompt of the pool in each of
+    `expert_blocks`. top: how many prompts an image chooses. form: what tokens are, "stay", "block"
+    or "prefix" (see above). batchwise: in training the images of a batch vote for prompts that all
+    of them take. balanced: distances are multiplied by 1 + how often a prompt was used. mask:
+    dimension of a vector per prompt. Left by the last forward pass: `query` (batch, width),
+    `choice` (batch, top), and `distance()`."""
 
     needs_whole_batch = True  # images of a batch vote, and the loss reads what was chosen
 
-    def __init__(self, visual: nn.Module, size: int, top: int, expert: int, expert_blocks: Sequence[int],
-                 general: int = 0, general_blocks: Sequence[int] = (), form: str = "stay", batchwise: bool = False,
-                 balanced: bool = False, mask: int = 0):
+    def __init__(self, visual: nn.Module, size: int, top: int, expert: int,
+                 expert_blocks: Sequence[int], general: int = 0, general_blocks: Sequence[int] = (),
+                 form: str = "stay", batchwise: bool = False, balanced: bool = False,
+                 mask: int = 0):
         super().__init__()
-        self.resblocks, self._norm = visual.transformer.resblocks, (visual.ln_post,)  # a tuple registers nothing
+        self.resblocks, self._norm = visual.transformer.resblocks, (visual.ln_post,
+                                                                    )  # a tuple registers nothing
         self.top, self.form, self.batchwise, self.balanced = top, form, batchwise, balanced
         self.expert_blocks, self.general_blocks = tuple(expert_blocks), tuple(general_blocks)
-        width, kinds = visual.ln_post.normalized_shape[0], 2 if form == "prefix" else 1  # a prefix: keys and values
+        width, kinds = visual.ln_post.normalized_shape[
+            0], 2 if form == "prefix" else 1  # a prefix: keys and values
         self.general = drawn(len(self.general_blocks), kinds, general, width)
         self.expert = drawn(size, len(self.expert_blocks), kinds, expert, width)
         self.keys = drawn(size, width)
         self.mask = nn.Parameter(torch.zeros(size, mask)) if mask else None
-        self.register_buffer("used", torch.zeros(size, dtype=torch.long))  # images trained with each, if counted
+        self.register_buffer("used", torch.zeros(
+            size, dtype=torch.long))  # images trained with each, if counted
         self.only: int | None = None  # in training every image takes this prompt
         self.query: Tensor | None = None
         self.choice: Tensor | None = None
@@ -67,7 +76,8 @@ class Pool(nn.Module):
         length = x.shape[1]
         with torch.no_grad():
             self.query = self.ask(x)
-            self.choice = self.choose(1 - F.cosine_similarity(self.query[:, None], self.keys, dim=-1))
+            self.choice = self.choose(1
+                                      - F.cosine_similarity(self.query[:, None], self.keys, dim=-1))
         for number, block in enumerate(self.resblocks):
             more = self.at(number, len(x))
             if more is None:
@@ -93,14 +103,17 @@ class Pool(nn.Module):
             distance = distance * (1 + self.used)
         else:  # where usage is counted, a prompt that no image was trained with does not compete
             distance = distance.masked_fill((self.used == 0) & self.used.any(), torch.inf)
-        nearest = distance.argsort(dim=1, stable=True)[:, :self.top]  # ties: the first, on every device
+        nearest = distance.argsort(dim=1,
+                                   stable=True)[:, :self.top]  # ties: the first, on every device
         if not (self.batchwise and self.training):
             return nearest
-        return self.votes(nearest).argsort(descending=True, stable=True)[:self.top].expand_as(nearest)
+        return self.votes(nearest).argsort(descending=True,
+                                           stable=True)[:self.top].expand_as(nearest)
 
     def votes(self, choice: Int[Tensor, "batch top"]) -> Int[Tensor, " size"]:
         """How often each prompt was chosen."""
-        return (choice[:, :, None] == torch.arange(len(self.keys), device=choice.device)).sum((0, 1))
+        return (choice[:, :, None] == torch.arange(len(self.keys), device=choice.device)).sum(
+            (0, 1))
 
     def distance(self) -> Float[Tensor, "batch top"]:
         """1 − cos(q, κ) to the keys of the last choice; differentiable in the keys."""
@@ -116,12 +129,14 @@ class Pool(nn.Module):
         if self.general is not None and block in self.general_blocks:
             parts.append(self.general[self.general_blocks.index(block)].expand(batch, -1, -1, -1))
         if self.expert is not None and block in self.expert_blocks:
-            chosen = self.expert[:, self.expert_blocks.index(block)][self.choice]  # (batch, top, kinds, tokens, width)
+            chosen = self.expert[:, self.expert_blocks.index(block)][
+                self.choice]  # (batch, top, kinds, tokens, width)
             parts.append(chosen.transpose(1, 2).flatten(2, 3))
         return torch.cat(parts, dim=2) if parts else None
 
     def open(self, number: int) -> None:
-        """From now on every image is trained with this prompt of the pool, which starts as the one before it.
+        """From now on every image is trained with this prompt of the pool, which starts as the one
+        before it.
 
         Past the end of the pool each image takes the nearest."""
         self.only = number if number < len(self.keys) else None
@@ -131,11 +146,13 @@ class Pool(nn.Module):
 
 
 def drawn(*shape: int) -> nn.Parameter | None:
-    """Uniform between −1 and 1, as in L2P's and DualPrompt's code; None where there is nothing to draw."""
+    """Uniform between −1 and 1, as in L2P's and DualPrompt's code; None where there is nothing to
+    draw."""
     return nn.Parameter(2 * torch.rand(shape) - 1) if math.prod(shape) else None
 
 
-def with_prefix(block: nn.Module, x: Float[Tensor, "batch tokens width"], key: Float[Tensor, "batch length width"],
+def with_prefix(block: nn.Module, x: Float[Tensor, "batch tokens width"],
+                key: Float[Tensor, "batch length width"],
                 value: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch tokens width"]:
     """open_clip's block, with more keys and values in its attention."""
     attn = block.attn
@@ -151,13 +168,15 @@ def pool_of(clip: Clip) -> Pool:
     """The pool that a tuner put into the image tower. ValueError: there is none."""
     pool = getattr(clip.model.visual, "transformer", None)
     if not isinstance(pool, Pool):
-        raise ValueError("the model has no pool of prompts. Choices: tuner='l2p', 'dualprompt', 'mvp'")
+        raise ValueError(
+            "the model has no pool of prompts. Choices: tuner='l2p', 'dualprompt', 'mvp'")
     return pool
 
 
 @dataclass
 class PoolTuner(Tuner):
-    """A tuner that puts a pool of prompts, which is free, in place of the image transformer of a frozen model."""
+    """A tuner that puts a pool of prompts, which is free, in place of the image transformer of a
+    frozen model."""
 
     towers: ClassVar[tuple[str, ...]] = ("image",)
     reason: ClassVar[str] = "its prompts are chosen by the image and read by the image tower"
@@ -169,13 +188,15 @@ class PoolTuner(Tuner):
         clip.model.visual.transformer = pool.to(clip.device)
 
     def pool_for(self, visual: nn.Module, model: str) -> Pool:
-        """The pool that replaces the transformer of this image tower; model: its name, for errors."""
+        """The pool that replaces the transformer of this image tower; model: its name, for
+        errors."""
         raise NotImplementedError
 
 
 @dataclass
 class L2PPool(PoolTuner):
-    """A pool of prompts in front of the image tower, of which each image takes the nearest `top` (L2P)."""
+    """A pool of prompts in front of the image tower, of which each image takes the nearest `top`
+    (L2P)."""
 
     title: ClassVar[str] = "L2P"
     source: ClassVar[str] = "Wang et al. 2021, arXiv 2112.08654"
@@ -195,8 +216,8 @@ class L2PPool(PoolTuner):
 
 @dataclass
 class ExpertTuner(PoolTuner):
-    """General prompts and experts in some blocks; by default blocks 0, 1 and 2, 3, 4, in a model of fewer than five
-    blocks 0 and all others."""
+    """General prompts and experts in some blocks; by default blocks 0, 1 and 2, 3, 4, in a model of
+    fewer than five blocks 0 and all others."""
 
     general: Annotated[int, Ge(0)] = 5  # length of the general prompts; 0: none
     general_blocks: Blocks = None  # where they stand; None: the first two
@@ -208,27 +229,33 @@ class ExpertTuner(PoolTuner):
         for field in ("general_blocks", "expert_blocks"):
             blocks = getattr(self, field) or ()
             if len(set(blocks)) < len(blocks):
-                raise ValueError(f"{field}={blocks!r}: must be a list of different numbers, the first "
-                                 "block of the image tower is 0")
+                raise ValueError(
+                    f"{field}={blocks!r}: must be a list of different numbers, the first "
+                    "block of the image tower is 0")
 
     def places(self, visual: nn.Module) -> dict:
-        """Lengths and blocks as Pool takes them. ValueError: a block that the model does not have."""
+        """Lengths and blocks as Pool takes them. ValueError: a block that the model does not
+        have."""
         depth = len(visual.transformer.resblocks)
         first = 2 if depth >= 5 else min(1, depth - 1)  # where the experts begin
-        usual = {"general_blocks": range(max(first, 1)), "expert_blocks": range(first, min(5, depth))}
+        usual = {
+            "general_blocks": range(max(first, 1)), "expert_blocks": range(first, min(5, depth))
+        }
         places = {}
         for field, blocks in usual.items():
             given = getattr(self, field)
             places[field] = tuple(blocks) if given is None else given
             if not set(places[field]) <= set(range(depth)):
-                raise ValueError(f"tuner_args: {field}={given!r}: must be different numbers from 0 to "
-                                 f"{depth - 1}, the blocks of the image tower")
+                raise ValueError(
+                    f"tuner_args: {field}={given!r}: must be different numbers from 0 to "
+                    f"{depth - 1}, the blocks of the image tower")
         return {"general": self.general, "expert": self.expert, **places}
 
 
 @dataclass
 class DualPromptPool(ExpertTuner):
-    """General prompts, and an expert per stage, as keys and values in the attention of some blocks (DualPrompt)."""
+    """General prompts, and an expert per stage, as keys and values in the attention of some blocks
+    (DualPrompt)."""
 
     title: ClassVar[str] = "DualPrompt"
     source: ClassVar[str] = "Wang et al. 2022, arXiv 2204.04799"
@@ -242,10 +269,11 @@ class DualPromptPool(ExpertTuner):
 
 @dataclass
 class MVPPool(ExpertTuner):
-    """General prompts, and experts shared by usage, as tokens in some blocks; and a mask of the logits (MVP).
+    """General prompts, and experts shared by usage, as tokens in some blocks; and a mask of the
+    logits (MVP).
 
-    The mask is a vector μ_e per expert, from which the method makes a factor 2σ(μ_e·t_k) for class k:
-    any set of classes has one. It starts at zero, so at factor 1."""
+    The mask is a vector μ_e per expert, from which the method makes a factor 2σ(μ_e·t_k) for class
+    k: any set of classes has one. It starts at zero, so at factor 1."""
 
     title: ClassVar[str] = "MVP"
     source: ClassVar[str] = "Moon et al. 2023, arXiv 2308.09303"

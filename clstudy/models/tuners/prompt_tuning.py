@@ -1,19 +1,20 @@
-"""Learned tokens in the first blocks: MaPLe (Khattak et al. 2022, arXiv 2210.03117) on both towers, its text half, or
-deep visual prompts (VPT, Jia et al. 2022, arXiv 2203.12119).
+"""Learned tokens in the first blocks: MaPLe (Khattak et al. 2022, arXiv 2210.03117) on both towers,
+its text half, or deep visual prompts (VPT, Jia et al. 2022, arXiv 2203.12119).
 
     text    [start, P_1, words] → block 1 → [start, P_2, words] → block 2 → …
     image   [class, patches, Q_1] → block 1 → [class, patches, Q_2] → block 2 → …
     P_i: length × d, learned, i ≤ depth.  Q_i: learned; with both towers Q_i = W_i P_i + b_i, and W_i, b_i are learned
 
-Each of the first `depth` blocks gets tokens of its own, in place of what the block before has made of its tokens;
-later blocks work on with what they are given. All else is frozen. With length 3 and depth 3 on ViT-B/16: 6,912
-(image), 4,608 (text) and 1,186,560 (both) parameters.
+Each of the first `depth` blocks gets tokens of its own, in place of what the block before has made
+of its tokens; later blocks work on with what they are given. All else is frozen. With length 3 and
+depth 3 on ViT-B/16: 6,912 (image), 4,608 (text) and 1,186,560 (both) parameters.
 
-Departures from MaPLe's code. The tokens are added to the prompt, where MaPLe's replace its first words. They join
-behind the position embedding, so the words keep their positions, and P_1 starts with the positions of the words that
-it is made from. They leave behind the last block, so the feature is read where it always was. Q_1 does not pass the
-norm before the first block. Each W_i is drawn on its own, where MaPLe's for i > 1 start equal. In VPT's code the start
-is uniform with a range from the patch size; here it is N(0, 0.02).
+Departures from MaPLe's code. The tokens are added to the prompt, where MaPLe's replace its first
+words. They join behind the position embedding, so the words keep their positions, and P_1 starts
+with the positions of the words that it is made from. They leave behind the last block, so the
+feature is read where it always was. Q_1 does not pass the norm before the first block. Each W_i is
+drawn on its own, where MaPLe's for i > 1 start equal. In VPT's code the start is uniform with a
+range from the patch size; here it is N(0, 0.02).
 """
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -32,8 +33,9 @@ DEPTH = 3  # as in SIT's released code
 class Prompted(nn.Module):
     """open_clip's transformer with more tokens inside; the names of its blocks stay.
 
-    prompts: the tokens of each block; at: where the first one goes, None for the end; project: a linear layer per
-    block, which makes the tokens from `prompts`, and these then stay another tower's."""
+    prompts: the tokens of each block; at: where the first one goes, None for the end; project: a
+    linear layer per block, which makes the tokens from `prompts`, and these then stay another
+    tower's."""
 
     def __init__(self, source: nn.Module, prompts: nn.ParameterList, at: int | None = None,
                  project: nn.ModuleList | None = None):
@@ -43,10 +45,12 @@ class Prompted(nn.Module):
         if project is None:
             self.prompts = prompts
         else:
-            self.shared = (prompts,)  # a tuple registers nothing: each parameter has one name and one tower
+            self.shared = (prompts,
+                           )  # a tuple registers nothing: each parameter has one name and one tower
 
     def tokens(self, block: int) -> Tensor:
-        return self.prompts[block] if self.project is None else self.project[block](self.shared[0][block])
+        return self.prompts[block] if self.project is None else self.project[block](
+            self.shared[0][block])
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         at = x.shape[1] if self.at is None else self.at
@@ -68,7 +72,8 @@ class Prompted(nn.Module):
 
 @dataclass
 class Prompts(Tuner):
-    """Learned tokens in the first blocks (MaPLe). An untrained prompt tuner does change the model: it adds tokens."""
+    """Learned tokens in the first blocks (MaPLe). An untrained prompt tuner does change the model:
+    it adds tokens."""
 
     title: ClassVar[str] = "Prompts"
     source: ClassVar[str] = "Khattak et al. 2022, arXiv 2210.03117"
@@ -109,7 +114,8 @@ class Prompts(Tuner):
         """How many of a model's blocks get tokens. ValueError: it has fewer."""
         depth = min(DEPTH, blocks) if self.depth is None else self.depth
         if depth > blocks:
-            raise ValueError(f"tuner_args: depth={depth!r}: must be from 1 to {blocks}, the number of blocks")
+            raise ValueError(
+                f"tuner_args: depth={depth!r}: must be from 1 to {blocks}, the number of blocks")
         return depth
 
 
@@ -122,6 +128,7 @@ def _words(clip: Clip, init: str, length: int) -> Tensor:
     row = clip.tokenizer([init])[0]
     count = int(row.argmax()) - 1  # between the start token and the end token
     if count < length:
-        raise ValueError(f"tuner_args: init={init!r}: too short for length={length}, it has {count} tokens")
+        raise ValueError(
+            f"tuner_args: init={init!r}: too short for length={length}, it has {count} tokens")
     words = clip.model.token_embedding.weight[row[1:1 + length].to(clip.device)]
     return (words + clip.model.positional_embedding[1:1 + length]).detach()

@@ -1,18 +1,20 @@
-"""Rectified layers: a low-rank correction and a scale per output on every linear layer of the blocks. RKR, Singh et al.
-2021, Rectification-based Knowledge Retention, arXiv 2103.16597; in the form of VR-LwF's code (arXiv 2207.09248).
+"""Rectified layers: a low-rank correction and a scale per output on every linear layer of the
+blocks. RKR, Singh et al. 2021, Rectification-based Knowledge Retention, arXiv 2103.16597; in the
+form of VR-LwF's code (arXiv 2207.09248).
 
     W x + b  →  σ ⊙ (W x + b + U D x)
 
-D (rank × inputs) starts at zero and σ (one per output) at one, so an untrained tuner changes nothing; U (outputs ×
-rank) is uniform between −1/√rank and 1/√rank. All else is frozen, and the whole can be folded into W and b. The layers
-of a block are qkv and out_proj of attention, and c_fc and c_proj of the MLP: with rank 4 on ViT-B/32 672,768 (image) +
-448,512 (text) = 1,121,280 parameters, of which the scales are 82,944 + 55,296.
+D (rank × inputs) starts at zero and σ (one per output) at one, so an untrained tuner changes
+nothing; U (outputs × rank) is uniform between −1/√rank and 1/√rank. All else is frozen, and the
+whole can be folded into W and b. The layers of a block are qkv and out_proj of attention, and c_fc
+and c_proj of the MLP: with rank 4 on ViT-B/32 672,768 (image) + 448,512 (text) = 1,121,280
+parameters, of which the scales are 82,944 + 55,296.
 
-Departures. In VR-LwF's code the fused q, k, v projection is a bare parameter, which its search for linear layers does
-not find: `qkv=False` leaves it alone too (497,664 + 331,776 parameters). There "text tower only" also rectifies the
-image tower, whose blocks are found under the same name; and with both towers and scales alone, each layer of the image
-tower gets two scales. RKR itself, for task-incremental learning, has rectifications for each task; here one set moves
-on.
+Departures. In VR-LwF's code the fused q, k, v projection is a bare parameter, which its search for
+linear layers does not find: `qkv=False` leaves it alone too (497,664 + 331,776 parameters). There
+"text tower only" also rectifies the image tower, whose blocks are found under the same name; and
+with both towers and scales alone, each layer of the image tower gets two scales. RKR itself, for
+task-incremental learning, has rectifications for each task; here one set moves on.
 """
 import math
 from dataclasses import dataclass
@@ -32,14 +34,16 @@ class Rescaled(nn.Linear):
     """The linear layer that it is made from, rectified; weight and bias keep their names."""
 
     def __init__(self, source: nn.Linear, rank: int | None):
-        super().__init__(source.in_features, source.out_features, source.bias is not None, device="meta")
+        super().__init__(source.in_features, source.out_features, source.bias is not None,
+                         device="meta")
         self.weight, self.bias = source.weight, source.bias
         device = source.weight.device
         self.sigma = nn.Parameter(torch.ones(source.out_features, device=device))
         self.register_parameter("down", None)
         self.register_parameter("up", None)
         if rank:
-            start = (2 * torch.rand(source.out_features, rank) - 1) / math.sqrt(rank)  # drawn on the host
+            start = (2 * torch.rand(source.out_features, rank) - 1) / math.sqrt(
+                rank)  # drawn on the host
             self.down = nn.Parameter(torch.zeros(rank, source.in_features, device=device))
             self.up = nn.Parameter(start.to(device))
 
@@ -47,7 +51,8 @@ class Rescaled(nn.Linear):
         out = F.linear(x, self.weight, self.bias)
         if self.down is not None:
             out = out + F.linear(F.linear(x, self.down), self.up)
-        return out * self.sigma.to(out.dtype)  # under autocast the output stays bf16, as that of a plain layer
+        return out * self.sigma.to(
+            out.dtype)  # under autocast the output stays bf16, as that of a plain layer
 
     @torch.no_grad()
     def plain(self) -> nn.Linear:
