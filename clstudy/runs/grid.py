@@ -119,20 +119,22 @@ def _as_choices(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def routed(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Points in which an option that was written flat stands in the options of the axis that has
-    it; where nothing that a point chose has it, the point goes without."""
+    it; where nothing that a point chose has it, the point goes without. ValueError: several have
+    it."""
     taken, made = set(), []
     loose = {name for point in points for name in point if name not in RunConfig.model_fields}
     for point in points:
         settings = {name: value for name, value in point.items() if name not in loose}
         for name in loose & point.keys():
-            for axis in AXES:
-                choice = settings.get(axis, RunConfig.model_fields[axis].default)
-                kind = registry(axis).get(choice) if isinstance(choice, str) else None
-                if kind and annotation(kind, name) is not None:
-                    taken.add(name)
-                    settings[f"{axis}_args"] = {
-                        **settings.get(f"{axis}_args", {}), name: point[name]
-                    }
+            kinds = {axis: registry(axis).get(settings.get(axis, RunConfig.model_fields[axis].default))
+                     for axis in AXES}
+            having = [axis for axis, kind in kinds.items() if kind and annotation(kind, name) is not None]
+            if len(having) > 1:
+                raise ValueError(f"{name} is an option of {' and of '.join(having)}: write "
+                                 + " or ".join(f"{axis}_args.{name}" for axis in having))
+            for axis in having:
+                taken.add(name)
+                settings[f"{axis}_args"] = {**settings.get(f"{axis}_args", {}), name: point[name]}
         made.append(settings)
     unknown = loose - taken  # RunConfig refuses these, in its own words
     return [settings | {name: point[name] for name in unknown & point.keys()}

@@ -123,6 +123,8 @@ def test_a_grid_has_every_combination_once_and_an_option_goes_where_it_belongs()
     assert [(c.tuner, c.lr, c.seed) for c in several] == [
         ("full", 2e-5, 0), ("full", 2e-5, 1), ("lora", 5e-4, 0), ("lora", 5e-4, 1)]
     assert grid([], seed=[0, 1]) == []
+    with pytest.raises(ValueError, match="temperature is an option of tuner and of method: write tuner_args.temp"):
+        grid(tuner="full", method="lwf", temperature=2)
     with pytest.raises(ValueError, match="wieght"):
         grid(method=["finetune", "vr_lwf"], wieght=1)
 
