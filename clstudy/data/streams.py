@@ -105,16 +105,15 @@ class SiBlurry(Stream):
     defaults here, with the official sampler.
 
     1. The classes are permuted; the first N = `disjoint_share` % are disjoint, the others blurry.
-    2. Both lists are cut into `tasks` pieces: stage i is the home of piece i of each. With
-    `random_sizes` the
-       cut points are drawn at random, so a stage may have few classes or none; otherwise the pieces
-       are near-equal.
-    3. Of the images of blurry classes M = `blurry_share` % leave home for a common pool. With
-       `random_sizes` the total b = floor(M % of them) is cut at random into n_1 … n_T, and stage i
-       gives n_i, or all it has if that is less; otherwise each stage gives floor(M % of its own).
-    4. The pool is shuffled and handed back: n_i to stage i while it lasts (it runs short at the
-       last stages when some stage had less than its n_i), or equal shares with fixed sizes. An
-       image may come back to its own home.
+    2. Both lists are cut into `tasks` pieces: stage i is the home of piece i of each. With `random_sizes` the
+       cut points are drawn at random, so a stage may have few classes or none; otherwise the pieces are
+       near-equal.
+    3. Of the images of blurry classes M = `blurry_share` % leave home for a common pool. With `random_sizes`
+       the total b = floor(M % of them) is cut at random into n_1 … n_T, and stage i gives n_i, or all it has
+       if that is less; otherwise each stage gives floor(M % of its own).
+    4. The pool is shuffled and handed back: n_i to stage i while it lasts (it runs short at the last stages
+       when some stage had less than its n_i), or equal shares with fixed sizes. An image may come back to its
+       own home.
     5. Images are shuffled inside each stage.
 
     sampler: "official" repeats the released sampler index for index (torch's generator). It rounds

@@ -16,13 +16,12 @@ def load_clip(name: str = "icon-clip", pretrained: str | None = None,
               device: str | torch.device = "cpu") -> Clip:
     """A CLIP by name: the embedded one, any open_clip architecture with a tag, or a folder.
 
-    name: "icon-clip"; an architecture that `open_clip.list_models()` knows; or a folder in the form
-        that open_clip reads (`open_clip_config.json` with `open_clip_model.safetensors`).
-    pretrained: a tag of `open_clip.list_pretrained()`, a checkpoint file, "random" for untrained
-        weights, or None for the weights that come with the name.
-    ValueError: unknown names and tags (near ones are listed); a tag whose activation (QuickGELU)
-        does not fit the architecture, which a checkpoint file does not tell; a TorchScript
-        archive."""
+    name: "icon-clip"; an architecture that `open_clip.list_models()` knows; or a folder in the form that open_clip
+        reads (`open_clip_config.json` with `open_clip_model.safetensors`).
+    pretrained: a tag of `open_clip.list_pretrained()`, a checkpoint file, "random" for untrained weights, or None for
+        the weights that come with the name.
+    ValueError: unknown names and tags (near ones are listed); a tag whose activation (QuickGELU) does not
+        fit the architecture, which a checkpoint file does not tell; a TorchScript archive."""
     folder = EMBEDDED.get(name) or (Path(name) if Path(name).is_dir() else None)
     if folder:
         return _from_folder(folder, pretrained, name).to(device)

@@ -80,12 +80,10 @@ class Classes:
     """Per step, term and class: the push on the class's text and on its images, attraction apart
     from repulsion.
 
-    model: a `Clip`, whose `encode(batch)` is watched; an open_clip model, whose `encode_image` and
-        `encode_text` are (called once each before a look, with normalize=True); or None: `look` is
-        given the features then.
-    image_means, text_starts: per class, the unit mean image feature and the text feature before
-    training (frozen). Columns: step, stage, images_seen, term, class, present (in the batch, or
-    seen but absent), and with C of `pulls`
+    model: a `Clip`, whose `encode(batch)` is watched; an open_clip model, whose `encode_image` and `encode_text` are
+        (called once each before a look, with normalize=True); or None: `look` is given the features then.
+    image_means, text_starts: per class, the unit mean image feature and the text feature before training (frozen).
+    Columns: step, stage, images_seen, term, class, present (in the batch, or seen but absent), and with C of `pulls`
         gradient, attraction, repulsion   ‖Σ_i C_ik f_i‖, over all i, over C_ik < 0, over C_ik > 0
         push, push attraction, push repulsion   −(I − t tᵀ)(the same sums) · m_k with m_k of image_means: what a small
             step along the gradient adds to the similarity of the text with the class's own images

@@ -10,10 +10,9 @@ from clstudy.probes.common import Names, listed, to_table
 class Drift:
     """How far features have moved since the start, and whether texts still stand with their images.
 
-    model: a `Clip` or an open_clip model. images: as its `encode_image` takes them; labels: the
-        class of each. tokens: one row per class, as its `encode_text` takes them; classes: the
-        class of each row. every: looks between two measurements. The first is made on entering, the
-        last on leaving.
+    model: a `Clip` or an open_clip model. images: as its `encode_image` takes them; labels: the class of each. tokens:
+        one row per class, as its `encode_text` takes them; classes: the class of each row. every: looks between two
+        measurements. The first is made on entering, the last on leaving.
     Columns: step, stage, images_seen, class, and
         text   1 − cos(t_k now, t_k at the start)           image   the same of images, mean over the class's
         match  cos(t_k now, mean image feature of class k now)    frozen match  the same with the start's mean

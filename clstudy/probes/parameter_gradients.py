@@ -21,9 +21,8 @@ def where(parameter: str) -> tuple[str, str]:
 class Gradients:
     """Per step, term, tower and block: how large is the gradient, and where does it point?
 
-    model: its parameters that require a gradient are watched. every: looks between two
-    measurements. Columns: step, stage, images_seen, term ("total" is their sum), tower, block
-    ("all" is the tower), and
+    model: its parameters that require a gradient are watched. every: looks between two measurements.
+    Columns: step, stage, images_seen, term ("total" is their sum), tower, block ("all" is the tower), and
         norm      ‖g‖ of the gradient of the term
         previous  cos(g, g of the measurement before), per tower: below 0 the steps undo each other
         cos TERM  cos(g, g of that term), per tower: below 0 the terms pull apart

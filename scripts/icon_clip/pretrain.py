@@ -12,8 +12,7 @@ monochrome glyphs that are coloured at random. The loss is a sum of four terms:
       +  kinds     images of emoji against the names of all subgroups ("mammal", "aircraft"), weight 1
       +  pairs     CLIP's symmetric loss over all images and one caption each; equal captions are shared positives
       +  teacher   1 − cos of a linear map of the image feature and the feature of an ImageNet network that looks at
-                   the same augmented image (arXiv 2106.05237), for 160 images of the batch, weight
-                   2
+                   the same augmented image (arXiv 2106.05237), for 160 images of the batch, weight 2
 
 Half of the patches are dropped in training (FLIP, arXiv 2212.00794) but for the last steps. What a
 step draws depends on (seed, step) alone, so a run that was stopped goes on from its last saved step

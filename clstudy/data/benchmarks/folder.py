@@ -4,8 +4,8 @@ prompt and captions.
     PATH/<class>/…/<picture>          a fifth of each class is drawn for testing; or
     PATH/train/<class>/…  PATH/test/<class>/…
     PATH/clstudy.json                 {"classes": {<class>: <name>}, "order": [<class>, …],
-                                       "template": "a photo of a {}.", "captions": {"<path below
-                                       PATH>": <text>}, "groups": {<group>: [<class>, …]}}
+                                       "template": "a photo of a {}.", "captions": {"<path below PATH>": <text>},
+                                       "groups": {<group>: [<class>, …]}}
 
 Every key of clstudy.json may be left out. `benchmark="folder:PATH"` is short for this benchmark
 with that path."""
