@@ -153,7 +153,7 @@ def test_the_loop_fits_on_its_screens():
     from clstudy.training import loop
 
     source = inspect.getsource(loop.train)
-    assert len(source.splitlines()) <= 75
+    assert len(source.splitlines()) <= 80  # of at most 100 characters
 
 
 @pytest.mark.parametrize(("axis", "name"), NAMED)

@@ -25,8 +25,7 @@ from clstudy.runs.run import Run, load_tuned
 from clstudy.training.loop import batches
 from clstudy.training.setup import prepare
 
-Features = tuple[Float[Tensor, "images dim"], Float[Tensor,
-                                                    "classes dim"]]  # of images, and of class texts
+Features = tuple[Float[Tensor, "images dim"], Float[Tensor, "classes dim"]]  # of images, and of class texts
 
 
 def remembered(config) -> Iterator[tuple[Stage, ReplayBuffer, BenchmarkData]]:
@@ -64,8 +63,7 @@ def held(configs: Sequence) -> pd.DataFrame:
 
 
 def log_sums(found: Features, label: Int[Tensor, " images"], tau: float,
-             anchors: Int[Tensor, " batch"], among: Int[Tensor,
-                                                        " others"]) -> Float[Tensor, " batch"]:
+             anchors: Int[Tensor, " batch"], among: Int[Tensor, " others"]) -> Float[Tensor, " batch"]:
     """log g of the images `anchors`, with the images `among` as negatives."""
     image, text = found
     d = image[among] @ text[label[anchors]].T - (image[anchors] * text[label[anchors]]).sum(1)

@@ -11,8 +11,7 @@ from clstudy.data.types import Batch
 from clstudy.models.clip import Clip
 
 
-def match(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], scale: Float[Tensor,
-                                                                                            ""],
+def match(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], scale: Float[Tensor, ""],
           target: Int[Tensor, " batch"], weight: Float[Tensor, " batch"] | None = None,
           double_softmax: bool = False) -> Float[Tensor, ""]:
     """Cross-entropy of matching each image to its text among the candidates offered (SIT, arXiv
@@ -77,8 +76,7 @@ def distillation(student: Float[Tensor, "batch texts"], teacher: Float[Tensor, "
                                      log_target=True)
 
 
-def reversed_distillation(student: Float[Tensor, "rows columns"], teacher: Float[Tensor,
-                                                                                 "rows columns"],
+def reversed_distillation(student: Float[Tensor, "rows columns"], teacher: Float[Tensor, "rows columns"],
                           temperature: float = 1.0) -> Float[Tensor, ""]:
     """The cross-entropy of the teacher under the student, −Σ softmax(student) log softmax(teacher),
     mean over rows, times T²: the direction of WildCLIP (Gabeff et al. 2024, doi

@@ -28,8 +28,7 @@ Temperature = Literal["fixed", "individual", "global"]
 
 
 def negatives(
-    image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], target: Int[Tensor,
-                                                                                     " batch"]
+    image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], target: Int[Tensor, " batch"]
 ) -> list[tuple[Float[Tensor, "batch others"], Bool[Tensor, "batch others"]]]:
     """The differences d1 and d2 of a batch (SogCLR, arXiv 2202.12387), and which of them are of
     another class."""

@@ -77,8 +77,7 @@ class MVP(Method):
 
 
 def ignored(logits: Float[Tensor, "batch texts"], mask: Float[Tensor, "batch texts"],
-            image: Float[Tensor, "batch dim"], target: Int[Tensor,
-                                                           " batch"]) -> Float[Tensor, " batch"]:
+            image: Float[Tensor, "batch dim"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """1 − cos(g_i, ḡ): how much of an image's gradient on its text is lost in that of the batch;
     from 0 to 2.
 

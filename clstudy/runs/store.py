@@ -1,8 +1,9 @@
 """Runs on disk: one folder per `run_id`, complete or not there at all.
 
-    runs/<run_id>/config.json  env.json  evals.jsonl  steps.jsonl  correct.parquet  [PROBE.parquet]  [model.safetensors]  result.json
+    runs/<run_id>/  config.json  env.json  evals.jsonl  steps.jsonl  correct.parquet  result.json
+                    [PROBE.parquet]  [model.safetensors]
 
-    runs/<run_id>.draft    a run that is being made, or was killed: saved states, from which it goes on (`resume.py`)
+    runs/<run_id>.draft    a run that is being made, or was killed: saved states, from which it goes on (`training/checkpoint.py`)
 
 A run is written into a folder in its draft and renamed when `result.json` stands in it, so a run
 that was killed leaves nothing that could be read as finished. `result.json` holds the checksums of

@@ -84,6 +84,17 @@ def decay(optimizer: torch.optim.Optimizer | None, config: RunConfig, epoch: int
         group["lr"] /= 10
 
 
+def class_prompts(clip: Clip, benchmark: BenchmarkData) -> Tensor:
+    """Tokens of one prompt for each class of the benchmark, on the model's device."""
+    train = benchmark.train
+    return clip.class_text(list(train.class_names), train.template).to(clip.device)
+
+
+def passed(before: int, now: int, every: int | None) -> bool:
+    """Whether a multiple of `every` images lies between two counts."""
+    return bool(every) and before // every < now // every
+
+
 @dataclass
 class Trained:
     """What a run gives."""
@@ -105,15 +116,13 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
     KeyboardInterrupt: Ctrl-C, once saved."""
     clip, benchmark, stages = prepare(config)
     method = config.make("method")
-    augmentation, generator = AUGMENTATIONS[config.augmentation], torch.Generator().manual_seed(
-        config.seed)
+    augmentation = AUGMENTATIONS[config.augmentation]
+    generator = torch.Generator().manual_seed(config.seed)
     shuffle = np.random.default_rng(config.seed)
-    prompts = clip.class_text(list(benchmark.train.class_names), benchmark.train.template).to(
-        clip.device)
-    at, cost, waiting, cache, saver = Position(), Cost(
-        clip.device), [], _start(config), saver or Saver()
-    shown, at_once = progress or own_bar(
-        config, stages), clip.device.type == "cpu"  # nobody waits for a look there
+    prompts = class_prompts(clip, benchmark)
+    at, cost, waiting, cache = Position(), Cost(clip.device), [], _start(config)
+    shown, saver = progress or own_bar(config, stages), saver or Saver()
+    least = 1 if clip.device.type == "cpu" else LOOK  # on the CPU nobody waits for a look
 
     def look(stage: int, complete: bool) -> None:
         cache.forget(**at.moving)
@@ -126,10 +135,9 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
                         for row in found.rows)
         at.correct.extend(packed(stage, found.correct) if complete else ())
 
-    with open_probes(probes, clip, benchmark,
-                     prompts) as watching, saver.open(  # takes up what was saved, in place
-                         clip, unchanging(benchmark, stages, prompts), at=at, method=method,
-                         cost=cost, probes=watching, augmentation=generator, shuffle=shuffle):
+    with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # resumes in place
+            clip, unchanging(benchmark, stages, prompts), at=at, method=method, cost=cost,
+            probes=watching, augmentation=generator, shuffle=shuffle):
         getattr(progress, "begin", lambda *_: None)(at, watching, total(config, stages))
         shown.update(distributed.agreed("at the start", at.images))
         if not at.evals:
@@ -137,11 +145,10 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
         cache = cache.copy()
         for stage in stages[at.stage:]:
             if not at.inside:
-                method.before_stage(clip, stage,
-                                    one_pass(stage, benchmark, list(at.seen), prompts, config))
+                once = one_pass(stage, benchmark, list(at.seen), prompts, config)
+                method.before_stage(clip, stage, once)
             trained = method.trainable(clip)
-            optimizer = saver.resumed(make_optimizer(
-                config, trained))  # a fresh one per stage, as SIT's code does
+            optimizer = saver.resumed(make_optimizer(config, trained))  # fresh per stage, as SIT's
             at.moving |= towers_of(clip, trained)
             for batch in arriving(at, stage, benchmark, prompts, config, shuffle, optimizer):
                 cost.start()
@@ -157,12 +164,12 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
                         torch.nn.utils.clip_grad_norm_(method.trainable(clip), config.clip_norm)
                     optimizer.step()
                     waiting.append(Step(stage.number, at.images, joined.index, terms))
-                    gather(waiting, at.steps, least=1 if at_once else LOOK)
+                    gather(waiting, at.steps, least)
                 method.after_step(clip, batch)
                 before, at.images, at.batch = at.images, at.images + len(batch.labels), at.batch + 1
                 cost.stop(len(batch.labels), trained)
                 shown.update(len(batch.labels))
-                if config.eval_every and before // config.eval_every < at.images // config.eval_every:
+                if passed(before, at.images, config.eval_every):
                     look(stage.number, complete=False)
                 if distributed.due(saver):  # every so many seconds
                     gather(waiting, at.steps)

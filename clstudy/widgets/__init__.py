@@ -7,7 +7,7 @@ returned."""
 from clstudy.widgets.accuracy_matrix import Answers, answers, forgetting_board
 from clstudy.widgets.choosers import chooser, map_walker
 from clstudy.widgets.explorer import stream_explorer
-from clstudy.widgets.live_training import live_training
+from clstudy.widgets.live import live_training
 from clstudy.widgets.microscope import gradient_microscope
 from clstudy.widgets.picture_gradients import picture_microscope
 from clstudy.widgets.run_comparison import run_comparer

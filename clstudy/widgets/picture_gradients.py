@@ -44,8 +44,7 @@ SURE = (
 )
 
 
-def forces(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], scale: Float[Tensor,
-                                                                                             ""],
+def forces(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], scale: Float[Tensor, ""],
            target: Int[Tensor, " batch"], symmetric: bool = False) -> pd.DataFrame:
     """What descent on `losses.match` does to each text, from its gradient in closed form (arXiv
     2405.15155):
@@ -65,8 +64,7 @@ def forces(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], 
                                                          for name, value in norms.items()})
 
 
-def picture_microscope(clip: Clip, images: UInt8[Tensor,
-                                                 "images 3 height width"], names: Sequence[str],
+def picture_microscope(clip: Clip, images: UInt8[Tensor, "images 3 height width"], names: Sequence[str],
                        texts: Sequence[str], rivals: Sequence[str] = ()) -> Shown:
     """Choose a picture or bring your own, say which text is right for it, choose what else is in
     the batch: the pull on every text under the asymmetric and under the symmetric loss.

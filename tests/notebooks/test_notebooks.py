@@ -92,11 +92,6 @@ def test_parameters_and_both_profiles_fit(path: Path) -> None:
 
 
 @every
-def test_one_cell_builds_the_configs(path: Path) -> None:
-    assert [cell.id for cell in cells(path)].count("configs") == 1
-
-
-@every
 def test_cells_are_short(path: Path) -> None:
     free = {cell.id for tag in ("parameters", "long") for cell in tagged(path, tag)} | {"imports"}
     lengths = {

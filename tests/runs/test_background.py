@@ -13,7 +13,7 @@ from clstudy.runs import background
 from clstudy.runs.run import find
 from clstudy.runs.store import load_or_train
 from clstudy.widgets import live_training
-from clstudy.widgets import live_training as view
+from clstudy.widgets import live as view
 
 
 @pytest.fixture

@@ -168,7 +168,8 @@ def runs(toy_model, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("distributed")
     started = processes(
-        f"import test_distributed\ntest_distributed.work({str(toy_model)!r}, {str(out)!r})")
+        f"sys.path.insert(0, {str(TESTS / 'runs')!r})\n"
+        f"import test_multi_process\ntest_multi_process.work({str(toy_model)!r}, {str(out)!r})")
     with mock.patch.dict(BENCHMARKS, {"toy": Toy}):
         alone = {
             **all_runs(str(toy_model)), "many rows": many_rows(str(toy_model)), "agreement": None
@@ -239,7 +240,7 @@ def test_processes_stop_together_and_notice_when_they_differ(runs):
 KILLED = """
 import os, signal
 from pathlib import Path
-from clstudy import distributed, record
+from clstudy.utils import distributed, paths
 from clstudy.cli import app
 
 average, calls = distributed.average, []
@@ -250,7 +251,7 @@ def killing(parameters):
         os.kill(os.getpid(), signal.SIGKILL)  # in the first step of the second stage
     average(parameters)
 
-distributed.average, record.RUNS = killing, Path(os.environ["RUNS"])
+distributed.average, paths.RUNS = killing, Path(os.environ["RUNS"])
 app(["train", os.environ["CONFIG"], "--probe", "drift", "--keep-model"])
 """
 

@@ -304,11 +304,11 @@ def explorer(live, toy):
 
 def test_the_explorer_shows_the_shares_of_the_classes_in_time(explorer, toy):
     explorer.tasks.value = 3
-    figure, labels = explorer.figure, toy().train.labels
+    figure, labels = explorer.figure, toy().load().train.labels
     total = np.sum([trace.y for trace in figure.data], axis=0)
     np.testing.assert_allclose(total, 100)
     assert [trace.name for trace in figure.data] == [
-        toy().train.class_names[label] for label, _ in explorer.homes
+        toy().load().train.class_names[label] for label, _ in explorer.homes
     ]
     assert len(figure.layout.shapes) == 2 and len({trace.fillcolor for trace in figure.data}) == 3
     part = explorer.parts[0]
@@ -333,9 +333,9 @@ def test_the_explorer_follows_its_controls(explorer):
 
 def test_the_explorer_shows_pictures_of_what_comes(explorer, toy):
     label, _ = explorer.homes[-1]
-    name, part = toy().train.class_names[label], 55
+    name, part = toy().load().train.class_names[label], 55
     explorer._hover(SimpleNamespace(name=name), SimpleNamespace(point_inds=[part]), None)
-    count = int((toy().train.labels[explorer.parts[part]] == label).sum())
+    count = int((toy().load().train.labels[explorer.parts[part]] == label).sum())
     assert (explorer.name.value, explorer.moment.value) == (name, part)
     assert explorer.pictures.value.count("<img") == count
     assert f"<b>{name}</b>: {count} of the" in explorer.pictures.value
@@ -373,7 +373,7 @@ def test_a_file_becomes_a_square_on_white():
 
 @pytest.fixture
 def played(live, clip, toy):
-    images = toy().test.images
+    images = toy().load().test.images
     other = type(clip)(clip.model, clip.tokenizer, clip.name)
     return zero_shot._Playground({"before tuning": clip, "after tuning": other}, images[:3],
                                  ["a", "b", "c"], ["red", "blue"], images)
@@ -381,7 +381,7 @@ def played(live, clip, toy):
 
 def test_the_playground_answers_for_the_picture_and_the_texts_chosen(played, clip, toy):
     played.picture.value = 2
-    expected = zero_shot.probabilities(clip, toy().test.images[2], ["red", "blue"])
+    expected = zero_shot.probabilities(clip, toy().load().test.images[2], ["red", "blue"])
     for trace in played.figure.data:
         np.testing.assert_allclose(trace.x, list(expected.values()), rtol=1e-5)
     played.written.value = "sun\n\n moon \nsun\nstar"
@@ -423,7 +423,7 @@ def test_a_long_text_leaves_room_for_the_bars_and_is_no_markup(played):
 
 def test_the_twin_of_the_playground(clip, toy):
     assert isinstance(zero_shot.playground(clip,
-                                           toy().test.images[:2], ["a", "b"], ["x", "y"]), Figure)
+                                           toy().load().test.images[:2], ["a", "b"], ["x", "y"]), Figure)
 
 
 # ---- the run comparer
@@ -572,7 +572,7 @@ def test_the_forces_of_a_batch_are_its_gradient(symmetric):
 @pytest.fixture
 def under(live, clip, toy):
     """The picture microscope, with the pictures of the toy world."""
-    test = toy().test
+    test = toy().load().test
     names = [test.class_names[label] for label in test.labels[:4].tolist()]
     return picture_gradients._Microscope(clip.eval(), test.images[:4], names, names, ["a fish"])
 
@@ -635,13 +635,13 @@ def test_a_loss_that_hardly_pulls_is_named(clip, toy, monkeypatch):
 
     monkeypatch.setattr(picture_gradients._Microscope, "found", staticmethod(found))
     said = picture_gradients._Microscope(clip,
-                                         toy().test.images[:2], ["a", "b"], ["a", "b"],
+                                         toy().load().test.images[:2], ["a", "b"], ["a", "b"],
                                          []).said.value
     assert "<b>symmetric</b>: the strongest pull of this step is 0.002" in said and "<b>asymmetric</b>" not in said
 
 
 def test_the_twin_of_the_picture_microscope_and_what_it_refuses(clip, toy):
-    test = toy().test
+    test = toy().load().test
     names = [test.class_names[label] for label in test.labels[:4].tolist()]
     figure = picture_gradients.picture_microscope(clip, test.images[:4], names, names, ["a fish"])
     assert len(figure.axes) == 2 and {text.get_text()
