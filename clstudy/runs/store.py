@@ -3,7 +3,8 @@
     runs/<run_id>/  config.json  env.json  evals.jsonl  steps.jsonl  correct.parquet  result.json
                     [PROBE.parquet]  [model.safetensors]
 
-    runs/<run_id>.draft    a run that is being made, or was killed: saved states, from which it goes on (`training/checkpoint.py`)
+    runs/<run_id>.draft    a run that is being made, or was killed: saved states, from which it
+                           resumes (`training/checkpoint.py`)
 
 A run is written into a folder in its draft and renamed when `result.json` stands in it, so a run
 that was killed leaves nothing that could be read as finished. `result.json` holds the checksums of

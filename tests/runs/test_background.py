@@ -181,12 +181,12 @@ def test_another_run_has_lines_of_its_own_and_a_finished_one_is_read_from_the_di
 
 def test_the_twin_draws_a_finished_run_and_says_when_there_is_none(config, runs):
     with pytest.raises(FileNotFoundError, match="example="):
-        live_training.live_training(config, runs=runs)
+        live_training(config, runs=runs)
     run = load_or_train(config, runs, probes=["drift"])
-    figure = live_training.live_training({"one": config}, runs=runs)
+    figure = live_training({"one": config}, runs=runs)
     assert [axis.get_ylabel()
             for axis in figure.axes] == ["loss", "accuracy, %", "1 − cosine to the start"]
     losses = figure.axes[0].lines[0].get_ydata()
     assert losses == pytest.approx(run.steps.value.to_numpy())
     without = load_or_train(config.replace(seed=1), runs)
-    assert not live_training.live_training(config, example=without, runs=runs).axes[2].lines
+    assert not live_training(config, example=without, runs=runs).axes[2].lines
