@@ -26,7 +26,7 @@ from clstudy.data.benchmarks.photographs import SIT_HELD_OUT, SIT_PROMPT
 from clstudy.notebooks import parameters
 from clstudy.runs import store, workers
 from clstudy.runs.run import Run, Runs
-from clstudy.training import setup
+from clstudy.training import loop, setup
 from clstudy.utils.paths import NOTEBOOKS
 from tests import small_sets
 
@@ -102,7 +102,7 @@ def collect(path, values: dict) -> list:
     with mock.patch.object(workers, "train_all", train_all), mock.patch("clstudy.train_all", train_all), \
             mock.patch.object(store, "load_or_train", lambda config, *_, **__: train_all([config])[0]):
         exec(compile(ast.Module(body, []), path.stem, "exec"), space)
-    return found
+    return list({config.run_id: config for config in found}.values())  # asked for again, a run is read
 
 
 def profile(stem: str, benchmark: str | None = None) -> dict:
@@ -158,7 +158,7 @@ def test_every_run_that_the_parameters_say_is_collected(stem, benchmark):
 
 def test_statements_that_only_look_at_runs_are_left_out():
     said = "\n".join(ast.unparse(statement) for statement in needed(PATHS["03_candidates"]))
-    assert said.count("train_all(") == 5 and "shared = " in said and "twin = " in said
+    assert said.count("train_all(") == 5 and "shared = " in said and "twins = " in said
     assert not re.search(r"\b(curves|tables)\.|check\(", said)
 
 
@@ -337,7 +337,7 @@ def small(data, model, monkeypatch):
     for name in {name for _, name in EACH}:
         monkeypatch.setitem(BENCHMARKS, name, fewer(BENCHMARKS[name]))
     monkeypatch.setattr(setup, "load_clip", load)
-    monkeypatch.setattr(setup, "prepare", prepared)
+    monkeypatch.setattr(loop, "prepare", prepared)
     yield start
 
 
