@@ -100,8 +100,9 @@ def test_the_settings_of_a_figure_are_in_order(tmp_path):
 def test_a_figure_is_the_same_file_in_another_process(figures):
     """No order of a set and no hash of a word goes into a file."""
     code = (
-        "import pandas as pd; from clstudy import plots; plots.save(plots.series(pd.DataFrame({'panel': 'p', 'method': ['sit', "
-        "'gcl'], 'x': 1, 'mean': 2., 'half_width': 1.}), 'x, %', 'y'), '07_series')")
+        "import pandas as pd; from clstudy import plots; plots.save(plots.series(pd.DataFrame("
+        "{'panel': 'p', 'method': ['sit', 'gcl'], 'x': 1, 'mean': 2., 'half_width': 1.}), 'x, %', "
+        "'y'), '07_series')")
     found = []
     for seed in ("1", "2"):
         folder = figures / seed
@@ -416,8 +417,9 @@ def test_a_scatter_has_a_panel_per_method():
 
 def test_looking_at_finished_runs_needs_no_open_clip():
     program = (
-        "import sys; from clstudy import plots; from clstudy.analysis import gradients, tables; from clstudy.runs import run; "
-        "print([name for name in ('open_clip', 'torchvision', 'peft') if name in sys.modules])")
+        "import sys; from clstudy import plots; from clstudy.analysis import gradients, tables; "
+        "from clstudy.runs import run; print([name for name in ('open_clip', 'torchvision', 'peft') "
+        "if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
                           check=True, cwd=paths.REPOSITORY)
     assert done.stdout.strip() == "[]"
