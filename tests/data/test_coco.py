@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import small_sets
 import torch
@@ -98,7 +99,9 @@ def test_a_long_box_is_resized_by_its_shorter_side_and_cut_to_its_middle(tmp_pat
     image.paste((255, 0, 0), (10, 5, 40, 25))
     image.paste((0, 0, 255), (40, 5, 70, 25))
     image.save(tmp_path / "a.png")
-    read = coco._Crops(tmp_path, [coco.Box("a.png", (10, 5, 70, 25), 7)]).read(0)
+    boxes = pd.DataFrame([("a.png", 7, 10, 5, 70, 25)],
+                         columns=["file", "label", "left", "top", "right", "bottom"])
+    read = coco._cut_out(tmp_path, boxes).read(0)
     found = image_store.fit(read[0], 10)
     assert read[1] == 7 and read[0].size == (60, 20)
     assert (found[:, :, 0].T == (255, 0, 0)).all() and (found[:, :, -1].T == (0, 0, 255)).all()
@@ -111,7 +114,8 @@ def test_boxes_of_four_pixels_are_left_out(tmp_path, disk):
     given["annotations"] = [{"image_id": 9, "category_id": 90, "bbox": [1.5, 2, *size]}
                             for size in sizes]
     listed.write_text(json.dumps(given))
-    assert [box.bounds for box in coco._boxes(listed)] == [(1.5, 2, 5.51, 6.01), (1.5, 2, 10.5, 11)]
+    bounds = coco._boxes(listed)[["left", "top", "right", "bottom"]].to_numpy().tolist()
+    assert bounds == [[1.5, 2, 5.51, 6.01], [1.5, 2, 10.5, 11]]
 
 
 def test_prompts_captions_and_phases_are_those_of_the_released_code(disk):

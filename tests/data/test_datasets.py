@@ -409,7 +409,7 @@ def test_a_small_file_names_orders_prompts_captions_and_groups(own):
 @pytest.mark.parametrize(("given", "said"), [
     ({"clases": {}}, "'clases' is unknown. Did you mean classes"), ({"classes": {"leave": "x"}}, "Did you mean leaf"),
     ({"order": ["sea", "leaf"]}, "'order' must hold each of the 3 classes once; it lacks red_brick"),
-    ({"order": ["sea", "leaf", "leaf", "red_brick"]}, "repeats some"), ({"order": "sea"}, "'order' must be a list"),
+    ({"order": ["sea", "leaf", "leaf", "red_brick"]}, "repeats some"), ({"order": "sea"}, "order='sea': must be a list"),
     ({"template": "no place"}, "template='no place'"), ({"captions": {"sea/1.png": "x"}}, "'sea/1.png'"),
     ({"groups": {"a": ["sky"]}}, "class='sky' is unknown"),
     ({"classes": {"leaf": "sea"}}, "two classes are named 'sea'"),

@@ -11,7 +11,7 @@ import torch
 
 from clstudy import RunConfig
 from clstudy.data import image_shards
-from clstudy.data.benchmarks import BENCHMARKS, datasets, domainnet
+from clstudy.data.benchmarks import BENCHMARKS, datasets, domainnet, photographs
 from clstudy.data.benchmarks.domainnet import DOMAINS, TOTALS
 from clstudy.data.image_store import DamagedError
 from clstudy.data.streams import STREAMS
@@ -67,7 +67,7 @@ def test_pictures_classes_and_domains_are_those_of_the_lists(disk):
     ("cassle", ("real", "quickdraw", "painting", "sketch", "infograph", "clipart")), (["sketch", "clipart"],) * 2])
 def test_domains_come_in_the_order_asked_for_and_are_decoded_once(asked, order, disk, monkeypatch):
     BENCHMARKS["domainnet"](size=SIZE).load()
-    monkeypatch.setattr(domainnet, "from_files", None)
+    monkeypatch.setattr(photographs, "from_files", None)
     found = BENCHMARKS["domainnet"](size=SIZE, domains=asked).load()
     agree(found.train, disk["train"], tuple(order))
     agree(found.test, disk["test"], tuple(order))
@@ -77,7 +77,7 @@ def test_a_domain_that_is_not_asked_for_need_not_be_there(disk):
     shutil.rmtree(place() / "real")
     agree(BENCHMARKS["domainnet"](size=SIZE, domains=["quickdraw"]).load().test, disk["test"],
           ("quickdraw", ))
-    said = r"domainnet \(real\). `clstudy data get domainnet` fetches about 17.56 GB.*\"domains\": \['clipart', 'inf"
+    said = r"domainnet \(domainnet/real\). `clstudy data get domainnet` fetches about 17.56 GB.*\"domains\": \['clipart', 'inf"
     with pytest.raises(FileNotFoundError, match=said):
         BENCHMARKS["domainnet"]().require()
 

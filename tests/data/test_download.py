@@ -172,11 +172,11 @@ def test_a_set_is_fetched_into_its_place_and_found_there(name, root, server, mon
     assert get(name) == place  # is there: nothing is asked for
 
 
-def test_a_download_that_was_cut_off_is_gone_on_with(root, server, monkeypatch):
+def test_a_download_that_was_cut_off_continues(root, server, monkeypatch):
     offer(monkeypatch, server, "cifar100", *EACH["cifar100"])
     whole, server.cut = len(EACH["cifar100"][0]), 100_000
     with pytest.raises(ConnectionError,
-                       match=r"cut off after 100,000 of 300,\d+ bytes. Call again to go on"):
+                       match=r"cut off after 100,000 of 300,\d+ bytes. Call again to continue"):
         get("cifar100")
     assert sets.missing("cifar100") and not (root / "cifar-100-python").exists()
     server.cut = None
@@ -265,7 +265,7 @@ def test_an_archive_without_a_published_checksum_is_held_to_its_own(root, server
                                             ("tiered_imagenet_test", "account at image-net.org"),
                                             ("stanford_cars", "site is gone")])
 def test_what_needs_a_form_or_an_account_is_not_fetched(name, said, root):
-    with pytest.raises(FileNotFoundError, match=f"{name} is not fetched: .*{said}"):
+    with pytest.raises(FileNotFoundError, match=f"{name} cannot be fetched: .*{said}"):
         get(name)
     assert not root.exists()
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from clstudy import RunConfig
 from clstudy.cli import app
 from clstudy.data import image_shards
-from clstudy.data.benchmarks import BENCHMARKS, datasets, imagenet
+from clstudy.data.benchmarks import BENCHMARKS, datasets, imagenet, photographs
 from clstudy.data.image_store import DamagedError
 from clstudy.utils import paths
 from tests.data.test_datasets import reference
@@ -41,8 +41,8 @@ def disk(master, tmp_path, monkeypatch):
     folder, expected, flat = master
     shutil.copytree(folder, tmp_path / "sets")
     small_sets.use(monkeypatch, tmp_path / "sets", tmp_path / "decoded", {})
-    few_classes(monkeypatch, "imagenet", imagenet, sorted(os.listdir(
-        folder / "imagenet" / "train")))
+    keys = sorted(os.listdir(folder / "imagenet" / "train"))
+    few_classes(monkeypatch, "imagenet", (imagenet, photographs), keys)
     monkeypatch.setattr(imagenet, "COUNTS", {split: len(rows) for split, rows in expected.items()})
     monkeypatch.setattr(image_shards, "SHARD", 5 * 3 * SIZE ** 2)
     return expected
@@ -68,7 +68,7 @@ def test_pictures_and_names_are_those_of_the_folders_or_of_the_ground_truth(disk
 
 def test_an_order_renumbers_the_classes_and_decodes_nothing(disk, monkeypatch):
     plain = BENCHMARKS["imagenet"](size=SIZE).load()
-    monkeypatch.setattr(imagenet, "from_files", None)
+    monkeypatch.setattr(photographs, "from_files", None)
     ordered = BENCHMARKS["imagenet"](size=SIZE, order="seed1993").load()
     assert ordered.train.class_names == plain.train.class_names[::-1]  # of the small copy
     agree(ordered.train, disk["train"])
@@ -84,9 +84,9 @@ def test_so_many_of_each_class_are_the_first_by_name(disk):
 
 def test_the_first_of_each_label():
     labels = np.array([5, 2, 5, 5, 2, 9])
-    assert imagenet.first_of_each(labels, 1).tolist() == [0, 1, 5]
-    assert imagenet.first_of_each(labels, 2).tolist() == [0, 1, 2, 4, 5]
-    assert imagenet.first_of_each(labels, 9).tolist() == list(range(6))
+    assert photographs.first_of_each(labels, 1).tolist() == [0, 1, 5]
+    assert photographs.first_of_each(labels, 2).tolist() == [0, 1, 2, 4, 5]
+    assert photographs.first_of_each(labels, 9).tolist() == list(range(6))
 
 
 def test_a_changed_folder_is_decoded_again(disk):
