@@ -58,8 +58,8 @@ def agree(labelled, rows: list) -> None:
 @lying("", "solution", "devkit")
 def test_pictures_and_names_are_those_of_the_folders_or_of_the_ground_truth(disk):
     found = BENCHMARKS["imagenet"](size=SIZE).load()
-    assert isinstance(found.train.images, image_shards.Shards) and len(
-        found.train.images.files) == 5
+    assert isinstance(found.train.images, image_shards.Shards)
+    assert len(found.train.images.files) == 5
     agree(found.train, disk["train"])
     agree(found.test, disk["test"])
     assert found.train.template == "a photo of a {}." and found.held_out == {}
@@ -102,9 +102,8 @@ def test_a_run_of_class_incremental_stages_trains(disk, toy_model):
     from small_runs import train
 
     config = RunConfig(benchmark="imagenet", benchmark_args={"size": SIZE, "order": "seed1993"},
-                       method="gcl", method_args={"size": 6}, stream_args={
-                           "tasks": 3, "order": "given"
-                       }, model=str(toy_model), batch_size=5, steps_per_batch=1)
+                       method="gcl", method_args={"size": 6}, model=str(toy_model), batch_size=5,
+                       stream_args={"tasks": 3, "order": "given"}, steps_per_batch=1)
     evals, steps = train(config)
     assert {"task 3", "all classes", "class tench"} <= {row["set"] for row in evals} and steps
     last = [row["count"] for row in evals if row["set"] == "seen classes" and row["stage_end"]]
@@ -178,9 +177,8 @@ def test_a_ground_truth_that_is_torn_is_refused_before_decoding(disk, master):
     }[master[2]]
     path = paths.downloads() / "imagenet" / told
     path.write_text("\n".join(path.read_text().splitlines()[:-2]) + "\n")
-    with pytest.raises(
-            DamagedError,
-            match="does not tell the class of every picture in .*val .KeyError: 'ILSVRC2012"):
+    said = "does not tell the class of every picture in .*val .KeyError: 'ILSVRC2012"
+    with pytest.raises(DamagedError, match=said):
         BENCHMARKS["imagenet"](size=SIZE).load()
     assert not list(Path(os.environ["CLSTUDY_CACHE"]).glob("*"))
 
@@ -217,10 +215,8 @@ def test_names_are_those_of_clip_but_for_two_that_it_uses_twice():
     about = datasets.about_classes("imagenet")
     keys, names = list(about["classes"]), list(about["classes"].values())
     assert keys == sorted(keys)
-    other = {
-        mine: theirs for mine, theirs in zip(names, open_clip.IMAGENET_CLASSNAMES, strict=True)
-        if mine != theirs
-    }
+    pairs = zip(names, open_clip.IMAGENET_CLASSNAMES, strict=True)
+    other = {mine: theirs for mine, theirs in pairs if mine != theirs}
     assert other == {"projectile": "missile", "sunglass": "sunglasses"}
     for name in ("imagenet_r", "tiered_imagenet_test"):  # smaller sets say the same of the same ids
         assert datasets.about_classes(name)["classes"].items() <= about["classes"].items()
