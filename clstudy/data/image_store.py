@@ -51,14 +51,14 @@ class Pictures:
     cure: str = ""  # what to do about a picture that cannot be read
 
 
-def from_files(files: Sequence[Path], labels: Sequence[int], cure: str = "",
+def from_files(files: Sequence[Path], labels: Sequence[int] | np.ndarray, cure: str = "",
                change: Callable[[Image.Image], Image.Image] = lambda picture: picture) -> Pictures:
     """Return the pictures of a list of files, each with its class and after `change`."""
 
     def read(i: int) -> tuple[Image.Image, int]:
         with Image.open(files[i]) as picture:
             picture.load()
-            return change(picture), labels[i]
+            return change(picture), int(labels[i])
 
     return Pictures(len(files), read, lambda i: str(files[i]), cure)
 

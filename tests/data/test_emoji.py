@@ -303,7 +303,7 @@ def test_held_out_sets_can_be_chosen(name):
         BENCHMARKS[name](held_out=["flag"]).load()
 
 
-# ---- in several hands
+# ---- in several styles
 
 
 def test_styles_are_the_kinds_with_the_family_as_domain(kinds):

@@ -222,7 +222,7 @@ def _tiny_imagenet(root: Path, split: str) -> Opened:
     told = told.sort_values(0)
     labels, keys = pd.factorize(told[1], sort=True)
     files = [place / "val" / "images" / file for file in told[0]]
-    return Opened(_Listed(list(zip(files, labels, strict=True))), list(keys))
+    return Opened(_Listed(list(zip(files, labels.tolist(), strict=True))), list(keys))
 
 
 def _tiered_imagenet(root: Path, split: str) -> Opened:

@@ -43,8 +43,8 @@ class DomainNet(Photographs):
     six domains.
 
     domains: their order, "official" or "cassle" (real first, clipart last), or a list of some of
-    them. lists: whichever lies there must be named, as the runs differ. At 224 pixels the decoded
-    images take 88 GB."""
+    them. lists: which of the two published lists are on disk. At 224 pixels the decoded images take
+    88 GB."""
 
     title: ClassVar[str] = "DomainNet"
     source: ClassVar[str] = "Peng et al. 2019, arXiv 1812.01754"
@@ -52,7 +52,7 @@ class DomainNet(Photographs):
     prompt: ClassVar[str] = TEMPLATE
 
     domains: str | Sequence[str] = "official"  # their order, or some of them
-    lists: Literal[tuple(TOTALS)] = "cleaned"  # which of the two that are published
+    lists: Literal[tuple(TOTALS)] = "cleaned"  # which of the two published ones are on disk
     per_class: Count = None  # only so many images of each class in each domain; None: all
     template: Template = TEMPLATE  # prompt, with {} for the class
 

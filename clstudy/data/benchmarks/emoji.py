@@ -202,10 +202,9 @@ class Emoji(EmojiWorld):
 
     Within each class, `test_share` of the *concepts* are test, in every family: no drawing of a
     test concept is ever tuned on. Held-out sets: the test concepts one by one ("concepts", among
-    all object names), the same classes in families that the stream has not ("other styles"), faces
-    and people, symbols, flags. Retrieval: the first family's test concepts. The classes of groups
-    that are not updated are a held-out set of their own ("other classes"): what was never
-    updated."""
+    all object names), the same classes in families outside the stream ("other styles"), faces and
+    people, symbols, flags. Retrieval: the first family's test concepts. The test concepts of groups
+    that are not updated are a held-out set of their own ("other classes")."""
 
     title: ClassVar[str] = "Emoji"
 
@@ -243,8 +242,8 @@ class EmojiStyles(EmojiWorld):
 
     For the stream `domains`, one icon family after the other. Test concepts as in `emoji`: no
     family's drawing of them is ever tuned on. Held-out sets: faces and people, symbols, flags.
-    Retrieval: the first family's test concepts. families may be any of the twelve; of the six that
-    pretraining saw, only a model with other weights knows nothing."""
+    Retrieval: the first family's test concepts. families may be any of the twelve, but `icon-clip`
+    saw six of them in pretraining."""
 
     title: ClassVar[str] = "Emoji styles"
 
@@ -270,10 +269,10 @@ class EmojiConcepts(EmojiWorld):
     """Single concepts (dog, sailboat, violin, …) of the object groups: some families train, others
     test.
 
-    Classes are the concepts that all these families draw. Held-out sets: the two families that
-    neither trains nor tests ("other styles"), faces and people, symbols, flags. Retrieval: the
-    first test family. The concepts of groups that are not updated are a held-out set of their own
-    ("other classes"), by the test families: what was never updated."""
+    Classes are the concepts that all these families draw. Held-out sets: the two unseen families
+    that neither train nor test ("other styles"), faces and people, symbols, flags. Retrieval: the
+    first test family. The concepts of groups that are not updated, drawn by the test families, are
+    a held-out set of their own ("other classes")."""
 
     title: ClassVar[str] = "Emoji concepts"
 
