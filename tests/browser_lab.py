@@ -64,7 +64,8 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
                                "held_out": ["concepts"], "beside": [], "without": [{"method": "finetune"}]},
     "10_domains": {"benchmark_args": {"families": ["noto", "twemoji"]}, "shown_args": {}, "seeds": [0, 1], "size": 49,
                    "precision": "fp32"},
-    "11_the_map": HAND | {"tasks": 2, "size": 20, "new": {"SIT × kl": ["batch", "batch", "kl", "none", "reservoir", "sit"]}},
+    "11_the_map": HAND | {"tasks": 2, "size": 20,
+                          "new": {"SIT × kl": ["batch", "batch", "kl", "none", "reservoir", "sit"]}},
     "12_leaderboard": {},
 }
 FINGERPRINT = """node => [node.innerText, ...[...node.querySelectorAll('path, rect, text, image, img, [style*=width]')]
