@@ -15,7 +15,7 @@ from clstudy.evaluation.features import class_features, features
 from clstudy.plots import accuracy
 from clstudy.runs.run import Run, load_tuned
 from clstudy.widgets.choosers import WHOLE, offer, row, stack, watch
-from clstudy.widgets.common import Shown, card, gallery, headless, outline, panels, redraw
+from clstudy.widgets.common import Shown, card, gallery, headless, panels, redraw, shape
 
 CANDIDATES = {"own": "own: the task is told", "seen": "seen: classes so far",
               "all": "all: every class"}
@@ -196,5 +196,5 @@ def _matrix_figure(T: int) -> FigureWidget:
     figure.update_xaxes(title="task", dtick=1)
     figure.update_yaxes(title="after stage", autorange="reversed", tickvals=list(range(T + 1)),
                         ticktext=["before", *map(str, range(1, T + 1))])
-    figure.add_shape(**outline("rect", width=3, x1=1))
+    figure.add_shape(**shape("rect", width=3, x1=1))
     return figure

@@ -59,7 +59,17 @@ def redraw(figure: go.FigureWidget, traces: Sequence, values: Mapping[str, Seque
                          [places[trace.uid] for trace in traces])
 
 
-def outline(kind: str, colour: str = INK, width: float = 1.5, **place) -> dict:
+def set_traces(figure: go.FigureWidget, traces: Sequence[Mapping]) -> bool:
+    """Give a figure these traces if it has another number of them; return whether it did."""
+    if len(figure.data) == len(traces):
+        return False
+    figure.data = []
+    if traces:
+        figure.add_traces(list(traces))
+    return True
+
+
+def shape(kind: str, colour: str = INK, width: float = 1.5, **place) -> dict:
     """Return a plotly shape without a filling: the template would fill it half black."""
     return {"type": kind, "line": {"color": colour, "width": width}, "opacity": 1,
             "fillcolor": "rgba(0,0,0,0)", "x0": 0, "x1": 0, "y0": 0, "y1": 1} | place

@@ -13,7 +13,7 @@ from clstudy.data.types import BenchmarkData
 from clstudy.plots import streams
 from clstudy.utils.validation import choose
 from clstudy.widgets.choosers import WHOLE, offer, row, stack, watch
-from clstudy.widgets.common import Shown, card, gallery, headless, outline, panels, redraw
+from clstudy.widgets.common import Shown, card, gallery, headless, panels, redraw, set_traces, shape
 
 WITH_TASKS = ("disjoint", "si_blurry")  # streams that take a number of tasks
 POINTS = 60  # parts of a stream
@@ -124,15 +124,13 @@ class _Explorer:
 
     def _prepare(self, areas: int, lines: int) -> None:
         """Give the figure an area for each class, and a line for each end of a stage."""
-        if len(self.figure.data) != areas:
-            area = {"type": "scatter", "mode": "lines", "stackgroup": "one", "showlegend": False,
-                    "line": {"width": .4, "color": "white"}}
-            self.figure.data = []
-            self.figure.add_traces([area] * areas)
+        area = {"type": "scatter", "mode": "lines", "stackgroup": "one", "showlegend": False,
+                "line": {"width": .4, "color": "white"}}
+        if set_traces(self.figure, [area] * areas):
             for trace in self.figure.data:
                 trace.on_hover(self._hover)
         if len(self.figure.layout.shapes) != lines:
-            self.figure.layout.shapes = [outline("line", y1=100)] * lines
+            self.figure.layout.shapes = [shape("line", y1=100)] * lines
 
     def _hover(self, trace, points, state) -> None:
         if points.point_inds:

@@ -11,7 +11,7 @@ from clstudy.plots import gradients, style
 from clstudy.runs.run import Run
 from clstudy.utils.validation import choose
 from clstudy.widgets.choosers import row, stack, watch
-from clstudy.widgets.common import FORCES, Shown, card, dashes, headless, outline, panels, redraw
+from clstudy.widgets.common import FORCES, Shown, card, dashes, headless, panels, redraw, shape
 
 NORMS = ("attraction", "repulsion", "gradient")
 PUSHES = ("push attraction", "push repulsion", "push")
@@ -170,7 +170,7 @@ class _Microscope:
                 self.figure.add_scatter(x=series.index, y=series.to_numpy(), mode="lines",
                                         name=f"{name}, {part}", row=1, col=column,
                                         line={"color": colour, "dash": dashes(dash), "width": 1.5})
-        self.figure.add_shape(**outline("line", "#8a8a8a", 2, xref=f"x{column}",
+        self.figure.add_shape(**shape("line", "#8a8a8a", 2, xref=f"x{column}",
                                         yref=f"y{column} domain"))
         self.cursor = self.figure.layout.shapes[-1]
         self.figure.update_xaxes(title="step", row=1, col=column)

@@ -15,7 +15,7 @@ from clstudy.plots import accuracy, style
 from clstudy.plots.style import PALETTE
 from clstudy.runs.run import Run
 from clstudy.widgets.choosers import WHOLE, offer, row, stack, watch
-from clstudy.widgets.common import Shown, card, dashes, headless, panels, redraw
+from clstudy.widgets.common import Shown, card, dashes, headless, panels, redraw, set_traces
 
 # columns of `tables.scores` → names in `metrics.METRICS`
 DEFINED = {
@@ -23,6 +23,10 @@ DEFINED = {
     "backward transfer": "backward_transfer/lopez_paz2017", "Transfer": "transfer",
     "F_last": "f_last", "worst class": "worst_class"
 }
+BAND = {"type": "scatter", "mode": "lines", "fill": "toself", "line": {"width": 0},
+        "hoverinfo": "skip", "showlegend": False}
+LINE = {"type": "scatter", "mode": "lines", "showlegend": True, "hovertemplate":
+        "%{y:.1f} % (%{customdata[0]:.1f} to %{customdata[1]:.1f})<extra>%{fullData.name}</extra>"}
 TURNS = ("solid", "dash", "dot", "dashdot")  # dashes of lines that share a colour
 CELL = 'style="text-align:right;padding:1px 10px;white-space:nowrap"'
 ABBR = 'style="text-decoration:underline dotted;cursor:help"'
@@ -111,7 +115,7 @@ class _Comparer:
         """Draw a band and a line for each setting chosen, and the table."""
         chosen = [label for label in self.list.value if self.band(label) is not None]
         found, styles = [self.band(label) for label in chosen], self._styles(chosen)
-        self._prepare(len(chosen))
+        set_traces(self.figure, [BAND, LINE] * len(chosen))
         if chosen:
             redraw(self.figure, self.figure.data[::2], {
                 "x": [[*points, *points[::-1]] for points, *_ in found],
@@ -129,18 +133,6 @@ class _Comparer:
             }, {"yaxis.title.text": f"accuracy on {self.set.value}, %", "height": 380 + room,
                 "margin.b": 70 + room})
         self.table.value = card(self._table(chosen))
-
-    def _prepare(self, count: int) -> None:
-        """Give the figure a band and a line for each setting."""
-        if len(self.figure.data) == 2 * count:
-            return
-        self.figure.data = []
-        hover = "%{y:.1f} % (%{customdata[0]:.1f} to %{customdata[1]:.1f})"
-        for _ in range(count):
-            self.figure.add_scatter(fill="toself", line={"width": 0}, hoverinfo="skip",
-                                    showlegend=False, mode="lines")
-            self.figure.add_scatter(mode="lines", showlegend=True,
-                                    hovertemplate=f"{hover}<extra>%{{fullData.name}}</extra>")
 
     def _styles(self, chosen: list[str]) -> list[tuple[str, str]]:
         """Return colour and dash of each setting. Methods keep their looks; where two of one look
