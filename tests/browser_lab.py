@@ -1,10 +1,9 @@
 """Every notebook in a real JupyterLab, in Chromium: it runs, its widgets answer to keyboard and
-mouse, nothing is said on the console and nothing is asked of the outside. `make browser`; skipped
-where there is no Chromium.
+mouse, the console stays empty and no page asks for anything outside. Skipped without a Chromium.
 
     make browser        small parameters and a toy model, nothing needs to be there
-    make screenshots    the notebooks as they are, on the runs of `make study`; pictures of widgets go to
-                        figures/lab/
+    make screenshots    the notebooks as they are, on the runs of `make study`; pictures of
+                        widgets go to figures/lab/
 """
 import json
 import os
@@ -33,11 +32,10 @@ pytest.importorskip("playwright",
                     reason="playwright is not installed: pip install 'clstudy[browser]'")
 from playwright.sync_api import Locator, Page, sync_playwright
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome")
-                 if (found := shutil.which(name))), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-PICTURES = os.environ.get(
-    "CLSTUDY_SCREENSHOTS")  # the folder they go to; then notebooks run as they are
+PICTURES = os.environ.get("CLSTUDY_SCREENSHOTS")  # their folder; then notebooks run as they are
 HAND = {"benchmark_args": {"families": ["streamline-emojis"]}, "seeds": [0, 1], "precision": "fp32"}
 STREAM = HAND | {"tasks": 2, "steps_per_batch": 1, "more": {"eval_every": 1000, "held_out_every": 5}}
 UPDATE = {
@@ -68,22 +66,27 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
                           "new": {"SIT × kl": ["batch", "batch", "kl", "none", "reservoir", "sit"]}},
     "12_leaderboard": {},
 }
-FINGERPRINT = """node => [node.innerText, ...[...node.querySelectorAll('path, rect, text, image, img, [style*=width]')]
-    .map(e => ['d', 'x', 'y', 'transform', 'href', 'src', 'style'].map(a => (e.getAttribute(a) || '').slice(-2000)))]
-    .join('|')"""
+FINGERPRINT = """node => {
+    const marks = [...node.querySelectorAll('path, rect, text, image, img, [style*=width]')];
+    const names = ['d', 'x', 'y', 'transform', 'href', 'src', 'style'];
+    const said = e => names.map(a => (e.getAttribute(a) || '').slice(-2000));
+    return [node.innerText, ...marks.map(said)].join('|');
+}"""
 WATCH = """node => {  // when a key or a button goes down, and when the picture last changed
     window.began = window.answered = null;
     const start = () => { window.began ??= performance.now() };
-    for (const kind of ['keydown', 'pointerdown', 'input']) document.addEventListener(kind, start, {capture: true});
+    for (const kind of ['keydown', 'pointerdown', 'input'])
+        document.addEventListener(kind, start, {capture: true});
     window.watcher?.disconnect();
     window.watcher = new MutationObserver(() => { window.answered = performance.now() });
     window.watcher.observe(node, {subtree: true, childList: true, attributes: true, characterData: true});
 }"""
 PAGE = """# The widgets
 
-Pictures of a JupyterLab in a browser, by `make screenshots`: do not edit. The notebooks are those of `make study` and
-`make memory`, with their runs; each control was used by keyboard, on two cores without a GPU. Times: from a key to the
-last change of the picture, of lists and sliders the median of three.
+Pictures of a JupyterLab in a browser, by `make screenshots`: do not edit. The notebooks are those
+of `make study` and `make memory`, with their runs; each control was used by keyboard, on two cores
+without a GPU. Times: from a key to the last change of the picture, of lists and sliders the median
+of three.
 
 """
 LAB = "window.jupyterapp.shell.currentWidget"
@@ -97,11 +100,12 @@ TIMES: dict[str, list[float]] = {}  # milliseconds, by notebook and widget
 def told():
     """The pictures on a page, with what was measured now or, of widgets not tried now, before."""
     yield
-    said = {
-        name: f"{len(times)} controls, {min(times):.0f} to {max(times):.0f} ms"
-        if len(times) > 1 else f"1 control, {times[0]:.0f} ms" for name, times in TIMES.items()
-        if times
-    }
+    said = {}
+    for name, times in TIMES.items():
+        if len(times) > 1:
+            said[name] = f"{len(times)} controls, {min(times):.0f} to {max(times):.0f} ms"
+        elif times:
+            said[name] = f"1 control, {times[0]:.0f} ms"
     print("\nfrom a key to the last change of the picture",
           *(f"{name}: {one}" for name, one in said.items()), sep="\n")
     if PICTURES:
@@ -125,17 +129,13 @@ def place(tmp_path_factory) -> Path:
         from safetensors.torch import save_file
 
         (place / "toy").mkdir()
-        about = {
-            "model_cfg": TOY_MODEL, "preprocess_cfg": {
-                "mean": [0.5] * 3, "std": [0.2] * 3, "size": [64, 64], "interpolation": "bicubic",
-                "resize_mode": "squash"
-            }
-        }
+        preprocess = {"mean": [0.5] * 3, "std": [0.2] * 3, "size": [64, 64],
+                      "interpolation": "bicubic", "resize_mode": "squash"}
+        about = {"model_cfg": TOY_MODEL, "preprocess_cfg": preprocess}
         (place / "toy" / "open_clip_config.json").write_text(json.dumps(about))
         torch.manual_seed(0)
-        save_file(
-            open_clip.model.CLIP(**TOY_MODEL).state_dict(),
-            place / "toy" / "open_clip_model.safetensors")
+        weights = open_clip.model.CLIP(**TOY_MODEL).state_dict()
+        save_file(weights, place / "toy" / "open_clip_model.safetensors")
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = nbformat.read(path, 4)
         if not PICTURES:
@@ -148,9 +148,9 @@ def small(notebook: nbformat.NotebookNode, changes: dict, model: Path) -> None:
     """Put a cell behind the parameters, as papermill does."""
     at, cell = next((i, cell) for i, cell in enumerate(notebook.cells)
                     if "parameters" in cell.metadata.get("tags", []))
-    given = ({"model": str(model)}
-             if "\nmodel: str" in cell.source and "seeds" in changes else {}) | changes
-    source = "\n".join(f"{name} = {value!r}" for name, value in given.items())
+    if "\nmodel: str" in cell.source and "seeds" in changes:
+        changes = {"model": str(model)} | changes
+    source = "\n".join(f"{name} = {value!r}" for name, value in changes.items())
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(source, id="made-small"))
 
 
@@ -161,43 +161,42 @@ def server(place, tmp_path_factory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    news = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    news.parent.mkdir(parents=True)
-    news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    own = {"CONFIG_DIR": "c", "DATA_DIR": "d"}
-    env = {
-        key: value for key, value in os.environ.items()
-        if key not in ("CLSTUDY_HEADLESS", "MPLBACKEND")
-    }
-    env |= {f"JUPYTER_{name}": str(home / folder) for name, folder in own.items()}
+    news = home / "settings" / "@jupyterlab" / "apputils-extension"
+    news.mkdir(parents=True)
+    (news / "notification.jupyterlab-settings").write_text(
+        '{"fetchNews": "false", "checkForUpdates": false}')
+    env = {key: value for key, value in os.environ.items()
+           if key not in ("CLSTUDY_HEADLESS", "MPLBACKEND")}
     env |= {
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(
-            home / "w"), "IPYTHONDIR": str(home / "i"), "JUPYTER_RUNTIME_DIR": str(
-                tmp_path_factory.mktemp("r")), "CLSTUDY_FIGURES": str(home / "figures"),
-        "CLSTUDY_STUDENT": str(home / "student"), "PYTHONPATH": os.pathsep.join(
-            [str(NOTEBOOKS.parent), os.environ.get("PYTHONPATH", "")])
+        "JUPYTER_CONFIG_DIR": str(home / "c"),
+        "JUPYTER_DATA_DIR": str(home / "d"),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path_factory.mktemp("r")),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "w"),
+        "IPYTHONDIR": str(home / "i"),
+        "CLSTUDY_FIGURES": str(home / "figures"),
+        "CLSTUDY_STUDENT": str(home / "student"),
+        "CLSTUDY_RUNS": str(NOTEBOOKS.parent / "runs" if PICTURES else home / "runs"),
+        "PYTHONPATH": f"{NOTEBOOKS.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
-    env["CLSTUDY_RUNS"] = str(NOTEBOOKS.parent / "runs" if PICTURES else home / "runs")
     command = [
         sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
         f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
         f"--ServerApp.root_dir={place}", "--LabApp.expose_app_in_browser=True",
-        "--LabApp.extension_manager=readonly"
-    ]
-    with open(home / "log", "wb") as log, subprocess.Popen(command, env=env, stdout=log,
-                                                           stderr=log) as process:
+        "--LabApp.extension_manager=readonly"]
+    log = home / "log"
+    with open(log, "wb") as file, subprocess.Popen(command, env=env, stdout=file,
+                                                   stderr=file) as process:
         try:
-            end = time.monotonic() + 120
+            end, address = time.monotonic() + 120, f"http://127.0.0.1:{port}"
             while True:
                 try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}",
-                                           timeout=5).close()
+                    urllib.request.urlopen(f"{address}/api?token={token}", timeout=5).close()
                     break
                 except OSError:
-                    assert process.poll() is None and time.monotonic() < end, (home
-                                                                               / "log").read_text()
+                    assert process.poll() is None and time.monotonic() < end, log.read_text()
                     time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}/lab/tree/NAME?token={token}&reset"
+            yield f"{address}/lab/tree/NAME?token={token}&reset"
         finally:
             process.terminate()
 
@@ -205,10 +204,9 @@ def server(place, tmp_path_factory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def browser():
     with sync_playwright() as started:
-        options = [
-            "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-component-update", "--disable-background-networking", "--disable-sync"
-        ]
+        options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                   "--disable-component-update", "--disable-background-networking",
+                   "--disable-sync"]
         chromium = started.chromium.launch(executable_path=CHROMIUM, headless=True, args=options)
         yield chromium
         chromium.close()
@@ -218,14 +216,17 @@ def browser():
 def page(browser) -> Iterator[Page]:
     """A page that must ask nothing of the outside and say nothing on the console."""
     page, said, asked = browser.new_page(viewport={"width": 1400, "height": 1600}), [], []
-    page.on(
-        "console", lambda message: said.append((*WHERE, message.text))
-        if message.type == "error" else None)
+
+    def console(message) -> None:
+        if message.type == "error":
+            said.append((*WHERE, message.text))
+
+    page.on("console", console)
     page.on("pageerror", lambda error: said.append((*WHERE, str(error))))
     page.on("request", lambda request: asked.append(request.url))
     yield page
-    page.evaluate(f"() => {LAB}?.sessionContext?.shutdown?.()"
-                  )  # a kernel holds up to 2 GB, and so does each worker
+    # a kernel holds up to 2 GB, and so does each worker
+    page.evaluate(f"() => {LAB}?.sessionContext?.shutdown?.()")
     page.close()
     inside = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
     assert [url for url in asked if not url.startswith(inside)] == []
@@ -248,10 +249,10 @@ def opened(page: Page, server: str, stem: str) -> bool:
 
 
 def errors(page: Page) -> list[str]:
-    """What cells failed of."""
-    return page.evaluate(f"""() => {LAB}.content.widgets.filter(w => w.model.outputs).flatMap(w =>
-        w.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue))"""
-                         )
+    """The errors of the cells."""
+    return page.evaluate(f"""() => {LAB}.content.widgets.filter(w => w.model.outputs)
+        .flatMap(w => w.model.outputs.toJSON())
+        .filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)""")
 
 
 def widgets(page: Page) -> dict[str, Locator]:
@@ -282,19 +283,17 @@ def pictured(page: Page, output: Locator, name: str) -> None:
         output.scroll_into_view_if_needed()
         page.mouse.move(0, 0)
         page.wait_for_timeout(800)
-        output.locator(".jp-OutputArea-output:has(.jupyter-widgets)").first.screenshot(
-            path=Path(PICTURES) / name)
+        shown = output.locator(".jp-OutputArea-output:has(.jupyter-widgets)").first
+        shown.screenshot(path=Path(PICTURES) / name)
 
 
 def press(page: Page, control: Locator, key: str) -> None:
     control.scroll_into_view_if_needed()
     control.focus()
     page.keyboard.press(key)
-    if key.startswith(
-            "Arrow"
-    ):  # JupyterLab walks through the cells with them; a button may end its own focus
-        assert control.evaluate(
-            "node => document.activeElement === node"), f"{key} was taken from it"
+    if key.startswith("Arrow"):  # JupyterLab walks through the cells with them
+        focused = control.evaluate("node => document.activeElement === node")
+        assert focused, f"{key} was taken from it"
 
 
 def tried(page: Page, output: Locator) -> dict[str, float]:
@@ -307,17 +306,16 @@ def tried(page: Page, output: Locator) -> dict[str, float]:
         controls = output.locator(kind)
         for i in range(controls.count()):
             control = controls.nth(i)
-            if not control.is_visible() or kind.startswith("select") and control.locator(
-                    "option").count() < 2:
+            single = kind.startswith("select") and control.locator("option").count() < 2
+            if not control.is_visible() or single:
                 continue
             ways = [key, {"ArrowDown": "ArrowUp", "ArrowRight": "ArrowLeft"}.get(key, key)]
             for way, back in (ways, ways[::-1]):
                 moved = [changes(page, output, partial(press, page, control, way), 12)]
-                if moved[0] and way != back:  # and as it was: some choices leave others nothing to change
-                    moved += [
-                        changes(page, output, partial(press, page, control, key), 12)
-                        for key in (back, way)
-                    ]
+                if moved[0] and way != back:
+                    moved += [changes(page, output, partial(press, page, control, key), 12)
+                              for key in (back, way)]
+                    # and as it was: some choices leave others nothing to change
                     press(page, control, back)
                     page.wait_for_timeout(500)
                 found[f"{kind} {i}"] = statistics.median(moved)
@@ -399,8 +397,8 @@ def use_playground(page: Page, output: Locator, folder: Path) -> None:
 def use_forgetting_board(page: Page, output: Locator, folder: Path) -> None:
     """A click on a cell of the matrix."""
     box = output.locator(".js-plotly-plot").first.bounding_box()
-    corners = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x in (.2, .8)
-               for y in (.3, .7)]
+    corners = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+               for x in (.2, .8) for y in (.3, .7)]
     assert any(changes(page, output, lambda at=at: page.mouse.click(*at), 4) for at in corners)
 
 
@@ -416,14 +414,14 @@ def use_run_comparer(page: Page, output: Locator, folder: Path) -> None:
 
 def use_gradient_microscope(page: Page, output: Locator, folder: Path) -> None:
     """A click on a bar chooses its class."""
-    bars, before = output.locator(".barlayer .point path"), output.locator(
-        "select").first.input_value()
+    bars, name = output.locator(".barlayer .point path"), output.locator("select").first
+    before = name.input_value()
     for i in range(bars.count()):
         box = bars.nth(i).bounding_box()
         if box and box["height"] > 4 and box["width"] > 2:
             page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
             page.wait_for_timeout(300)
-            if output.locator("select").first.input_value() != before:
+            if name.input_value() != before:
                 return
     raise AssertionError("no bar answered to a click")
 

@@ -1,53 +1,39 @@
-"""The cells of a notebook, read as JSON (nbformat takes 1.5 s to import), and the tags that say
-what a cell is.
-
-    parameters  code: the default of each parameter
-    claim       code: prints what the results show; the student's version asks for a sentence instead
-    answer      text: reads the results; the student's version leaves it out
-    guess       text: asks for a guess; code: keeps it
-    exercise    text: sets an exercise; code: has its stub
-    questions   text: asks questions
-    figure      code: draws and saves a figure; the index of executed notebooks shows the one that is also tagged main
-    table       code: saves a table
-    details     text and code for the reader of the notebook: slides leave it out
-    long        code that has to be longer than other cells
-"""
+"""The cells of a notebook, read as JSON (nbformat takes 1.5 s to import), and their tags."""
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TAGS = {
-    "parameters", "claim", "answer", "guess", "exercise", "questions", "figure", "main", "table",
-    "details", "long"
+TAGS = {  # what a tag says about a cell
+    "parameters": "code: the default of each parameter",
+    "claim": "code: prints what the results show; the student's version asks for a sentence",
+    "answer": "text: reads the results; the student's version leaves it out",
+    "guess": "text: asks for a guess; code: keeps it",
+    "exercise": "text: sets an exercise; code: has its stub",
+    "questions": "text: asks questions",
+    "figure": "code: draws and saves a figure",
+    "main": "code: draws the figure that the index of executed notebooks shows",
+    "table": "code: saves a table",
+    "details": "text and code for the reader of the notebook: slides leave it out",
+    "long": "code that has to be longer than other cells",
 }
 Cell = Mapping[str, Any]
 
 
-class NotebookNameError(ValueError):
-    """A name that is no notebook's, or several notebooks'."""
-
-
 def read(notebook: Path) -> dict[str, Any]:
-    """Read a notebook. NotebookNameError: the file is none."""
+    """Read a notebook. ValueError: the file is no notebook."""
     try:
-        found = json.loads(Path(notebook).read_text(encoding="utf-8"))
-        _check_form(found)
-        return found
+        document = json.loads(Path(notebook).read_text(encoding="utf-8"))
+        for cell in document.get("cells", []):
+            source(cell)
+            if not isinstance(cell["cell_type"], str) or not isinstance(tags(cell), list):
+                raise ValueError("a cell has another form")
+        profiles = document.get("metadata", {}).get("clstudy", {}).get("profiles", {})
+        if not all(isinstance(one, dict) for one in (profiles, *profiles.values())):
+            raise ValueError("a profile is no object of parameters")
+        return document
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise NotebookNameError(
-            f"{notebook} is not a notebook: {type(error).__name__}: {error}") from None
-
-
-def _check_form(document: Any) -> None:
-    """Raise an error of some kind where a part that is read here has another form."""
-    for cell in document.get("cells", []):
-        source(cell)
-        if not isinstance(cell["cell_type"], str) or not isinstance(tags(cell), list):
-            raise ValueError("a cell has another form")
-    given = document.get("metadata", {}).get("clstudy", {}).get("profiles", {})
-    if not all(isinstance(one, dict) for one in (given, *given.values())):
-        raise ValueError("a profile is no object of parameters")
+        raise ValueError(f"{notebook} is not a notebook: {type(error).__name__}: {error}") from None
 
 
 def source(cell: Cell) -> str:
@@ -79,6 +65,7 @@ def title(cells: Sequence[Cell]) -> str:
 def question(cells: Sequence[Cell]) -> str:
     """Return the question that the first cell asks, empty where it asks none."""
     start = "**Question.**"
-    paragraphs = (paragraph.strip() for paragraph in source(cells[0]).split("\n\n"))
-    return next((one.removeprefix(start).strip() for one in paragraphs if one.startswith(start)),
-                "")
+    for paragraph in source(cells[0]).split("\n\n"):
+        if paragraph.strip().startswith(start):
+            return paragraph.strip().removeprefix(start).strip()
+    return ""

@@ -2,7 +2,6 @@
 
 Nothing else imports papermill.
 """
-
 import math
 import os
 import shutil
@@ -10,7 +9,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,9 @@ from clstudy.utils.progress import report
 KERNEL_ENV = {
     "CLSTUDY_HEADLESS": "1",  # progress bars as text, no widgets waiting for a click
     "PLOTLY_RENDERER": "plotly_mimetype",  # the figure as data; `pages` adds the library, once
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a user's `agg` would hide every figure
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a user's `agg` hides every figure
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger writes a warning into the first cell
 }
-
-
 SOCKET = 70  # characters of a folder that is short enough for sockets: their paths may have 107
 
 
@@ -44,21 +41,14 @@ class Executed:
     error: str | None  # "cell 4 of 12: ValueError: …"
 
 
-def run_notebook(
-    notebook: Path,
-    parameters: Mapping[str, Any],
-    out_dir: Path,
-    *,
-    timeout: float | None = None,
-    cell_timeout: float | None = None,
-    progress: bool = True,
-) -> Executed:
+def run_notebook(notebook: Path, parameters: Mapping[str, Any], out_dir: Path, *,
+                 timeout: float | None = None, progress: bool = True) -> Executed:
     """Run `notebook` in a kernel of this interpreter and write NAME.ipynb and NAME.html.
 
-    The kernel works in the repository's folder. `timeout` limits the whole notebook, `cell_timeout`
-    each of its cells, in seconds. A failure in a cell is reported, not raised: it leaves
-    NAME.failed.ipynb beside a NAME.ipynb that finished earlier, and the next success removes it.
-    ValueError: a parameter is wrong, or the executed copy would overwrite the notebook.
+    The kernel works in the repository's folder. `timeout` limits the whole notebook, in seconds. A
+    failure in a cell is reported, not raised: it leaves NAME.failed.ipynb beside a NAME.ipynb that
+    finished earlier, and the next success removes it. ValueError: a parameter is wrong, or the
+    executed copy would overwrite the notebook.
     """
     notebook, out_dir = Path(notebook).resolve(), Path(out_dir).resolve()
     values = check_parameters(notebook, parameters)
@@ -71,12 +61,11 @@ def run_notebook(
     failed = out_dir / f"{notebook.stem}.failed.ipynb"
     started = time.monotonic()
     try:
-        error = _execute(notebook, values, draft, (timeout, cell_timeout), progress)
+        error = _execute(notebook, values, draft, timeout, progress)
     except BaseException:  # Ctrl-C: keep what was reached
         draft.replace(failed)
         raise
-    path = out_dir / notebook.name if error is None else failed
-    draft.replace(path)
+    path = draft.replace(out_dir / notebook.name if error is None else failed)
     page = pages.write(path)
     if error is None:
         failed.unlink(missing_ok=True)
@@ -93,16 +82,13 @@ class _Watch:
         self.total = injected + sum(bool(text.strip()) for text in code)
 
     def __call__(self, cell: Any, cell_index: int) -> None:
-        if cell.cell_type != "code" or not cell.source.strip():
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        if cell.cell_type != "code" or not lines:
             return
         self.cell += 1
         report((self.cell - 1) / max(self.total, 1))
         if self.show:
-            lines = [
-                line for line in cell.source.splitlines()
-                if line.strip() and not line.startswith("#")
-            ]
-            head = (lines or [""])[0][:70]
+            head = next((line for line in lines if not line.startswith("#")), "")[:70]
             print(f"[{self.name}] cell {self.cell}/{self.total}  {head}", file=sys.stderr,
                   flush=True)
 
@@ -110,51 +96,35 @@ class _Watch:
         return f"cell {self.cell} of {self.total}" if self.cell else "before the first cell"
 
 
-def _execute(notebook: Path, values: dict[str, Any], draft: Path,
-             limits: tuple[float | None, float | None], progress: bool) -> str | None:
+def _execute(notebook: Path, values: dict[str, Any], draft: Path, timeout: float | None,
+             progress: bool) -> str | None:
     """Run a notebook by papermill into `draft`; return None, or what went wrong and where."""
     import papermill  # 2 s, so only when a notebook runs
     from nbclient.exceptions import CellTimeoutError
 
     watch = _Watch(notebook, bool(values), progress)
-    timeout, cell_timeout = limits
     end = time.monotonic() + (math.inf if timeout is None else timeout)
+
+    def left(cell: Any) -> float | None:
+        """Give a cell the rest of the notebook's time: nbclient's limit is for one cell."""
+        return None if timeout is None else max(end - time.monotonic(), 0.01)  # 0: no limit
+
     try:
         with _kernel_options() as options:
-            papermill.execute_notebook(
-                notebook,
-                draft,
-                values,
-                progress_bar=False,
-                timeout_func=_limit(end, cell_timeout),
-                on_cell_start=watch,
-                **options,
-            )
+            papermill.execute_notebook(notebook, draft, values, progress_bar=False,
+                                       timeout_func=left, on_cell_start=watch, **options)
     except papermill.PapermillExecutionError as error:
         return f"{watch.where()}: {error.ename}: {error.evalue}"
     except CellTimeoutError:
-        late = time.monotonic() >= end
-        told = f"notebook took longer than timeout = {timeout:g} s" if late else \
-            f"cell took longer than cell_timeout = {cell_timeout:g} s"
-        return f"{watch.where()}: stopped, the {told}"
+        return f"{watch.where()}: stopped, the notebook took longer than timeout = {timeout:g} s"
     except Exception as error:
         return f"{watch.where()}: {type(error).__name__}: {error}"
     return None
 
 
-def _limit(end: float, cell_timeout: float | None) -> Callable[[Any], float | None]:
-    """nbclient's limit is per cell: each cell gets what is left of the notebook's time."""
-
-    def limit(cell: Any) -> float | None:
-        least = min(end - time.monotonic(), math.inf if cell_timeout is None else cell_timeout)
-        return None if least == math.inf else max(least, 0.01)  # 0 would be no limit
-
-    return limit
-
-
 @contextmanager
 def _kernel_options() -> Iterator[dict[str, Any]]:
-    """Options of papermill for a kernel of this interpreter, its sockets in an own folder."""
+    """Yield the options of papermill for a kernel of this interpreter with sockets of its own."""
     from traitlets.config import Config
 
     ipc = os.name == "posix" and len(tempfile.gettempdir()) <= SOCKET
@@ -179,15 +149,16 @@ def _own_kernel() -> type:
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(**get_kernel_dict())
 
-        def start_kernel(self, **kw: Any) -> Any:
+        def start_kernel(self, **options: Any) -> Any:
             # Not by os.chdir or os.environ: those would hit every other thread of this process.
-            return super().start_kernel(**kw, cwd=str(REPOSITORY), env=_kernel_env())
+            return super().start_kernel(**options, cwd=str(REPOSITORY), env=_kernel_env())
 
     return OwnKernel
 
 
 def _kernel_env() -> dict[str, str]:
     """Return the environment of a kernel: beside other notebooks it uses its share of the cores."""
-    mine = {name: value for name, value in os.environ.items() if name != "CLSTUDY_QUIET"}
-    share = os.environ.get("CLSTUDY_CORES")
-    return {**mine, **KERNEL_ENV, **({"OMP_NUM_THREADS": share} if share else {})}
+    env = {name: value for name, value in os.environ.items() if name != "CLSTUDY_QUIET"}
+    if share := env.get("CLSTUDY_CORES"):
+        env["OMP_NUM_THREADS"] = share
+    return env | KERNEL_ENV

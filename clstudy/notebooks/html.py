@@ -5,6 +5,7 @@ import base64
 import html
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,32 @@ OFFLINE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
 """
+INDEX = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Executed notebooks</title><style>
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em;
+  color: #222; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: .6em .8em; border-top: 1px solid #ddd; }
+code { font-size: 12px; overflow-wrap: anywhere; } img { width: 22em; max-width: 100%; }
+.ok { color: #00734f; } .failed { color: #b03a00; font-weight: 600; } .error { font-size: 13px; }
+</style></head><body><h1>Executed notebooks</h1>
+<p>{{ rows|length }} notebooks, {{ rows|selectattr("error")|list|length }} failed</p>
+<table><thead><tr>
+<th>notebook</th><th>status</th><th>time</th><th>parameters</th><th>main figure</th>
+</tr></thead><tbody>
+{%- for row in rows %}
+<tr><td><a href="{{ row.page }}">{{ row.name }}</a></td>
+<td>{% if row.error -%}
+<span class="failed">failed</span><div class="error">{{ row.error }}</div>
+{%- else %}<span class="ok">finished</span>{% endif %}</td>
+<td>{{ row.time }}<br>{{ row.started }}</td>
+<td>{% for one in row.parameters %}<code>{{ one }}</code><br>{% else %}defaults{% endfor %}</td>
+<td>{% if row.picture -%}
+<a href="{{ row.page }}"><img alt="" src="data:image/png;base64,{{ row.picture }}"></a>
+{%- endif %}</td></tr>
+{%- endfor %}
+</tbody></table></body></html>
+"""
 
 
 def write(path: Path) -> Path:
@@ -39,26 +66,21 @@ def write(path: Path) -> Path:
     return write_text(path.with_suffix(".html"), body)
 
 
-def _make_portable(outputs: list[Any]) -> None:
+def _make_portable(outputs: Sequence[Any]) -> None:
     """Turn plotly's data into HTML, with the library once, and a widget into a remark."""
     from plotly.io import to_html
 
     library = True
     for output in outputs:
         if PLOTLY in output.data:
-            figure = {
-                key: output.data[PLOTLY].get(key, {})
-                for key in ("data", "layout", "frames", "config")
-            }
-            config = figure.pop("config")
-            markup = to_html(figure, config, include_plotlyjs=library, full_html=False,
-                             validate=False)
+            figure = dict(output.data[PLOTLY])
+            markup = to_html(figure, figure.pop("config", {}), include_plotlyjs=library,
+                             full_html=False, validate=False)
             output.data, library = {"text/html": markup}, False
         elif WIDGET in output.data:
-            what = html.escape(output.data.get("text/plain", "widget").split("(")[0])
-            output.data = {
-                "text/html": f"<p><em>{what}: an interactive view, in the notebook only.</em></p>"
-            }
+            name = html.escape(output.data.get("text/plain", "widget").split("(")[0])
+            remark = f"<p><em>{name}: an interactive view, in the notebook only.</em></p>"
+            output.data = {"text/html": remark}
 
 
 def mathml(text: str) -> str:
@@ -76,93 +98,60 @@ def mathml(text: str) -> str:
     return "".join(parts)
 
 
-# --- the index ----------------------------------------------------------------------------------------------
-
-INDEX = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Executed notebooks</title><style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; vertical-align: top; padding: .6em .8em; border-top: 1px solid #ddd; }}
-code {{ font-size: 12px; overflow-wrap: anywhere; }} img {{ width: 22em; max-width: 100%; }}
-.ok {{ color: #00734f; }} .failed {{ color: #b03a00; font-weight: 600; }} .error {{ font-size: 13px; }}
-</style></head><body><h1>Executed notebooks</h1><p>{summary}</p>
-<table><thead><tr><th>notebook</th><th>status</th><th>time</th><th>parameters</th><th>main figure</th></tr></thead>
-<tbody>
-{rows}
-</tbody></table></body></html>
-"""
-
-
 def index(folder: Path) -> Path:
     """Write `folder`/index.html: status, time, parameters and main figure of every notebook.
 
-    It lists the notebooks in the folder and in its folders, in one file that needs no network."""
+    It lists the executed notebooks in the folder and in its folders, and needs no network."""
+    from jinja2 import Environment
+
     paths = sorted(path for path in folder.rglob("*.ipynb") if ".running-" not in path.name)
-    found = [(path, document) for path in paths if (document := _executed(path)) is not None]
-    failed = sum(_failed(path) for path, _ in found)
-    rows = "\n".join(_row(path, one, folder) for path, one in found)
-    page = INDEX.format(summary=f"{len(found)} notebooks, {failed} failed", rows=rows)
+    rows = [row for path in paths if (row := _row(path, folder))]
+    page = Environment(autoescape=True).from_string(INDEX).render(rows=rows)
     return write_text(folder / "index.html", page)
 
 
-def _failed(path: Path) -> bool:
-    return path.stem.endswith(".failed")
+def _row(path: Path, folder: Path) -> dict[str, Any] | None:
+    """Return what the index shows of a notebook; None if nobody has executed it."""
+    try:
+        document = cells.read(path)
+    except (OSError, ValueError):
+        return None
+    about = document.get("metadata", {}).get("papermill")
+    if about is None or not document.get("cells"):
+        return None
+    seconds, failed = about.get("duration"), path.stem.endswith(".failed")
+    return {
+        "page": path.with_suffix(".html").relative_to(folder).as_posix(),
+        "name": path.stem.removesuffix(".failed"),
+        "error": _error(document["cells"]) if failed else "",
+        "time": "not known" if seconds is None else f"{seconds / 60:.1f} min",
+        "started": str(about.get("start_time") or "")[:16].replace("T", " "),
+        "parameters": [f"{name} = {value!r}"
+                       for name, value in about.get("parameters", {}).items()],
+        "picture": _picture(document["cells"]),
+    }
 
 
-def _row(path: Path, document: dict[str, Any], folder: Path) -> str:
-    about = document.get("metadata", {}).get("papermill", {})
-    page = path.with_suffix(".html").relative_to(folder).as_posix()
-    name, error = path.stem.removesuffix(".failed"), _error(document) if _failed(path) else ""
-    status = (f'<span class="failed">failed</span><div class="error">{html.escape(error)}</div>'
-              if _failed(path) else '<span class="ok">finished</span>')
-    given = "<br>".join(f"<code>{html.escape(f'{name} = {value!r}')}</code>"
-                        for name, value in about.get("parameters", {}).items()) or "defaults"
-    started = html.escape(str(about.get("start_time") or "")[:16].replace("T", " "))
-    return (f'<tr><td><a href="{html.escape(page)}">{html.escape(name)}</a></td><td>{status}</td>'
-            f"<td>{_duration(about.get('duration'))}<br>{started}</td><td>{given}</td>"
-            f"<td>{_figure(document, html.escape(page))}</td></tr>")
-
-
-def _duration(seconds: Any) -> str:
-    return f"{seconds / 60:.1f} min" if isinstance(seconds, int | float) else "not known"
-
-
-def _error(document: dict[str, Any]) -> str:
+def _error(found: Sequence[cells.Cell]) -> str:
     """Say what the first failing cell raised; a notebook that was stopped has none."""
-    for output in cells.outputs(document["cells"]):
+    for output in cells.outputs(found):
         if output.get("output_type") == "error":
             return f"{output.get('ename')}: {output.get('evalue')}"[:300]
     return "stopped before its end"
 
 
-def _figure(document: dict[str, Any], page: str) -> str:
-    """Show the first picture of the cell tagged main; without one, the first picture of all."""
-    found = document["cells"]
-    for output in cells.outputs([*cells.tagged(found, "main"), *found]):
-        if picture := output.get("data", {}).get("image/png"):
-            data = f"data:image/png;base64,{_small(''.join(picture))}"
-            return f'<a href="{page}"><img alt="" src="{data}"></a>'
-    return ""
-
-
-def _small(picture: str) -> str:
-    """Make a picture (base64) as small as the index shows it; a broken one stays as it is."""
+def _picture(found: Sequence[cells.Cell]) -> str:
+    """Return the main figure, or else the first, as small as the index shows it (base64 PNG)."""
     from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
-            image.thumbnail((WIDTH, 2 * WIDTH))
-            file = io.BytesIO()
-            image.save(file, "PNG", optimize=True)
-    except (OSError, ValueError):
-        return picture.replace("\n", "")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def _executed(path: Path) -> dict[str, Any] | None:
-    """Read an executed notebook; None if it is no notebook, or if nobody has executed it."""
-    try:
-        document = cells.read(path)
-        return document if "papermill" in document["metadata"] and document["cells"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    for output in cells.outputs([*cells.tagged(found, "main"), *found]):
+        if picture := "".join(output.get("data", {}).get("image/png", "")):
+            try:
+                with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
+                    image.thumbnail((WIDTH, 2 * WIDTH))
+                    file = io.BytesIO()
+                    image.save(file, "PNG", optimize=True)
+            except (OSError, ValueError):  # a broken picture stays as it is
+                return picture.replace("\n", "")
+            return base64.b64encode(file.getvalue()).decode()
+    return ""

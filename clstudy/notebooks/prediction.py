@@ -1,6 +1,6 @@
 """Predict, then run: the reader writes a guess before the result is shown and compares it after.
 
-    ahead = guess("Which ends higher?", ["asymmetric", "symmetric", "no difference"], mine=None)  # a word or a number
+    ahead = guess("Which ends higher?", ["asymmetric", "symmetric", "no difference"], mine=2)
     ahead.turned_out("symmetric")  # after the figure
 
 A notebook never waits for an answer: it also runs to its end without one.
@@ -29,36 +29,36 @@ class Guess:
         `compare` gives. The interval means the first choice if it lies above zero, the second if it
         lies below, the third if it contains zero."""
         if isinstance(found, pd.DataFrame):
-            answer = self._told(*found[["low", "high"]].to_numpy()[0])
+            answer = self._side(*found[["low", "high"]].to_numpy()[0])
         elif isinstance(found, Interval):
-            answer = self._told(found.mean - found.half_width, found.mean + found.half_width)
+            answer = self._side(found.mean - found.half_width, found.mean + found.half_width)
         else:
             answer = choose("found", found, self.choices)
         if self.mine is None:
-            told = "You wrote no guess. Write one into the cell above and run both cells again."
-            print(f"{self.question} {told}")
+            print(f"{self.question} You wrote no guess. Write one into the cell above and run both "
+                  "cells again.")
             return None
         right = answer == self.mine
-        print(f"{self.question} Your guess: {self.mine}. It turned out: {answer}."
-              + ("" if right else " What did you expect that did not happen?"))
+        more = "" if right else " What did you expect that did not happen?"
+        print(f"{self.question} Your guess: {self.mine}. It turned out: {answer}.{more}")
         return right
 
-    def _told(self, low: float, high: float) -> str:
+    def _side(self, low: float, high: float) -> str:
         if len(self.choices) != 3:
-            told = "an interval needs three choices, the last for no difference"
-            raise ValueError(f"choices={list(self.choices)!r}: {told}")
-        return self.choices[0
-                            if low > 0 else 1 if high < 0 else 2]  # NaN, of one seed, tells nothing
+            needed = "an interval needs three choices, the last for no difference"
+            raise ValueError(f"choices={list(self.choices)!r}: {needed}")
+        return self.choices[0 if low > 0 else 1 if high < 0 else 2]  # one seed: NaN, so the third
 
 
 def guess(question: str, choices: Sequence[str], mine: str | int | None = None) -> Guess:
     """Ask and keep the answer. mine: a choice, or its number from 1. ValueError: no such choice."""
-    if isinstance(mine, int) and not 1 <= mine <= len(choices):
-        raise ValueError(f"mine={mine!r}: must be a number from 1 to {len(choices)}")
-    kept = choices[mine - 1] if isinstance(
-        mine, int) else None if mine is None else choose("mine", mine, choices)
+    if isinstance(mine, int):
+        if not 1 <= mine <= len(choices):
+            raise ValueError(f"mine={mine!r}: must be a number from 1 to {len(choices)}")
+        mine = choices[mine - 1]
+    elif mine is not None:
+        choose("mine", mine, choices)
     listed = " · ".join(f"{number} {choice}" for number, choice in enumerate(choices, 1))
-    asked = "To guess, write mine=1 or another number into the call."
-    told = f"Your guess: {kept}." if kept else asked
-    print(f"{question}\n{listed}\n{told}")
-    return Guess(question, tuple(choices), kept)
+    how = "To guess, write mine=1 or another number into the call."
+    print(f"{question}\n{listed}\n{f'Your guess: {mine}.' if mine else how}")
+    return Guess(question, tuple(choices), mine)

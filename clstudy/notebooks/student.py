@@ -1,4 +1,4 @@
-"""The student's version of a notebook: what tells the results is taken out, what asks stays.
+"""The student's version of a notebook: claims and answers are taken out, questions stay.
 
     tag of a cell      in the student's version
     claim              a cell for an own sentence; of the code stays what later cells need
@@ -20,10 +20,10 @@ from clstudy.notebooks.cells import tags
 from clstudy.utils.files import write_text
 
 BINDINGS = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef)
-HEAD = (
-    "*Student's version. First write what you expect, then run the cell, then say in one sentence what you see. "
-    "The stubs at the end are yours to fill in.*")
-SENTENCE = "**Your sentence.** What do the results above show? With one number, and what would speak against it.\n\n…"
+HEAD = ("*Student's version. First write what you expect, then run the cell, then say in one "
+        "sentence what you see. The stubs at the end are yours to fill in.*")
+SENTENCE = ("**Your sentence.** What do the results above show? With one number, and what would "
+            "speak against it.\n\n…")
 GUESS = "**My guess**, written before the next cell is run:\n\n…"
 ANSWERS = "**My answers.**\n\n1. …"
 ADDED = {  # tag of a text → end of the id, kind and content of the cell that follows it
@@ -39,9 +39,8 @@ def derive(notebook: NotebookNode) -> NotebookNode:
     for cell, following in reversed(list(zip(cells, [*cells[1:], None], strict=True))):
         new = _student(cell, following, needed)
         if new and kept and new[-1].source == kept[0].source == SENTENCE:
-            new = new[:-1]  # one sentence for two claims in a row
-        for one in new:
-            needed |= names(one.source) if one.cell_type == "code" else set()
+            new.pop()  # one sentence for two claims in a row
+        needed = needed.union(*(names(one.source) for one in new if one.cell_type == "code"))
         kept = [*new, *kept]
     kept[0] = new_markdown_cell(kept[0].source.replace("\n", f"\n\n{HEAD}\n", 1), id=kept[0].id)
     copy = nbformat.v4.new_notebook(cells=kept, metadata=notebook.metadata,
@@ -54,7 +53,7 @@ def _student(cell: NotebookNode, following: NotebookNode | None,
              needed: set[str]) -> list[NotebookNode]:
     """Return what becomes of a cell. needed: names that later cells read."""
     if "claim" in tags(cell):
-        return _without_outcome(cell, needed)
+        return _without_claim(cell, needed)
     if "answer" in tags(cell):
         return []
     asked = ADDED.keys() & tags(cell) if cell.cell_type == "markdown" else set()
@@ -63,8 +62,8 @@ def _student(cell: NotebookNode, following: NotebookNode | None,
     return [cell, *(new(text, id=f"{cell.id}-{end}") for end, new, text in map(ADDED.get, asked))]
 
 
-def _without_outcome(cell: NotebookNode, needed: set[str]) -> list[NotebookNode]:
-    """Replace a claim by the lines that bind what later cells read and a cell for a sentence."""
+def _without_claim(cell: NotebookNode, needed: set[str]) -> list[NotebookNode]:
+    """Keep the statements that bind what later cells read; add a cell for a sentence."""
     lines, wanted = [], set(needed)
     for statement in reversed(ast.parse(cell.source).body):
         if isinstance(statement, BINDINGS) and bound(statement) & wanted:

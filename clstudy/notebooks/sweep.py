@@ -1,4 +1,4 @@
-"""Notebooks in a sweep: it executes each with every combination of parameters."""
+"""Notebooks in a sweep, which executes each with every combination of parameters."""
 import hashlib
 import itertools
 import json
@@ -41,14 +41,12 @@ class NotebookTask(Task):
 def tasks(notebooks: Sequence[Path], grids: Sequence[Mapping[str, Any]],
           profile: str | None) -> list[NotebookTask]:
     """Combine notebooks with all points of the grids. ValueError: a notebook lacks a parameter."""
-    made = {}
-    for path, point in itertools.product(notebooks,
-                                         (point for grid in grids for point in points(grid))):
+    found = {}
+    for path, point in itertools.product(notebooks, itertools.chain(*map(points, grids))):
         values = choose_parameters(path, point, profile)
         check_data([(path, values)])
-        said = json.dumps([fingerprint(path), values],
-                          sort_keys=True).encode()  # a changed notebook is another
-        made[f"{path.stem}-{hashlib.sha256(said).hexdigest()[:8]}"] = (path, values)
-    named = labels([{"": path.stem, **values} for path, values in made.values()], always=[""])
+        key = json.dumps([fingerprint(path), values], sort_keys=True)  # a changed notebook is new
+        found[f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"] = (path, values)
+    named = labels([{"": path.stem, **values} for path, values in found.values()], always=[""])
     return [NotebookTask(id, label, None, path, values)
-            for (id, (path, values)), label in zip(made.items(), named, strict=True)]
+            for (id, (path, values)), label in zip(found.items(), named, strict=True)]

@@ -1,9 +1,7 @@
-"""Things to play with in a notebook, each in a file of its own. A widget looks at finished runs and
-at models; one trains (`live_training`, in another process). Every control is reached by keyboard
-too.
+"""Views of finished runs and models to play with in a notebook, each in a file of its own. Only
+`live_training` trains, in another process. The keyboard reaches every control.
 
-CLSTUDY_HEADLESS=1 (`clstudy run`, tests): instead of the newer ones a static figure, their twin, is
-returned."""
+CLSTUDY_HEADLESS=1 (`clstudy run`, tests): a static figure is returned instead of a view."""
 from clstudy.widgets.accuracy_matrix import Answers, answers, forgetting_board
 from clstudy.widgets.choosers import chooser, map_walker
 from clstudy.widgets.explorer import stream_explorer

@@ -1,12 +1,12 @@
-"""What the widgets share: the static twin of a headless run, white cards that read the same in a
-light and in a dark theme, one palette (that of `plots`), pictures as HTML."""
+"""What the widgets share: figures that change in place, cards with pictures, and the palette.
+
+Cards and figures are white, so that they read the same in a light and in a dark theme."""
 import base64
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-import anywidget
 import ipywidgets as ipw
 import numpy as np
 import plotly.graph_objects as go
@@ -19,55 +19,30 @@ from torch import Tensor
 from clstudy.plots.style import PALETTE
 
 Shown = ipw.Widget | Figure
-WHOLE = {"description_width": "initial"}  # else long words before a slider are cut
-INK, PAPER, FAINT = "#222222", "#ffffff", "#8a8a8a"
+INK, PAPER = "#222222", "#ffffff"
 BLUE, RED, GREEN, PINK = PALETTE[:4]
-ARROWS = {"attraction": (GREEN, 7), "repulsion": (PINK, 7),
-          "sum": (INK, 2)}  # width: the sum lies on the others
-CLEAR = {"opacity": 1,
-         "fillcolor": "rgba(0,0,0,0)"}  # of a shape: the template fills them half black
+FORCES = {"attraction": GREEN, "repulsion": PINK, "sum": INK}
 CARD = f"background:{PAPER};color:{INK};padding:6px 10px;font:13px/1.45 sans-serif;overflow-x:auto"
 SIZE = 64  # pixels of a picture on a card
 
 
 def headless() -> bool:
-    """Nobody is there to move a slider: `clstudy run`, tests."""
+    """Tell whether nobody is there to move a slider: `clstudy run`, tests."""
     return bool(os.environ.get("CLSTUDY_HEADLESS"))
-
-
-class Keys(anywidget.AnyWidget):
-    """Shows nothing. It marks what gets the focus in the box around it, so that keys pressed there
-    stay there: JupyterLab in command mode takes the arrow keys from a list in an output (to walk
-    through the cells) otherwise."""
-    _esm = """export default { render({ el }) {
-        el.style.display = "none";
-        const mark = event => event.target.setAttribute("data-lm-suppress-shortcuts", "true");
-        const find = () => {
-            const box = el.closest(".widget-vbox");
-            if (box) box.addEventListener("focusin", mark); else requestAnimationFrame(find);
-        };
-        find();
-    } }"""
-
-
-def stack(*parts: ipw.Widget) -> ipw.VBox:
-    """A whole widget: its parts one above the other, and keys that reach its lists."""
-    return ipw.VBox([*parts, Keys()])
 
 
 def panels(rows: int = 1, columns: int = 1, height: int = 360, width: int = 900,
            layout: Mapping | None = None, **options) -> go.FigureWidget:
-    """A figure of so many panels that can be changed in place. options: of plotly's
-    `make_subplots`."""
+    """Make a figure that can be changed in place. options: of plotly's `make_subplots`."""
     figure = go.FigureWidget(make_subplots(rows, columns, **options))
+    font = {"family": "DejaVu Sans, Verdana, sans-serif", "size": 12, "color": INK}
     figure.update_layout(
-        template="simple_white", paper_bgcolor=PAPER, plot_bgcolor=PAPER, colorway=PALETTE, font={
-            "family": "DejaVu Sans, Verdana, sans-serif", "size": 12, "color": INK
-        }, margin={"l": 60, "r": 20, "t": 40, "b": 50}, height=height, width=width,
+        template="simple_white", paper_bgcolor=PAPER, plot_bgcolor=PAPER, colorway=PALETTE,
+        font=font, margin={"l": 60, "r": 20, "t": 40, "b": 50}, height=height, width=width,
         hoverlabel={"align": "left"})
     figure.update_annotations(font_size=13)
-    figure.update_xaxes(exponentformat="none").update_yaxes(
-        exponentformat="none")  # 0.0002, not 200µ
+    for axes in (figure.update_xaxes, figure.update_yaxes):
+        axes(exponentformat="none")  # 0.0002, not 200µ
     figure.update_layout(layout or {})
     figure._config = figure._config | {"displaylogo": False}
     return figure
@@ -75,64 +50,57 @@ def panels(rows: int = 1, columns: int = 1, height: int = 360, width: int = 900,
 
 def redraw(figure: go.FigureWidget, traces: Sequence, values: Mapping[str, Sequence],
            layout: Mapping | None = None) -> None:
-    """Change the same properties of some traces, and the layout, in one message. values: property →
-    one per trace.
+    """Change properties of some traces, and the layout, in one message.
 
-    Not `batch_update`: it sends only what differs, and where that is not the same for all traces,
-    the page of plotly 7 takes the rest for removed (bars lost their names)."""
+    values: property → one value for each trace. (Not `batch_update`: it sends only what differs,
+    and where that is not the same for all traces, plotly 7 takes the rest for removed.)"""
     places = {trace.uid: place for place, trace in enumerate(figure.data)}
     figure.plotly_update({name: list(each) for name, each in values.items()}, dict(layout or {}),
                          [places[trace.uid] for trace in traces])
 
 
+def set_traces(figure: go.FigureWidget, traces: Sequence[Mapping]) -> bool:
+    """Give a figure these traces if it has another number of them; return whether it did."""
+    if len(figure.data) == len(traces):
+        return False
+    figure.data = []
+    if traces:
+        figure.add_traces(list(traces))
+    return True
+
+
+def shape(kind: str, colour: str = INK, width: float = 1.5, **place) -> dict:
+    """Return a plotly shape without a filling: the template would fill it half black."""
+    return {"type": kind, "line": {"color": colour, "width": width}, "opacity": 1,
+            "fillcolor": "rgba(0,0,0,0)", "x0": 0, "x1": 0, "y0": 0, "y1": 1} | place
+
+
 def dashes(lengths: Sequence[float] | str) -> str:
-    """The dash of one of `plots.LOOKS`, as plotly writes it."""
+    """Write the dash of a look of `plots.style` as plotly does."""
     return ",".join(f"{2 * length:g}px" for length in lengths) if lengths else "solid"
 
 
 def card(*parts: str) -> str:
+    """Put HTML on a white card."""
     return f'<div style="{CARD}">{"".join(parts)}</div>'
 
 
-def picture(image: UInt8[np.ndarray, "3 height width"], words: str, title: str = "",
-            size: int = SIZE) -> str:
-    """An image with words under it. title: what is said on hover."""
+def picture(image: UInt8[np.ndarray, "3 height width"], words: str, title: str = "") -> str:
+    """Write an image as HTML with words under it. title: shown on hover."""
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(
-        file, "PNG", compress_level=1)
-    data = base64.b64encode(file.getvalue()).decode()
-    said = escape(title or words)
-    return (
-        f'<figure style="display:inline-block;vertical-align:top;width:{size + 32}px;margin:3px;text-align:center;'
-        f'font-size:11px;line-height:1.25" title="{said}"><img src="data:image/png;base64,{data}" width="{size}" '
-        f'height="{size}" alt="{said}"><figcaption>{escape(words)}</figcaption></figure>')
+    pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    data, title = base64.b64encode(file.getvalue()).decode(), escape(title or words)
+    style = (f"display:inline-block;vertical-align:top;width:{SIZE + 32}px;margin:3px;"
+             "text-align:center;font-size:11px;line-height:1.25")
+    return (f'<figure style="{style}" title="{title}"><img src="data:image/png;base64,{data}" '
+            f'width="{SIZE}" height="{SIZE}" alt="{title}">'
+            f"<figcaption>{escape(words)}</figcaption></figure>")
 
 
 def gallery(images: UInt8[Tensor, "images 3 height width"], words: Iterable[str],
             titles: Iterable[str] | None = None) -> str:
-    """Pictures side by side, as many to a line as fit."""
-    words, arrays = list(words), images.cpu().numpy()
-    titles = list(titles) if titles is not None else words
-    return "".join(picture(*one) for one in zip(arrays, words, titles, strict=True))
-
-
-_SILENT: set[ipw.Widget] = set()  # controls that are being filled
-
-
-def watch(controls: Iterable[ipw.Widget], draw: Callable[[], None]) -> None:
-    """Draw again whenever one of the controls has a new value."""
-    for control in controls:
-        control.observe(lambda change: change.owner in _SILENT or draw(), "value")
-
-
-def offer(control: ipw.Widget, options: Sequence, value: object) -> None:
-    """New choices for a list, and the one chosen; who watches it is not told.
-
-    In one message: between two, the page would look for the old choice in the new list."""
-    _SILENT.add(control)
-    try:
-        with control.hold_sync():
-            control.options = options
-            control.value = value
-    finally:
-        _SILENT.discard(control)
+    """Put pictures side by side, as many to a line as fit."""
+    words = list(words)
+    rows = zip(images.cpu().numpy(), words, words if titles is None else titles, strict=True)
+    return "".join(picture(*row) for row in rows)

@@ -1,6 +1,6 @@
-"""The stream explorer: classes as they arrive, and the pictures that come."""
+"""The stream explorer: the classes that arrive over a stream, and their pictures."""
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 
 import ipywidgets as ipw
 import numpy as np
@@ -11,21 +11,11 @@ from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.data.streams import STREAMS, Stage
 from clstudy.data.types import BenchmarkData
 from clstudy.plots import streams
-from clstudy.widgets.common import (
-    CLEAR,
-    INK,
-    WHOLE,
-    Shown,
-    card,
-    gallery,
-    headless,
-    offer,
-    panels,
-    redraw,
-    stack,
-    watch,
-)
+from clstudy.utils.validation import choose
+from clstudy.widgets.choosers import WHOLE, offer, row, stack, watch
+from clstudy.widgets.common import Shown, card, gallery, headless, panels, redraw, set_traces, shape
 
+WITH_TASKS = ("disjoint", "si_blurry")  # streams that take a number of tasks
 POINTS = 60  # parts of a stream
 MOST = 10  # pictures on a card
 
@@ -34,15 +24,13 @@ def stream_explorer(benchmark: str = "emoji", choices: Mapping[str, Mapping] | N
                     seed: int = 0, tasks: int = 5, stream: str = "si_blurry",
                     disjoint_share: int = 50, blurry_share: int = 10) -> Shown:
     """Choose the data, the stream, N (share of disjoint classes), M (share of blurred images) and
-    the seed: the share of each class over time; hover, or choose a class and a moment below, for
+    the seed: the share of each class over time. Hover, or choose a class and a moment, for the
     pictures that come then.
 
     choices: words → arguments of the benchmark (default: its own defaults). The others are the
     start of the controls. ValueError: an unknown benchmark or stream."""
-    if benchmark not in BENCHMARKS or stream not in STREAMS:
-        raise ValueError(
-            f"benchmark={benchmark!r}, stream={stream!r}: must be one of {', '.join(BENCHMARKS)}, and one "
-            f"of {', '.join(STREAMS)}")
+    choose("benchmark", benchmark, BENCHMARKS)
+    choose("stream", stream, STREAMS)
     return _Explorer(benchmark, choices or {"as it is": {}}, seed, tasks, stream, disjoint_share,
                      blurry_share).shown()
 
@@ -52,13 +40,13 @@ class _Explorer:
 
     def __init__(self, name: str, choices: Mapping[str, Mapping], seed: int, tasks: int,
                  stream: str, n: int, m: int):
-        self.made = lru_cache(None)(lambda words: BENCHMARKS[name](**choices[words]).load())
-        options = {"continuous_update": False, "style": WHOLE}
+        self.load = cache(lambda words: BENCHMARKS[name](**choices[words]).load())
         self.data = ipw.Dropdown(options=list(choices), description=name, style=WHOLE)
-        names = [
-            one for one in STREAMS if one != "domains" or self.benchmark.train.domains is not None
-        ]
-        self.stream = ipw.Dropdown(options=names, value=stream, description="stream")
+        domains = self.benchmark.train.domains is not None
+        self.stream = ipw.Dropdown(
+            options=[one for one in STREAMS if one != "domains" or domains], value=stream,
+            description="stream")
+        options = {"continuous_update": False, "style": WHOLE}
         self.n = ipw.IntSlider(n, 0, 100, 10, description="N, % disjoint", **options)
         self.m = ipw.IntSlider(m, 0, 100, 10, description="M, % blurred", **options)
         self.sizes = ipw.Checkbox(True, description="stages of random size", indent=False)
@@ -67,121 +55,103 @@ class _Explorer:
 
     @property
     def benchmark(self) -> BenchmarkData:
-        return self.made(self.data.value)
+        return self.load(self.data.value)
 
     def stages(self) -> list[Stage]:
-        """The stream that the controls describe. What a stream does not take is not asked of it."""
-        options = {} if self.stream.value == "joint" else {"tasks": self.tasks.value}
+        """Make the stream that the controls describe, with the options that it has."""
+        options = {"tasks": self.tasks.value} if self.stream.value in WITH_TASKS else {}
         if self.stream.value == "si_blurry":
-            options |= {
-                "disjoint_share": self.n.value, "blurry_share": self.m.value,
-                "random_sizes": self.sizes.value
-            }
-        if self.stream.value == "domains":
-            options = {}
+            options |= {"disjoint_share": self.n.value, "blurry_share": self.m.value,
+                        "random_sizes": self.sizes.value}
         train = self.benchmark.train
-        return STREAMS[self.stream.value](**options).stages(train.labels, self.seed.value,
-                                                            train.domains)
+        stream = STREAMS[self.stream.value](**options)
+        return stream.stages(train.labels, self.seed.value, train.domains)
 
     def title(self) -> str:
-        blurred = f", N = {self.n.value}, M = {self.m.value}" if self.stream.value == "si_blurry" else ""
-        return f"{self.stream.value}{blurred}, seed {self.seed.value}"
+        shares = f", N = {self.n.value}, M = {self.m.value}" * (self.stream.value == "si_blurry")
+        return f"{self.stream.value}{shares}, seed {self.seed.value}"
 
     def shown(self) -> Shown:
+        """Return the figure of the start if headless, else the whole widget."""
         if headless():
             return streams.arrivals({self.title(): (self.stages(), self.benchmark.train.labels)})
         for words in self.data.options:  # read now, so that a choice is answered at once
-            self.made(words)
-        self.figure, self.pictures = panels(height=380,
-                                            layout={"title": {"font": {"size": 13}}}), ipw.HTML()
+            self.load(words)
+        self.figure = panels(height=380, layout={"title": {"font": {"size": 13}}})
         self.figure.update_xaxes(title="images of the stream")
         self.figure.update_yaxes(title="share of the images that arrive, %", range=[0, 100])
-        self.name = ipw.Dropdown(description="class")
+        self.name, self.pictures = ipw.Dropdown(description="class"), ipw.HTML()
         self.moment = ipw.IntSlider(0, 0, POINTS - 1, description="moment", readout=False)
         controls = [self.data, self.stream, self.n, self.m, self.sizes, self.tasks, self.seed]
         watch(controls, self.draw)
         watch([self.name], self.go)
         watch([self.moment], self.look)
         self.draw()
-        row = ipw.Layout(flex_flow="row wrap")
-        return stack(ipw.HBox(controls, layout=row), self.figure,
-                     ipw.HBox([self.name, self.moment], layout=row), self.pictures)
+        return stack(row(*controls), self.figure, row(self.name, self.moment), self.pictures)
 
     def draw(self) -> None:
-        """The stream anew: classes stacked by their home stage, a line at the end of each stage."""
-        stages, labels = self.stages(), self.benchmark.train.labels
-        for control, of in ((self.n, ("si_blurry", )), (self.m, ("si_blurry", )),
-                            (self.sizes, ("si_blurry", )), (self.tasks, ("si_blurry", "disjoint"))):
-            control.disabled = self.stream.value not in of
-        self.order = np.concatenate([stage.index for stage in stages])
-        self.parts = np.array_split(self.order, min(POINTS, len(self.order)))
+        """Draw the stream: classes stacked by their home stage, a line at the end of a stage."""
+        stages, train = self.stages(), self.benchmark.train
+        for control in (self.n, self.m, self.sizes):
+            control.disabled = self.stream.value != "si_blurry"
+        self.tasks.disabled = self.stream.value not in WITH_TASKS
+        order = np.concatenate([stage.index for stage in stages])
+        self.parts = np.array_split(order, min(POINTS, len(order)))
         self.homes = [(label, stage.number) for stage in stages for label in stage.classes]
-        counts = np.array([
-            np.bincount(labels[part], minlength=labels.max() + 1) / len(part) for part in self.parts
-        ])
-        centre = np.cumsum([len(part) for part in self.parts]) - len(self.parts[0]) / 2
+        classes = train.labels.max() + 1
+        shares = np.array([np.bincount(train.labels[part], minlength=classes) / len(part)
+                           for part in self.parts])
+        sizes = [len(part) for part in self.parts]
+        centre = np.cumsum(sizes) - sizes[0] / 2
         colours = sns.color_palette("crest", max(len(stages), 2)).as_hex()
-        names = self.benchmark.train.class_names
-        self._traces(len(self.homes))
-        ends = [int(end) for end in np.cumsum([len(stage.index) for stage in stages])[:-1]]
-        if len(self.figure.layout.shapes) != len(ends):
-            line = {
-                "type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 100,
-                "line": {"color": INK, "width": 1.5}, **CLEAR
-            }
-            self.figure.layout.shapes = [line] * len(ends)
+        labels, homes = zip(*self.homes, strict=True)
+        names = [train.class_names[label] for label in labels]
+        self._prepare(len(names), len(stages) - 1)
+        ends = np.cumsum([len(stage.index) for stage in stages])[:-1].tolist()
         places = {f"shapes[{i}].{side}": end for i, end in enumerate(ends) for side in ("x0", "x1")}
-        redraw(
-            self.figure, self.figure.data, {
-                "x": [centre] * len(self.homes), "y": [
-                    100 * counts[:, label] for label, _ in self.homes
-                ], "name": [names[label] for label, _ in self.homes],
-                "fillcolor": [colours[home - 1] for _, home in self.homes], "hovertemplate": [
-                    f"{names[label]}, home: stage {home}<br>%{{y:.0f}} %<extra></extra>"
-                    for label, home in self.homes
-                ]
-            }, {"title.text": self.title()} | places)
-        self._offer([names[label] for label, _ in self.homes])
+        redraw(self.figure, self.figure.data, {
+            "x": [centre] * len(names),
+            "y": [100 * shares[:, label] for label in labels],
+            "name": names,
+            "fillcolor": [colours[home - 1] for home in homes],
+            "hovertemplate": [f"{name}, home: stage {home}<br>%{{y:.0f}} %<extra></extra>"
+                              for name, home in zip(names, homes, strict=True)],
+        }, {"title.text": self.title()} | places)
+        if list(self.name.options) != names:
+            offer(self.name, names, self.name.value if self.name.value in names else names[0])
+        self.moment.max = len(self.parts) - 1
         self.go()
 
-    def _traces(self, count: int) -> None:
-        """As many areas as there are classes."""
-        if len(self.figure.data) != count:
-            self.figure.data = []
-            self.figure.add_traces([{
-                "type": "scatter", "mode": "lines", "stackgroup": "one", "showlegend": False,
-                "line": {"width": .4, "color": "white"}
-            } for _ in range(count)])
+    def _prepare(self, areas: int, lines: int) -> None:
+        """Give the figure an area for each class, and a line for each end of a stage."""
+        area = {"type": "scatter", "mode": "lines", "stackgroup": "one", "showlegend": False,
+                "line": {"width": .4, "color": "white"}}
+        if set_traces(self.figure, [area] * areas):
             for trace in self.figure.data:
                 trace.on_hover(self._hover)
-
-    def _offer(self, names: list[str]) -> None:
-        kept = self.name.value if self.name.value in names else names[0]
-        if list(self.name.options) != names:
-            offer(self.name, names, kept)
-        self.moment.max = len(self.parts) - 1
+        if len(self.figure.layout.shapes) != lines:
+            self.figure.layout.shapes = [shape("line", y1=100)] * lines
 
     def _hover(self, trace, points, state) -> None:
         if points.point_inds:
             self.name.value, self.moment.value = trace.name, points.point_inds[0]
 
     def go(self) -> None:
-        """To where most images of the class chosen come."""
-        labels, label = self.benchmark.train.labels, self.benchmark.train.class_names.index(
-            self.name.value)
-        self.moment.value = int(np.argmax([(labels[part] == label).sum() for part in self.parts]))
+        """Go to where most images of the class chosen come."""
+        train = self.benchmark.train
+        mine = train.labels == train.class_names.index(self.name.value)
+        self.moment.value = int(np.argmax([mine[part].sum() for part in self.parts]))
         self.look()
 
     def look(self) -> None:
-        """Pictures of the class chosen that come in this part of the stream."""
-        train = self.benchmark.train
-        label, part = train.class_names.index(self.name.value), self.parts[self.moment.value]
-        found = part[train.labels[part] == label]
+        """Show pictures of the class chosen that come in this part of the stream."""
+        train, part = self.benchmark.train, self.parts[self.moment.value]
+        mine = train.labels == train.class_names.index(self.name.value)
+        found = part[mine[part]]
         first = sum(len(one) for one in self.parts[:self.moment.value]) + 1
-        head = (
-            f"<b>{self.name.value}</b>: {len(found)} of the {len(part)} images from number {first} on, of "
-            f"{(train.labels == label).sum()} in all<br>")
+        head = (f"<b>{self.name.value}</b>: {len(found)} of the {len(part)} images from number "
+                f"{first} on, of {mine.sum()} in all<br>")
         images = train.images[torch.from_numpy(found[:MOST])]
         captions = [self.benchmark.captions[i] for i in found[:MOST]]  # most as "label: more words"
-        words = [one.split(":")[0] for one in captions]
-        self.pictures.value = card(head, gallery(images, words, captions) if len(found) else "")
+        words = [caption.split(":")[0] for caption in captions]
+        self.pictures.value = card(head, gallery(images, words, captions))

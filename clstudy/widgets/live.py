@@ -1,10 +1,11 @@
-"""Live training: a run that begins on a button, and what it finds while it goes on."""
+"""Live training: a button starts a run, and figures show what it finds while it goes on."""
 import asyncio
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
 import ipywidgets as ipw
+from plotly.graph_objects import FigureWidget
 
 from clstudy.plots import accuracy
 from clstudy.plots.style import PALETTE
@@ -12,18 +13,28 @@ from clstudy.runs.background import KINDS, Training
 from clstudy.runs.run import Run, find
 from clstudy.training.config import RunConfig
 from clstudy.utils.progress import clock
-from clstudy.widgets.common import WHOLE, Shown, card, headless, panels, redraw, stack, watch
+from clstudy.widgets.choosers import WHOLE, row, stack, watch
+from clstudy.widgets.common import Shown, card, headless, panels, redraw
 
 EVERY = 0.5  # seconds between two looks at the run
-LEGENDS = ("legend", "legend2", "legend3")  # under each panel its own
+PANELS = {  # title → what the axes show
+    "loss terms": ("optimiser step", "loss"),
+    "accuracy": ("images of the stream seen", "%"),
+    "drift of test features": ("optimiser step", "1 − cosine to the start"),
+}
+LEGENDS = ("legend", "legend2", "legend3")  # each panel has its own, below it
 STYLES = ("solid", "dash", "dot", "dashdot", "longdash")
-SAYS = {
-    "ready": "Press <b>start</b>. The run is made in a process of its own: this notebook stays usable.",
-    "running": "<b>pause</b> holds it and keeps its memory; <b>stop</b> saves its state and ends it.",
+ACTIVE = ("running", "paused")
+BARS = {"failed": "danger", "finished": "success", "stopped": "warning"}  # state → colour
+MESSAGES = {
+    "ready": "Press <b>start</b>. The run is made in a process of its own: this notebook stays "
+             "usable.",
+    "running": "<b>pause</b> holds it and keeps its memory; <b>stop</b> saves its state and ends "
+               "it.",
     "paused": "Held after a batch. <b>go on</b> lets it run.",
     "stopped": "Its state is saved; <b>start</b> goes on from there, now or in another session.",
-    "finished": "Finished; <code>load_or_train(config)</code> reads it, and all figures of this notebook can be drawn "
-    "from it.",
+    "finished": "Finished; <code>load_or_train(config)</code> reads it, and all figures of this "
+                "notebook can be drawn from it.",
     "failed": "It failed: <code>{error}</code>",
 }
 
@@ -33,18 +44,17 @@ def live_training(configs: RunConfig | Mapping[str, RunConfig], example: Run | N
     """Start a run on a button and watch loss terms, accuracy, drift and time left; pause it, stop
     it, go on.
 
-    configs: one run, or some to choose from, by what they are called. example: a finished run, of
-    which the static twin is drawn; default the first of `configs` that is finished.
+    configs: one run, or some to choose from, by what they are called. example: a finished run whose
+    figure stands for the view if headless (default: the first of `configs` that is finished).
     FileNotFoundError: headless, and there is none."""
     configs = {"run": configs} if isinstance(configs, RunConfig) else dict(configs)
-    if headless():
-        finished = [run for run in (find(config, runs) for config in configs.values()) if run]
-        if example is None and not finished:
-            raise FileNotFoundError(
-                "live_training: headless, and none of the runs is finished. Give a finished run as "
-                "example=")
-        return accuracy.live(lines(told(example or finished[0])))
-    return _Live(configs, runs).box
+    if not headless():
+        return _Live(configs, runs).box
+    finished = [run for run in (find(config, runs) for config in configs.values()) if run]
+    if example is None and not finished:
+        raise FileNotFoundError("live_training: headless, and none of the runs is finished. Give a "
+                                "finished run as example=")
+    return accuracy.live(lines(told(example or finished[0])))
 
 
 class _Live:
@@ -52,61 +62,45 @@ class _Live:
 
     def __init__(self, configs: Mapping[str, RunConfig], runs: Path | None):
         self.trainings = {name: Training(config, runs=runs) for name, config in configs.items()}
-        self.rows = {name: {"steps": [], "evals": [], "drift": []} for name in configs}
+        self.rows = {name: _no_rows() for name in configs}
         self.choice = ipw.Dropdown(options=list(configs), description="run", style=WHOLE)
-        self.start, self.hold, self.end = (ipw.Button(description=word, icon=icon,
-                                                      layout=ipw.Layout(width="7em"))
-                                           for word, icon in (("start", "play"), ("pause", "pause"),
-                                                              ("stop", "stop")))
+        buttons = [ipw.Button(description=word, icon=icon, layout=ipw.Layout(width="7em"))
+                   for word, icon in (("start", "play"), ("pause", "pause"), ("stop", "stop"))]
+        self.start, self.hold, self.end = buttons
         self.bar = ipw.FloatProgress(max=1.0, layout=ipw.Layout(width="16em"))
-        self.time, self.said = ipw.HTML(), ipw.HTML()
-        self.figure = panels(1, 3, 460, 980, subplot_titles=[
-            "loss terms", "accuracy", "drift of test features"
-        ], horizontal_spacing=.08, layout={"showlegend": True, "margin.b": 200})
-        for column, (x, y) in enumerate(
-            (("optimiser step", "loss"), ("images of the stream seen", "%"),
-             ("optimiser step", "1 − cosine to the start")), 1):
-            self.figure.update_xaxes(title=x, rangemode="tozero", row=1, col=column)
-            self.figure.update_yaxes(title=y, rangemode="tozero", row=1, col=column)
-            below = {
-                "x": self.figure.get_subplot(1, column).xaxis.domain[0], "y": -.28, "yanchor": "top"
-            }
-            self.figure.update_layout({LEGENDS[column - 1]: below})
-            # without a line a panel has no axes, and the first line would be drawn before they are
-            # there
-            self.figure.add_scatter(x=[None], y=[None], showlegend=False, hoverinfo="skip", row=1,
-                                    col=column)
+        self.time, self.said, self.figure = ipw.HTML(), ipw.HTML(), _empty_figure()
         self.lines, self.task = {}, None
-        self.start.on_click(lambda _: self._press("start"))
-        self.hold.on_click(lambda _: self._press("pause"))
-        self.end.on_click(lambda _: self._press("stop"))
+        for button, act in zip(buttons, (self._start, self._hold, self._end), strict=True):
+            button.on_click(act)
         watch([self.choice], self._another)
         self._another()
-        row = ipw.Layout(flex_flow="row wrap", align_items="center")
         chosen = [self.choice] if len(configs) > 1 else []
-        self.box = stack(
-            ipw.HBox([*chosen, self.start, self.hold, self.end, self.bar, self.time], layout=row),
-            self.figure, self.said)
+        controls = row(*chosen, *buttons, self.bar, self.time, align_items="center")
+        self.box = stack(controls, self.figure, self.said)
 
     @property
     def training(self) -> Training:
         return self.trainings[self.choice.value]
 
-    def _press(self, what: str) -> None:
+    def _start(self, button) -> None:
         one = self.training
-        if what == "start":
-            if one.process is not None or one.state == "ready":  # the feed begins anew, with what was saved
-                self.rows[self.choice.value] = {"steps": [], "evals": [], "drift": []}
-            one.start()
-        elif what == "pause":
-            one.go_on() if one.state == "paused" else one.pause()
-        else:
-            one.stop()
-        self.look()
+        if one.process is not None or one.state == "ready":  # the feed tells all from its beginning
+            self.rows[self.choice.value] = _no_rows()
+        one.start()
+        self._follow()
+
+    def _hold(self, button) -> None:
+        one = self.training
+        one.go_on() if one.state == "paused" else one.pause()
+        self._follow()
+
+    def _end(self, button) -> None:
+        self.training.stop()
         self._follow()
 
     def _follow(self) -> None:
         """Look again and again while a run goes on, between the cells of the kernel."""
+        self.look()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # outside of a kernel: whoever wants to see calls `look`
@@ -116,17 +110,17 @@ class _Live:
 
     async def _watch(self) -> None:
         try:
-            while any(one.state in ("running", "paused") for one in self.trainings.values()):
+            while any(one.state in ACTIVE for one in self.trainings.values()):
                 self.look()
                 await asyncio.sleep(EVERY)
             self.look()
-        except Exception as error:  # a task dies in silence
-            self.said.value = card(
-                f"The picture stopped, the run did not: <code>{escape(repr(error))}</code>")
+        except Exception as error:  # nobody sees the error of a task
+            stopped = "The picture stopped, the run did not"
+            self.said.value = card(f"{stopped}: <code>{escape(repr(error))}</code>")
             raise
 
     def _another(self) -> None:
-        """Another run is chosen: what was found of it, or what lies on the disk."""
+        """Draw another run: what was found of it, or what lies on the disk."""
         one, rows = self.training, self.rows[self.choice.value]
         run = find(one.config, one.runs)
         if one.process is None and run is not None and not rows["steps"]:
@@ -136,7 +130,7 @@ class _Live:
         self.draw()
 
     def look(self) -> None:
-        """Take what is new, and draw."""
+        """Take what is new, and draw it."""
         new = False
         for name, one in self.trainings.items():
             for kind, rows in one.read().items():
@@ -144,49 +138,62 @@ class _Live:
                 new |= bool(rows) and name == self.choice.value
         one = self.training
         state, left = one.state, one.left
-        self.start.disabled = state in ("running", "paused", "finished")
-        self.hold.disabled = self.end.disabled = state not in ("running", "paused")
-        self.hold.description, self.hold.icon = ("go on",
-                                                 "play") if state == "paused" else ("pause",
-                                                                                    "pause")
-        self.bar.value = one.share
-        self.bar.bar_style = {"failed": "danger", "finished": "success", "stopped": "warning"}.get(
-            state, "")
-        self.time.value = f"{100 * one.share:.0f} %, {state}" + (f", {clock(left)} left"
-                                                                 if left is not None else "")
-        self.said.value = card(SAYS[state].format(error=escape(one.error)))
+        self.start.disabled = state in (*ACTIVE, "finished")
+        self.hold.disabled = self.end.disabled = state not in ACTIVE
+        paused = state == "paused"
+        self.hold.description, self.hold.icon = ("go on", "play") if paused else ("pause", "pause")
+        self.bar.value, self.bar.bar_style = one.share, BARS.get(state, "")
+        time = "" if left is None else f", {clock(left)} left"
+        self.time.value = f"{100 * one.share:.0f} %, {state}{time}"
+        self.said.value = card(MESSAGES[state].format(error=escape(one.error)))
         if new:
             self.draw()
 
     def draw(self) -> None:
-        """All lines of the run chosen; a line that is new gets a colour of its own."""
+        """Draw all lines of the run chosen; a line that is new gets a colour of its own."""
         found = lines(self.rows[self.choice.value])
         for key in found:
             if key not in self.lines:
                 self._add(*key)
-        keys = list(self.lines)
-        points = [found.get(key, [])
-                  for key in keys]  # as lists: an array that is a column cannot be sent
-        redraw(
-            self.figure, [self.lines[key] for key in keys], {
-                "x": [[x for x, _ in each] for each in points], "y": [[y for _, y in each]
-                                                                      for each in points],
-                "showlegend": [key in found for key in keys]
-            })
+        # as lists: an array that is a column cannot be sent
+        points = [found.get(key, []) for key in self.lines]
+        redraw(self.figure, list(self.lines.values()), {
+            "x": [[x for x, _ in each] for each in points],
+            "y": [[y for _, y in each] for each in points],
+            "showlegend": [key in found for key in self.lines],
+        })
 
     def _add(self, column: int, name: str) -> None:
-        place = sum(other == column for other, _ in self.lines)
-        colour, dash = PALETTE[place % len(PALETTE)], STYLES[place // len(PALETTE) % len(STYLES)]
-        mode = "lines" if column == 1 else "lines+markers"
-        self.figure.add_scatter(mode=mode, name=name, legend=LEGENDS[column - 1], marker={
-            "size": 5
-        }, row=1, col=column, line={"color": colour, "dash": dash, "width": 2},
-                                hovertemplate="%{x}: %{y:.4g}<extra>%{fullData.name}</extra>")
+        turn, place = divmod(sum(other == column for other, _ in self.lines), len(PALETTE))
+        line = {"color": PALETTE[place], "dash": STYLES[turn % len(STYLES)], "width": 2}
+        self.figure.add_scatter(
+            mode="lines" if column == 1 else "lines+markers", name=name, marker={"size": 5},
+            legend=LEGENDS[column - 1], row=1, col=column, line=line,
+            hovertemplate="%{x}: %{y:.4g}<extra>%{fullData.name}</extra>")
         self.lines[column, name] = self.figure.data[-1]
 
 
+def _no_rows() -> dict[str, list]:
+    return {"steps": [], "evals": [], "drift": []}
+
+
+def _empty_figure() -> FigureWidget:
+    """Make three panels, each with axes and a legend below it."""
+    figure = panels(1, 3, 460, 980, subplot_titles=list(PANELS), horizontal_spacing=.08,
+                    layout={"showlegend": True, "margin.b": 200})
+    for column, (x, y) in enumerate(PANELS.values(), 1):
+        figure.update_xaxes(title=x, rangemode="tozero", row=1, col=column)
+        figure.update_yaxes(title=y, rangemode="tozero", row=1, col=column)
+        left = figure.get_subplot(1, column).xaxis.domain[0]
+        figure.update_layout({LEGENDS[column - 1]: {"x": left, "y": -.28, "yanchor": "top"}})
+        # Without a line a panel has no axes, and the first line would be drawn before they exist.
+        figure.add_scatter(x=[None], y=[None], showlegend=False, hoverinfo="skip", row=1,
+                           col=column)
+    return figure
+
+
 def lines(rows: Mapping[str, list]) -> dict[tuple[int, str], list[tuple[float, float]]]:
-    """(panel, name) → points, of what `Training.read` gave."""
+    """Turn what `Training.read` gave into lines: (panel, name) → points."""
     found: dict[tuple[int, str], list] = {}
     for step, term, value in rows["steps"]:
         found.setdefault((1, f"loss: {term}"), []).append((step, value))
@@ -199,14 +206,12 @@ def lines(rows: Mapping[str, list]) -> dict[tuple[int, str], list[tuple[float, f
 
 
 def told(run: Run) -> dict[str, list]:
-    """What the feed of a finished run would have told."""
+    """Return the rows of a finished run as `Training.read` gives those of a running one."""
     evals = run.evals[(run.evals.metric == "accuracy") & run.evals.kind.isin(KINDS)]
-    drift = []
+    tables = {"steps": run.steps[["step", "term", "value"]],
+              "evals": evals[["images_seen", "name", "value"]]}
     if (run.folder / "drift.parquet").exists():
-        table = run.probe("drift").groupby("step")[["text", "image"]].mean()
-        drift = list(table.itertuples(name=None))
-    return {
-        "steps": list(run.steps[["step", "term", "value"]].itertuples(index=False, name=None)),
-        "evals": list(evals[["images_seen", "name", "value"]].itertuples(index=False,
-                                                                         name=None)), "drift": drift
-    }
+        drift = run.probe("drift").groupby("step", as_index=False)[["text", "image"]].mean()
+        tables["drift"] = drift
+    return _no_rows() | {name: list(table.itertuples(index=False, name=None))
+                         for name, table in tables.items()}

@@ -68,7 +68,7 @@ def test_a_row_has_status_time_parameters_and_the_main_figure(rows):
     assert list(rows) == ["01_a-1234/01_a.html", "01_a.html", "02_b.html", "03_c.failed.html"]
     row = rows["01_a.html"]
     assert "finished" in row and "1.6 min" in row and "2026-01-02 03:04" in row
-    assert "seeds = [0, 1]" in row and "text = &#x27;&lt;b&gt;&#x27;" in row
+    assert "seeds = [0, 1]" in row and "text = &#39;&lt;b&gt;&#39;" in row
     assert colour(row) == ((0, 0, 255), html.WIDTH)  # the one tagged main, made small
 
 

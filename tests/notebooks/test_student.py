@@ -147,4 +147,4 @@ def test_the_notebooks_own_folder_is_refused() -> None:
 
 def test_an_unknown_notebook_is_named(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["student", "nonsense", "--out", str(tmp_path)])
-    assert done.exit_code == 2 and "no notebook 'nonsense'" in done.output
+    assert done.exit_code == 2 and "notebook='nonsense' is unknown" in done.output

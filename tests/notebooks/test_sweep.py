@@ -22,5 +22,5 @@ def test_notebooks_are_tasks_with_checked_parameters(tmp_path):
     path.write_text(path.read_text() + "\n")
     changed = sweep.tasks([path], [{"rate": 0.1, "seeds": [[0, 1]]}], None)
     assert changed[0].id != tasks[0].id and changed[0].parameters == tasks[0].parameters
-    with pytest.raises(ValueError, match="no parameter 'rat'; did you mean rate"):
+    with pytest.raises(ValueError, match="parameter='rat' is unknown. Did you mean rate"):
         sweep.tasks([path], [{"rat": 1}], None)
