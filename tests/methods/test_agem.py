@@ -130,6 +130,12 @@ def test_nothing_is_kept_and_nothing_drawn_where_nothing_is_wanted(clip, batch):
     assert none.drawn == {} and torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_images_of_all_stages_count_as_memory(clip, batch):
+    method = replay(clip, batch, size=4)
+    method.after_stage(clip, [batch])
+    assert method.memory_bytes == sum(memory.image.nbytes for memory in method.kept) > 0
+
+
 def test_pairs_are_scored_on_the_device_without_waiting(clip, batch):
     method = replay(clip, batch, replay=20, size=6)
     assert {"pixels", "own pixels"} <= set(method.drawn)
