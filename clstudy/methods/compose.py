@@ -20,9 +20,8 @@ denominator is estimated and how much each class counts.
                                   (`losses/class_weights.py`)
     vocabulary     none           no teacher
                    classes        the classes seen: the term `classes` alone
-                   random, words, captions, file:PATH   drawn anew at each step
-                                  (`losses/vocabularies.py`); and from the second stage on the
-                                  classes, if `classes`
+                   any other      texts drawn anew at each step (`losses/vocabularies.py`); from
+                                  the second stage on the classes, too, if `classes`
 
     symbol  field     unit  meaning
     s, τ    –         –     inverse temperature, frozen, and 1/s
