@@ -45,7 +45,7 @@ class ClassWeights(Options):
         self.drawn = None
 
     def of_images(self, loss: Float[Tensor, " batch"], batch: Batch) -> Float[Tensor, " batch"]:
-        """Return the weight w = p / r of each image, a constant to the gradient, and log p.
+        """Return the weight w = p / r of each image, a constant to the gradient; add p to `log`.
 
         loss: of each image. batch: with all classes seen as its candidates."""
         label = torch.tensor(batch.labels, device=loss.device)
