@@ -7,7 +7,6 @@ has the same form, for workers elsewhere."""
 import os
 import signal
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -28,6 +27,8 @@ from clstudy.utils import paths
 from clstudy.utils.progress import bar
 
 IDLE = 120  # seconds that worker processes wait for the next call
+# loky replaces a worker that has grown by 300 MB; here that is what one run has loaded for the next
+os.environ.setdefault("LOKY_MAX_MEMORY_LEAK_SIZE", "8e9")
 
 
 def train_all(
@@ -130,8 +131,6 @@ def _pool(workers: int) -> Executor:
     threads = max(cores() // workers, 1)
     code = max(path.stat().st_mtime_ns for path in paths.PACKAGE.rglob("*.py"))
     settings = sorted(item for item in os.environ.items() if item[0].startswith("CLSTUDY_"))
-    warnings.filterwarnings("ignore",
-                            "A worker (stopped|was restarted)")  # loky replaced one: no news
     return get_reusable_executor(
         workers,
         "loky_init_main",  # what a program registers at its top, its workers know too
