@@ -62,9 +62,12 @@ class Baseline:
                                 if p._version != self.versions[name]}
         start = self.versions if model is self.model else dict.fromkeys(self.versions, 0)
         named = dict(model.named_parameters())
-        tensors = {name: p.detach() for name, p in named.items()
-                   if name in changed or p.requires_grad or p._version != start[name]}
-        return {"tensors": tensors | dict(model.named_buffers()), "attributes": attributes(model),
+        parts = {name: p for name, p in named.items()
+                 if name in changed or p.requires_grad or p._version != start[name]}
+        parts |= dict(model.named_buffers())
+        # detached: `Reducer` would write a name for a tensor that is shared itself
+        return {"tensors": {name: part.detach() for name, part in parts.items()},
+                "attributes": attributes(model),
                 "free": [name for name, p in named.items() if p.requires_grad],
                 "training": model.training}
 
