@@ -39,12 +39,12 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium h
 PICTURES = os.environ.get(
     "CLSTUDY_SCREENSHOTS")  # the folder they go to; then notebooks run as they are
 HAND = {"benchmark_args": {"families": ["streamline-emojis"]}, "seeds": [0, 1], "precision": "fp32"}
-STREAM = HAND | {"tasks": 2, "eval_every": 1000, "steps_per_batch": 1}
+STREAM = HAND | {"tasks": 2, "steps_per_batch": 1, "more": {"eval_every": 1000, "held_out_every": 5}}
 UPDATE = {
     "benchmark_args": {
         "update": ["activities"], "held_out": ["other classes"], "train_families": ["noto"],
         "test_families": ["twemoji"]
-    }, "seeds": [0, 1], "precision": "fp32", "epochs": 1, "sessions": 2
+    }, "seeds": [0, 1], "precision": "fp32", "epochs": 1
 }
 SMALL = {  # parameters that make it small; the model is a toy's wherever it can be chosen
     "00_start_here": {"things": ["dog", "pizza"], "extra": ["an animal"]},
@@ -56,14 +56,16 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
     "05_which_encoder": STREAM,
     "06_streams": STREAM | {"disjoint_shares": [100, 50]},
     "07_vocabulary": UPDATE | {"weights": {"class names": [1], "random": [1], "pairs": [1]}, "weight": 1,
-                               "sizes": [5, 9], "lengths": [1], "towers": ["both"]},
-    "08_weights": UPDATE | {"shares": [0, 0.5, 1], "average_every": 1},
-    "09_small_memory": HAND | {"tasks": 2, "sizes": [1, 2], "size": 2, "herding_at": 0, "visits": 2,
-                               "held_out": ["concepts"], "beside": [], "without": [{"method": "finetune"}],
-                               "gammas": [1.0, 0.5]},
-    "10_domains": {"benchmark_args": {"families": ["noto", "twemoji"]}, "shown_args": {}, "seeds": [0, 1], "size": 1,
+                               "sizes": [5, 9], "lengths": [1], "towers": ["both"],
+                               "sessions": {"tasks": 2, "held_out_every": 2, "weight": 1}},
+    "08_weights": UPDATE | {"shares": [0, 0.5, 1], "average_every": 1,
+                            "sessions": {"tasks": 2, "held_out_every": 2}},
+    "09_small_memory": HAND | {"tasks": 2, "sizes": [1, 2], "size": 2, "herding_at": 0,
+                               "held_out": ["concepts"], "beside": [], "without": [{"method": "finetune"}]},
+    "10_domains": {"benchmark_args": {"families": ["noto", "twemoji"]}, "shown_args": {}, "seeds": [0, 1], "size": 49,
                    "precision": "fp32"},
-    "11_the_map": HAND | {"tasks": 2, "size": 20, "new": {"SIT × kl": ["batch", "batch", "kl", "none", "reservoir"]}},
+    "11_the_map": HAND | {"tasks": 2, "size": 20,
+                          "new": {"SIT × kl": ["batch", "batch", "kl", "none", "reservoir", "sit"]}},
     "12_leaderboard": {},
 }
 FINGERPRINT = """node => [node.innerText, ...[...node.querySelectorAll('path, rect, text, image, img, [style*=width]')]

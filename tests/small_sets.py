@@ -494,11 +494,12 @@ def use(monkeypatch, folder: Path, cache: Path, expected: Expected) -> None:
     monkeypatch.setattr(datasets.Flowers102, "_file_dict", files)
 
 
-def few_classes(monkeypatch, name: str, module, keys: Collection[str]) -> None:
-    """Let a benchmark's module take a set for one of these classes only; the order "seed1993" is
-    then backwards."""
+def few_classes(monkeypatch, name: str, modules: Collection, keys: Collection[str]) -> None:
+    """Let modules take a set for one of these classes only; the order "seed1993" is then
+    backwards."""
     whole = sets.about_classes(name)
     few = {"classes": {key: whole["classes"][key] for key in keys},
            "orders": {"seed1993": list(range(len(keys)))[::-1]}}
-    monkeypatch.setattr(module, "about_classes", lambda asked: few
-                        if asked == name else sets.about_classes(asked))
+    for module in modules:
+        monkeypatch.setattr(module, "about_classes",
+                            lambda asked: few if asked == name else sets.about_classes(asked))

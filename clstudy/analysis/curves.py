@@ -13,14 +13,13 @@ POINTS = 25  # of a curve
 
 def over_stream(runs: Groups, by: Sequence[str] = ("label",), name: str = "seen classes",
                 metric: str = "accuracy") -> pd.DataFrame:
-    """Accuracy on a set over the stream, percent: columns *by, images_seen, mean, low, high (95 %,
-    cut to 0 … 100).
+    """Return the accuracy on a set over the stream, in percent: columns *by, images_seen, mean,
+    low, high (95 %, cut to 0 … 100).
 
     Groups in which a run was not measured on the set are left out."""
     tables = []
     for key, group in grouped(runs, by).items():
-        found = band(group, name, metric)
-        if found is not None:
+        if (found := band(group, name, metric)) is not None:
             columns = dict(zip(("images_seen", "mean", "low", "high"), found, strict=True))
             tables.append(pd.DataFrame({**dict(zip(by, key, strict=True)), **columns}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*by, "mean"])
@@ -28,8 +27,8 @@ def over_stream(runs: Groups, by: Sequence[str] = ("label",), name: str = "seen 
 
 def band(runs: Sequence[Run], name: str = "seen classes", metric: str = "accuracy"
          ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """Images seen, mean over runs, and the ends of its 95 % interval; None where a run has no such
-    set.
+    """Return images seen, the mean over runs, and the ends of its 95 % interval; None where a run
+    was not measured on the set.
 
     Stages end at other images for other seeds, so each run's curve is read, by linear
     interpolation, at `POINTS` points from the latest first checkpoint to the end."""
@@ -39,23 +38,23 @@ def band(runs: Sequence[Run], name: str = "seen classes", metric: str = "accurac
     first, last = (max(curve.images_seen.iloc[i] for curve in curves) for i in (0, -1))
     points = np.linspace(first, last, POINTS)
     values = np.array([np.interp(points, curve.images_seen, 100 * curve.value) for curve in curves])
-    half = np.array([interval(column).half_width if len(runs) > 1 else 0.0 for column in values.T])
     mean = values.mean(0)
+    half = np.nan_to_num([interval(column).half_width for column in values.T])  # one run: 0
     return points, mean, np.clip(mean - half, 0, 100), np.clip(mean + half, 0, 100)
 
 
 def matrices(runs: Groups, by: str = "label", candidates: str = "all") -> dict[str, np.ndarray]:
-    """The mean accuracy matrix of each group (a share, 0 to 1): a row per stage, the first before
+    """Return the mean accuracy matrix of each group (0 to 1): a row per stage, the first before
     training."""
-    return {
-        key: np.ma.masked_invalid([run.matrix(candidates) for run in group]).mean(0).filled(np.nan)
-        for (key, ), group in grouped(runs, [by]).items()
-    }
+    means = {}
+    for (key,), group in grouped(runs, [by]).items():
+        every = np.ma.masked_invalid([run.matrix(candidates) for run in group])
+        means[key] = every.mean(0).filled(np.nan)
+    return means
 
 
 def losses(runs: Groups, by: str = "label") -> pd.DataFrame:
-    """Each loss term at each optimiser step: columns `by`, stage, step, term, value. One run for
-    each value of `by`."""
-    return pd.concat(
-        [group[0].steps.assign(**{by: key}) for (key, ), group in grouped(runs, [by]).items()],
-        ignore_index=True)
+    """Return each loss term at each optimiser step, of one run for each value of `by`: columns
+    `by`, stage, step, term, value."""
+    tables = [group[0].steps.assign(**{by: key}) for (key,), group in grouped(runs, [by]).items()]
+    return pd.concat(tables, ignore_index=True)

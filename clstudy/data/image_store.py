@@ -1,18 +1,18 @@
-"""Pictures decoded once: a memory-mapped uint8 array for each split of a set, so that the second
-run starts at once.
+"""Decoded pictures: a memory-mapped uint8 array for each split of a set, so that the second run
+starts at once.
 
     data/cache/decoded/<name>-<source>/images.npy  labels.npy  about.json
 
-`source` is a hash of the files behind it, so the array of files that have changed is never read;
-and the folder comes into being by a rename, so it is whole or not there. All of it may be deleted
-at any time. CLSTUDY_CACHE names another place. Sets that are larger than memory go to many files
-instead: `shards.py`."""
+`source` is a hash of the files behind the array, so an array of files that have changed is never
+read. A folder appears by a rename, so it is whole or not there. All of it may be deleted at any
+time. CLSTUDY_CACHE names another place. Sets larger than memory go to many files instead:
+`image_shards.py`."""
 import hashlib
 import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,35 +32,50 @@ BLOCK = 64  # pictures that a thread takes at a time
 
 
 class DamagedError(OSError):
-    """A data set is there, but cannot be read as it should be; the message names the file."""
+    """A data set is there, but cannot be read; the message names the file."""
+
+    @classmethod
+    def unreadable(cls, what: str | Path, error: Exception, cure: str = "") -> "DamagedError":
+        """Say what cannot be read, why, and what to do about it."""
+        why = f"{type(error).__name__}: {error}"
+        return cls(f"{what} cannot be read ({why}). {cure}".strip())
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures as they lie on disk: `read(i)` gives one with its class, `where(i)` names its file
-    for errors."""
+    """Pictures on disk: `read(i)` returns one with its class, `where(i)` names its file."""
 
     count: int
     read: Callable[[int], tuple[Image.Image, int]]
     where: Callable[[int], str]
-    cure: str = ""  # what to do about one that cannot be read
+    cure: str = ""  # what to do about a picture that cannot be read
+
+
+def from_files(files: Sequence[Path], labels: Sequence[int] | np.ndarray, cure: str = "",
+               change: Callable[[Image.Image], Image.Image] = lambda picture: picture) -> Pictures:
+    """Return the pictures of a list of files, each with its class and after `change`."""
+
+    def read(i: int) -> tuple[Image.Image, int]:
+        with Image.open(files[i]) as picture:
+            picture.load()
+            return change(picture), int(labels[i])
+
+    return Pictures(len(files), read, lambda i: str(files[i]), cure)
 
 
 def fingerprint(place: Path, *more) -> str:
-    """Hash of the names, sizes and times of change of all files below a folder, hidden ones aside,
-    and of `more`.
-
-    Contents are not read: that would take minutes for a large set, at each start."""
+    """Hash `more` and the names, sizes and times of change of all files in a folder, except hidden
+    ones. Contents are not read: that would take minutes for a large set, at each start."""
     return digest([sorted(_files(os.fspath(place), "")), *more])
 
 
 def size(place: Path) -> int:
-    """Bytes of all files below a folder, hidden ones aside."""
+    """Return the bytes of all files in a folder, except hidden ones."""
     return sum(size for _, size, _ in _files(os.fspath(place), ""))
 
 
 def digest(thing) -> str:
-    """Sixteen hexadecimal digits of a plain value."""
+    """Hash a plain value to sixteen hexadecimal digits."""
     return hashlib.sha256(json.dumps(thing).encode()).hexdigest()[:16]
 
 
@@ -78,24 +93,22 @@ def _files(place: str, above: str) -> Iterator[tuple[str, int, int]]:
 
 def decoded(name: str, source: str, width: int, pictures: Callable[[], Pictures]
             ) -> tuple[UInt8[Tensor, "images 3 width width"], Int[np.ndarray, " images"]]:
-    """Images (memory-mapped) and labels of a split. `pictures` is called only where they are not
-    decoded yet.
+    """Return images (memory-mapped) and labels of a split; `pictures` is called only to decode them
+    the first time.
 
     DamagedError: a picture cannot be read. OSError: the disk is too full."""
     place = paths.image_store() / f"{name}-{source}"
-    found = _read(place, width)
-    if found is None:
+    if _read(place, width) is None:
         _write(place, width, pictures())
-        found = _read(place, width)
-    return found
+    return _read(place, width)
 
 
 def _read(place: Path, width: int):
-    """What stands there, or None where nothing does, or where it is torn."""
+    """Return images and labels, or None where they are missing or damaged."""
     try:
         # copy-on-write: torch wants memory that it may write to, and the file stays as it is
         images, labels = np.load(place / "images.npy", mmap_mode="c"), np.load(place / "labels.npy")
-    except Exception:  # not there, or whatever a damaged file brings about
+    except Exception:  # whatever a damaged file raises
         return None
     if images.dtype != np.uint8 or images.shape != (len(labels), 3, width, width):
         return None
@@ -105,20 +118,16 @@ def _read(place: Path, width: int):
 def _write(place: Path, width: int, pictures: Pictures) -> None:
     check_room(place.name, pictures.count * 3 * width ** 2)
     clear_dead(place.parent)
-    draft = place.with_name(f"{place.name}.draft-{platform.node()}-{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+    draft = draft_beside(place)
     try:
-        with counted(place.name, pictures.count) as shown:
-            np.save(draft / "labels.npy",
-                    decode(draft / "images.npy", width, pictures, range(pictures.count), shown))
-        about = {
-            "name": place.name, "images": pictures.count, "width": width,
-            "pillow": Image.__version__
-        }
+        with decoding_bar(place.name, pictures.count) as progress:
+            labels = decode(draft / "images.npy", width, pictures, range(pictures.count), progress)
+        np.save(draft / "labels.npy", labels)
+        about = {"name": place.name, "images": pictures.count, "width": width,
+                 "pillow": Image.__version__}
         (draft / "about.json").write_text(json.dumps(about))
         if _read(place, width) is None:
-            shutil.rmtree(place, ignore_errors=True)  # a torn one
+            shutil.rmtree(place, ignore_errors=True)  # a damaged one
         try:
             draft.rename(place)
         except OSError:  # another process was first
@@ -128,51 +137,58 @@ def _write(place: Path, width: int, pictures: Pictures) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def decode(path: Path, width: int, pictures: Pictures, chosen: range, shown) -> np.ndarray:
-    """Write the pictures `chosen` to `path`; their labels. As many threads as torch uses: Pillow
-    decodes beside Python.
+def draft_beside(place: Path) -> Path:
+    """Make an empty folder beside a path that names this process, for `clear_dead`."""
+    draft = place.with_name(f"{place.name}.draft-{platform.node()}-{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    return draft
 
-    shown: a bar. DamagedError: one cannot be read."""
+
+def decode(path: Path, width: int, pictures: Pictures, chosen: range, progress) -> np.ndarray:
+    """Decode the pictures `chosen` into the array file `path`, and return their labels.
+
+    It takes as many threads as torch uses, since Pillow decodes outside Python's lock. progress: a
+    bar. DamagedError: a picture cannot be read."""
     images = np.lib.format.open_memmap(path, "w+", np.uint8, (len(chosen), 3, width, width))
     labels = np.zeros(len(chosen), np.int64)
 
     def block(start: int) -> int:
-        for row in range(start, min(start + BLOCK, len(chosen))):
+        rows = range(start, min(start + BLOCK, len(chosen)))
+        for row in rows:
             try:
                 picture, labels[row] = pictures.read(chosen[row])
                 images[row] = fit(picture, width)
             except Exception as error:
-                why, where = f"{type(error).__name__}: {error}", pictures.where(chosen[row])
-                raise DamagedError(
-                    f"{where} cannot be read ({why}). {pictures.cure}".strip()) from error
-        return min(BLOCK, len(chosen) - start)
+                where = pictures.where(chosen[row])
+                raise DamagedError.unreadable(where, error, pictures.cure) from error
+        return len(rows)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for done in pool.map(block, range(0, len(chosen), BLOCK)):
-            shown.update(done)
+            progress.update(done)
     images.flush()
     return labels
 
 
-def counted(name: str, count: int, done: int = 0):
-    """A bar for the decoding of `count` pictures of a split."""
+def decoding_bar(name: str, count: int, done: int = 0):
+    """Return a progress bar for the decoding of `count` pictures of a split."""
     return bar(total=count, initial=done, unit="img", desc=f"decoding {name.rpartition('-')[0]}",
                leave=False)
 
 
 def check_room(name: str, needed: int) -> None:
-    """OSError: the disk has not so many bytes left."""
-    paths.image_store().mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(paths.image_store()).free
+    """Raise an OSError if the disk has less than `needed` bytes left."""
+    place = paths.image_store()
+    place.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(place).free
     if needed > free:
-        raise OSError(
-            f"{name} needs {needed / 1e9:.1f} GB in {paths.image_store()}, where {free / 1e9:.1f} GB are free;"
-            " CLSTUDY_CACHE names another place")
+        raise OSError(f"{name} needs {needed / 1e9:.1f} GB in {place}, where {free / 1e9:.1f} GB "
+                      "are free; CLSTUDY_CACHE names another place")
 
 
 def fit(picture: Image.Image, width: int) -> UInt8[np.ndarray, "3 width width"]:
-    """The shorter side resized to `width` (bicubic), then the middle square: what CLIP's own
-    preprocessing does."""
+    """Resize the shorter side to `width` (bicubic) and cut out the middle square, as CLIP does."""
     picture = _rgb(picture)
     short, long = min(picture.size), max(picture.size)
     if short != width:
@@ -183,10 +199,9 @@ def fit(picture: Image.Image, width: int) -> UInt8[np.ndarray, "3 width width"]:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    """Without transparency: on white."""
-    if picture.mode[0] in "IF":
-        raise ValueError(
-            f"mode {picture.mode}: store it with 8 bits a channel")  # Pillow would clip it to white
+    """Lay a transparent picture on white."""
+    if picture.mode[0] in "IF":  # Pillow would clip it to white
+        raise ValueError(f"mode {picture.mode}: store it with 8 bits a channel")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

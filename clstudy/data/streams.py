@@ -2,9 +2,7 @@
 
 A stream is a dataclass of its options with one verb, `stages(labels, seed, domains)`. Each class
 has exactly one *home* stage; in a blurred stream some of its images arrive elsewhere. Stages are
-numbered from 1, as the rows of the accuracy matrix are (row 0 is the model before training).
-"""
-
+numbered from 1, as the rows of the accuracy matrix are (row 0 is the model before training)."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -15,16 +13,15 @@ from annotated_types import Ge, Le
 from clstudy.utils.options import Options
 
 Percent = Annotated[float, Ge(0), Le(100)]
+Order = Literal["random", "given"]
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: two arrays do not compare to one truth value
 class Stage:
-    """A stretch of time: `classes` have their home here, `index` lists the images in order of
-    arrival."""
+    """A stretch of time: `classes` have their home here, `index` lists the images in order."""
 
     number: int  # 1, 2, …
-    classes: tuple[int,
-                   ...]  # may be empty: a stage of a blurred stream can bring no class of its own
+    classes: tuple[int, ...]  # empty where a stage of a blurred stream brings no class of its own
     index: np.ndarray  # int64 positions into the training labels; may be empty
 
 
@@ -32,14 +29,14 @@ class Stage:
 class Stream(Options):
     """Which images arrive when."""
 
-    needs_domains: ClassVar[bool] = False  # whether `stages` must be told who drew each image
+    needs_domains: ClassVar[bool] = False  # whether `stages` must be told the domain of each image
 
     def stages(self, labels: np.ndarray, seed: int,
                domains: np.ndarray | None = None) -> list[Stage]:
-        """The stages in order.
+        """Return the stages in order.
 
         labels: one integer class per training image, shape (images,); domains: one integer per
-        image, where the benchmark has them. ValueError: labels that the options do not go with."""
+        image, where the benchmark has them. ValueError: the options do not fit these labels."""
         raise NotImplementedError
 
 
@@ -48,10 +45,10 @@ class Disjoint(Stream):
     """Class-incremental: the classes are dealt out to stages, all images of a class arrive in its
     stage.
 
-    tasks: a number of near-equal groups (the first ones are larger by one class where it does not
+    tasks: a number of near-equal groups (the first ones get one class more where it does not
     divide), or the groups themselves, in order of arrival; groups must hold every class once, and a
-    group may be empty. "groups" stands for the named groups of a run's benchmark. Groups that are
-    given keep their order, so `order` does not touch them. Images are shuffled inside each stage.
+    group may be empty. "groups" stands for the named groups of a run's benchmark. Given groups keep
+    their order, so `order` does not touch them. Images are shuffled inside each stage.
 
     >>> found = Disjoint(tasks=2, order="given").stages(np.array([0, 0, 1, 2, 2]), seed=0)
     >>> [stage.classes for stage in found]
@@ -59,20 +56,18 @@ class Disjoint(Stream):
     """
 
     title: ClassVar[str] = "Disjoint"
-    source: ClassVar[
-        str] = "the split-dataset protocol, e.g. iCaRL (Rebuffi et al. 2017, arXiv 1611.07725)"
+    source: ClassVar[str] = (
+        "the split-dataset protocol, e.g. iCaRL (Rebuffi et al. 2017, arXiv 1611.07725)")
 
     tasks: Annotated[int, Ge(1)] | Literal["groups"] | Sequence[Sequence[int]] = 10  # or the groups
-    order: Literal["random",
-                   "given"] = "random"  # permute the classes before they are dealt out, or not
+    order: Order = "random"  # permute the classes before they are dealt out, or not
 
     def stages(self, labels: np.ndarray, seed: int,
                domains: np.ndarray | None = None) -> list[Stage]:
         labels, classes = _checked_labels(labels)
         rng = np.random.default_rng(seed)
         if self.tasks == "groups":
-            raise ValueError(
-                "tasks='groups': only a run has a benchmark whose groups these could be")
+            raise ValueError("tasks='groups': only the benchmark of a run has named groups")
         if isinstance(self.tasks, int):
             _check_tasks(self.tasks, classes)
             dealt = rng.permutation(classes) if self.order == "random" else classes
@@ -101,19 +96,19 @@ class SiBlurry(Stream):
     any stage.
 
     Source: MVP, Moon et al. 2023, arXiv 2308.09303; official code github.com/moonjunyyy/Si-Blurry,
-    `utils/online_sampler.py`, class OnlineSampler. SIT (arXiv 2405.15155) uses the
-    defaults here, with the official sampler.
+    `utils/online_sampler.py`, class OnlineSampler. SIT (arXiv 2405.15155) uses the defaults here,
+    with the official sampler.
 
     1. The classes are permuted; the first N = `disjoint_share` % are disjoint, the others blurry.
-    2. Both lists are cut into `tasks` pieces: stage i is the home of piece i of each. With `random_sizes` the
-       cut points are drawn at random, so a stage may have few classes or none; otherwise the pieces are
-       near-equal.
-    3. Of the images of blurry classes M = `blurry_share` % leave home for a common pool. With `random_sizes`
-       the total b = floor(M % of them) is cut at random into n_1 … n_T, and stage i gives n_i, or all it has
-       if that is less; otherwise each stage gives floor(M % of its own).
-    4. The pool is shuffled and handed back: n_i to stage i while it lasts (it runs short at the last stages
-       when some stage had less than its n_i), or equal shares with fixed sizes. An image may come back to its
-       own home.
+    2. Both lists are cut into `tasks` pieces: stage i is the home of piece i of each. With
+       `random_sizes` the cut points are random, so a stage may have no class; otherwise the pieces
+       are near-equal.
+    3. M = `blurry_share` % of the images of blurry classes leave home for a common pool. Each stage
+       gives floor(M % of its own); with `random_sizes` the total b = floor(M % of them all) is cut
+       at random into n_1 … n_T, and stage i gives n_i, or all it has if that is less.
+    4. The pool is shuffled and handed back in equal shares; with `random_sizes` stage i gets n_i
+       while the pool lasts (it runs short at the end when some stage had less than its n_i). An
+       image may come back to its own home.
     5. Images are shuffled inside each stage.
 
     sampler: "official" repeats the released sampler index for index (torch's generator). It rounds
@@ -122,8 +117,7 @@ class SiBlurry(Stream):
     remainder (pool mod `tasks` images) never arrives either. Each stage gives away its first images
     in data set order, so in a class-sorted data set whole classes move. "random" draws the images
     that move at random, rounds the disjoint count to the nearest integer and drops neither classes
-    nor images: every image arrives exactly once.
-    """
+    nor images: every image arrives exactly once."""
 
     title: ClassVar[str] = "Si-Blurry"
     source: ClassVar[str] = "Moon et al. 2023, arXiv 2308.09303"
@@ -139,49 +133,50 @@ class SiBlurry(Stream):
         labels, classes = _checked_labels(labels)
         _check_tasks(self.tasks, classes)
         official = self.sampler == "official"
-        draws = _TorchDraws(seed) if official else _NumpyDraws(seed)
+        draws = _Draws(seed, official)
 
         def sizes(total: int) -> np.ndarray:
-            return draws.cut(total, self.tasks) if self.random_sizes else _near_equal(
-                total, self.tasks)
+            cut = draws.cut if self.random_sizes else _near_equal
+            return cut(total, self.tasks)
 
-        order = classes[draws.permutation(len(classes))]
-        n_disjoint, n_blurry = _class_counts(len(classes), self.tasks, self.disjoint_share,
-                                             official)
-        disjoint_homes = _pieces(order[:n_disjoint], sizes(n_disjoint))
-        blurry_homes = _pieces(order[n_disjoint:n_disjoint + n_blurry], sizes(n_blurry))
+        order = draws.shuffled(classes)
+        n_disjoint, n_blurry = self._class_counts(len(classes))
+        disjoint = _pieces(order[:n_disjoint], sizes(n_disjoint))
+        blurry = _pieces(order[n_disjoint:n_disjoint + n_blurry], sizes(n_blurry))
+        staying = [_images_of(labels, home) for home in disjoint]
+        movable = [_images_of(labels, home) for home in blurry]
+        if not official:  # the released code moves the first images in data set order
+            movable = [draws.shuffled(images) for images in movable]
 
-        fixed_images = [_images_of(labels, home) for home in disjoint_homes]
-        blurry_images = [_images_of(labels, home) for home in blurry_homes]
-        if not official:  # the released code skips this, and so moves whole classes of a class-sorted data set
-            blurry_images = [images[draws.permutation(len(images))] for images in blurry_images]
-
-        owned = np.array([len(images) for images in blurry_images])
+        owned = np.array([len(images) for images in movable])
         if self.random_sizes:
             given = sizes(int(owned.sum() * self.blurry_share // 100))
         else:
             given = (owned * self.blurry_share // 100).astype(int)
-        pool = np.concatenate([images[:n] for images, n in zip(blurry_images, given, strict=True)])
-        pool = pool[draws.permutation(len(pool))]
-        if self.random_sizes:
-            returned = given
-        else:
-            returned = np.full(self.tasks,
-                               len(pool)
-                               // self.tasks) if official else _near_equal(len(pool), self.tasks)
+        pool = np.concatenate([images[:n] for images, n in zip(movable, given, strict=True)])
+        pool = draws.shuffled(pool)
+        returned = given if self.random_sizes else sizes(len(pool))
+        if official and not self.random_sizes:
+            returned = np.full(self.tasks, len(pool) // self.tasks)
 
-        homes = [np.concatenate(pair) for pair in zip(disjoint_homes, blurry_homes, strict=True)]
-        arriving = [
-            np.concatenate([fixed, images[n:], guests]) for fixed, images, n, guests in zip(
-                fixed_images, blurry_images, given, _pieces(pool, returned), strict=True)
-        ]
-        return _stages(homes, [images[draws.permutation(len(images))] for images in arriving])
+        parts = zip(staying, movable, given, _pieces(pool, returned), strict=True)
+        arriving = [np.concatenate([stay, images[n:], guests]) for stay, images, n, guests in parts]
+        homes = [np.concatenate(pair) for pair in zip(disjoint, blurry, strict=True)]
+        return _stages(homes, [draws.shuffled(images) for images in arriving])
+
+    def _class_counts(self, n: int) -> tuple[int, int]:
+        """Return how many classes are disjoint and how many are blurry."""
+        if self.sampler == "official":
+            n_disjoint = int(n * self.disjoint_share // 100) // self.tasks * self.tasks
+            return n_disjoint, (n - n_disjoint) // self.tasks * self.tasks
+        n_disjoint = int(n * self.disjoint_share / 100 + 0.5)  # half up; round() takes 2.5 to 2
+        return n_disjoint, n - n_disjoint
 
 
 @dataclass
 class Domains(Stream):
-    """Domain-incremental: the same classes in one domain after the other (one hand, one place, one
-    style a stage).
+    """Domain-incremental: the same classes in one domain after the other (one place, one style a
+    stage).
 
     The home of a class is the first stage that has an image of it, so later stages may have no
     class at home. Images are shuffled inside each stage.
@@ -192,75 +187,62 @@ class Domains(Stream):
     """
 
     title: ClassVar[str] = "Domains"
-    source: ClassVar[
-        str] = "van de Ven and Tolias 2019, arXiv 1904.07734 (domain-incremental learning)"
+    source: ClassVar[str] = (
+        "van de Ven and Tolias 2019, arXiv 1904.07734 (domain-incremental learning)")
     needs_domains: ClassVar[bool] = True
 
-    order: Literal["random",
-                   "given"] = "random"  # permute the domains, or take them in ascending order
+    order: Order = "random"  # permute the domains, or take them in ascending order
 
     def stages(self, labels: np.ndarray, seed: int,
                domains: np.ndarray | None = None) -> list[Stage]:
-        labels, classes = _checked_labels(labels)
+        labels, _ = _checked_labels(labels)
         domains = np.asarray(domains)
         if domains.shape != labels.shape:
-            raise ValueError(
-                f"domains: got shape {domains.shape}; must be one integer per image, {labels.shape}"
-            )
+            raise ValueError(f"domains: got shape {domains.shape}; "
+                             f"must be one integer per image, {labels.shape}")
         rng, names = np.random.default_rng(seed), np.unique(domains)
-        images = [rng.permutation(np.flatnonzero(domains == name))
-                  for name in (rng.permutation(names) if self.order == "random" else names)]
-        first = {label: min(i for i, index in enumerate(images) if label in labels[index])
-                 for label in classes.tolist()}
-        homes = [
-            np.array([label for label, home in first.items() if home == i], int)
-            for i in range(len(images))
-        ]
+        if self.order == "random":
+            names = rng.permutation(names)
+        images = [rng.permutation(np.flatnonzero(domains == name)) for name in names]
+        homes, seen = [], set()
+        for index in images:
+            homes.append(sorted(set(labels[index].tolist()) - seen))
+            seen.update(homes[-1])
         return _stages(homes, images)
 
 
 STREAMS: dict[str, type[Stream]] = {
-    "disjoint": Disjoint, "joint": Joint, "si_blurry": SiBlurry, "domains": Domains,
+    "disjoint": Disjoint,
+    "joint": Joint,
+    "si_blurry": SiBlurry,
+    "domains": Domains,
 }
 
 
-class _NumpyDraws:
-    """The random choices of Si-Blurry from numpy's generator."""
+class _Draws:
+    """The random choices of Si-Blurry: numpy's, or torch's in the order of the official code."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, seed: int, official: bool) -> None:
+        self.official, self.rng = official, np.random.default_rng(seed)
+        if official:
+            import torch  # here, so that importing the module stays light
 
-    def permutation(self, n: int) -> np.ndarray:
-        return self.rng.permutation(n)
+            self.torch, self.rng = torch, torch.Generator().manual_seed(seed)
 
-    def cut(self, total: int, parts: int) -> np.ndarray:
-        """Sizes of `parts` pieces of `total`: parts − 1 cut points, uniform on 0 … total − 1."""
-        if total == 0:
-            return np.zeros(parts, int)
-        return _sizes_between(self.rng.integers(0, total, parts - 1), total)
-
-
-class _TorchDraws:
-    """The same choices from torch's generator, as the official code makes them: none where nothing
-    is cut."""
-
-    def __init__(self, seed: int) -> None:
-        import torch  # here, so that importing the module stays light
-
-        self.torch, self.generator = torch, torch.Generator().manual_seed(seed)
-
-    def permutation(self, n: int) -> np.ndarray:
-        return self.torch.randperm(n, generator=self.generator).numpy()
+    def shuffled(self, items: np.ndarray) -> np.ndarray:
+        if self.official:
+            return items[self.torch.randperm(len(items), generator=self.rng).numpy()]
+        return items[self.rng.permutation(len(items))]
 
     def cut(self, total: int, parts: int) -> np.ndarray:
+        """Return the sizes of pieces between parts - 1 cut points, uniform on 0 … total - 1."""
         if total == 0:
             return np.zeros(parts, int)
-        points = self.torch.randint(0, total, (parts - 1,), generator=self.generator)
-        return _sizes_between(points.numpy(), total)
-
-
-def _sizes_between(points: np.ndarray, total: int) -> np.ndarray:
-    return np.diff(np.concatenate([[0], np.sort(points), [total]]))
+        if self.official:
+            points = self.torch.randint(0, total, (parts - 1,), generator=self.rng).numpy()
+        else:
+            points = self.rng.integers(0, total, parts - 1)
+        return np.diff(np.sort(points), prepend=0, append=total)
 
 
 def _near_equal(total: int, parts: int) -> np.ndarray:
@@ -268,30 +250,21 @@ def _near_equal(total: int, parts: int) -> np.ndarray:
 
 
 def _pieces(items: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
-    """Consecutive pieces; what is beyond the sum of the sizes is left out, and late pieces run
-    short."""
+    """Cut off consecutive pieces; a rest is left out, and late pieces may run short."""
     return np.split(items, np.cumsum(sizes))[:len(sizes)]
-
-
-def _class_counts(n: int, tasks: int, disjoint_share: float, official: bool) -> tuple[int, int]:
-    if not official:
-        n_disjoint = int(
-            n * disjoint_share / 100 + 0.5)  # half up; Python's round() would take 2.5 to 2
-        return n_disjoint, n - n_disjoint
-    n_disjoint = int(n * disjoint_share // 100) // tasks * tasks
-    return n_disjoint, (n - n_disjoint) // tasks * tasks
 
 
 def _images_of(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.isin(labels, classes))
 
 
-def _stages(homes: Sequence[np.ndarray], images: Sequence[np.ndarray]) -> list[Stage]:
+def _stages(homes: Sequence[Sequence[int]], images: Sequence[np.ndarray]) -> list[Stage]:
     return [Stage(number, tuple(int(c) for c in classes), np.asarray(index, dtype=np.int64))
             for number, (classes, index) in enumerate(zip(homes, images, strict=True), start=1)]
 
 
 def _checked_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels and the classes among them, ascending."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels: got shape {labels.shape} of {labels.dtype}; "
@@ -305,20 +278,20 @@ def _check_tasks(tasks: int, classes: np.ndarray) -> None:
 
 
 def _checked_groups(groups: Sequence[Sequence[int]], classes: np.ndarray) -> list[np.ndarray]:
-    flat = [c for group in groups for c in group]
-    unknown = sorted(set(flat) - set(classes.tolist()))
-    missing = sorted(set(classes.tolist()) - set(flat))
-    repeated = sorted({c for c in flat if flat.count(c) > 1})
-    faults = {"unknown": unknown, "in more than one group": repeated, "in no group": missing}
+    flat, known = [c for group in groups for c in group], set(classes.tolist())
+    faults = {
+        "unknown": sorted(set(flat) - known),
+        "in more than one group": sorted({c for c in flat if flat.count(c) > 1}),
+        "in no group": sorted(known - set(flat)),
+    }
     for fault, found in faults.items():
         if found:
-            raise ValueError(
-                f"tasks: classes {found} are {fault}; the groups must hold each of the "
-                f"{len(classes)} classes from {classes[0]} to {classes[-1]} once")
+            raise ValueError(f"tasks: classes {found} are {fault}; the groups must hold each of "
+                             f"the {len(classes)} classes from {classes[0]} to {classes[-1]} once")
     return [np.asarray(group, dtype=np.int64) for group in groups]
 
 
 def away_from_home(stages: list[Stage], labels: np.ndarray) -> float:
-    """The share of images that arrive in another stage than the home of their class, 0 to 1."""
+    """Return the share of images that arrive outside the home stage of their class, 0 to 1."""
     away = sum((~np.isin(labels[stage.index], stage.classes)).sum() for stage in stages)
     return float(away / sum(len(stage.index) for stage in stages))

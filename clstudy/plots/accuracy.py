@@ -1,6 +1,5 @@
-"""Figures are functions of tables. One palette, one style, one `save`; nothing here computes a
-result."""
-from collections.abc import Iterable, Mapping, Sequence
+"""Figures of accuracy: over the stream, as matrices, and against a setting or another metric."""
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -9,30 +8,45 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from clstudy.plots.style import LOOKS, MARKERS, ONE_COLUMN, PALETTE, TWO_COLUMNS, _figure, _legend, _order
+from clstudy.plots.style import (
+    LOOKS,
+    MARKERS,
+    ONE_COLUMN,
+    PALETTE,
+    TWO_COLUMNS,
+    Look,
+    _figure,
+    _legend,
+    _line,
+    _order,
+    _panels,
+)
 from clstudy.utils.validation import choose
+
+matplotlib.set_loglevel("warning")
 
 Roles = str | Sequence[str]
 
 
 def roles(table: pd.DataFrame, **columns: Roles) -> pd.DataFrame:
-    """The table with columns for what a figure asks for; several columns become one, their values
-    joined by a comma.
+    """Return the table with the columns that a figure asks for; several columns become one, their
+    values joined by a comma.
 
     ValueError: a column that the table does not have."""
     for role, names in columns.items():
         several = [names] if isinstance(names, str) else list(names)
         for name in several:
             choose(f"{role}: column", name, table.columns)
-        values = table[several[0]] if len(several) == 1 else table[several].astype(str).agg(
-            ", ".join, axis=1)
+        values = table[several[0]]
+        if len(several) > 1:
+            values = table[several].astype(str).agg(", ".join, axis=1)
         table = table.assign(**{role: values})
     return table
 
 
 def _in_every(table: pd.DataFrame, panel: str, hue: str) -> pd.DataFrame:
-    """The table with frozen CLIP in every panel: it belongs to no tuner, so it has no panel of its
-    own."""
+    """Return the table with frozen CLIP in every panel: it belongs to no tuner, so it has no panel
+    of its own."""
     frozen = table[hue] == "frozen"
     alone = frozen & ~table[panel].isin(table[panel][~frozen])
     panels = table[panel][~alone].drop_duplicates()
@@ -41,14 +55,18 @@ def _in_every(table: pd.DataFrame, panel: str, hue: str) -> pd.DataFrame:
     return pd.concat([table[~alone], *(table[alone].assign(**{panel: one}) for one in panels)])
 
 
+def _look(label: str, place: int) -> Look:
+    """Return the look of a method; another label has the colour of its place in the palette."""
+    return LOOKS.get(label, (label, PALETTE[place % len(PALETTE)], ""))
+
+
 def _matrix(axis, R: np.ndarray, title: str | None, row_names=None, column_names=None,
             top: float = 100, colorbar=True):
-    rows = row_names or ["before", *(str(s) for s in range(1, len(R)))]
-    sns.heatmap(100 * R, vmin=0, vmax=top, cmap="crest", ax=axis, cbar=colorbar, annot=R.shape[1]
-                <= 10, fmt=".0f", annot_kws={"size": 6.5}, yticklabels=rows,
-                xticklabels=column_names or range(1, R.shape[1] + 1), cbar_kws={
-                    "label": "accuracy, %"
-                })
+    rows = row_names or ["before", *(str(stage) for stage in range(1, len(R)))]
+    columns = column_names or range(1, R.shape[1] + 1)
+    sns.heatmap(100 * R, vmin=0, vmax=top, cmap="crest", ax=axis, annot=R.shape[1] <= 10, fmt=".0f",
+                annot_kws={"size": 6.5}, yticklabels=rows, xticklabels=columns, cbar=colorbar,
+                cbar_kws={"label": "accuracy, %"})
     axis.axhline(1, color="white", lw=3)
     axis.set(title=title, xlabel="task", ylabel="after stage")
     axis.tick_params(axis="y", rotation=0)
@@ -56,27 +74,38 @@ def _matrix(axis, R: np.ndarray, title: str | None, row_names=None, column_names
 
 def matrix(R: np.ndarray, title: str | None = None, row_names: Sequence[str] | None = None,
            column_names: Sequence[str] | None = None) -> Figure:
-    """An accuracy matrix: a row per stage (the first is the model before training), a column per
-    task."""
+    """Draw an accuracy matrix: a row per stage (the first is the model before training), a column
+    per task."""
     figure, axes = _figure(1.6 + 0.42 * max(R.shape[1], 4), 1.0 + 0.26 * max(len(R), 3))
     _matrix(axes[0, 0], R, title, row_names, column_names)
     return figure
 
 
+def accuracy_matrices(means: Mapping[str, np.ndarray]) -> Figure:
+    """Draw accuracy matrices side by side (`curves.matrices`)."""
+    top = 100 * max(np.nanmax(R) for R in means.values())
+    height = 0.7 + 0.21 * len(next(iter(means.values())))
+    figure, axes = _figure(TWO_COLUMNS, height, 1, len(means))
+    for i, (label, R) in enumerate(means.items()):
+        _matrix(axes[0, i], R, _look(label, i)[0], top=top, colorbar=i == len(means) - 1)
+        if i:
+            axes[0, i].set_ylabel("")
+    return figure
+
+
 def live(lines: Mapping[tuple[int, str], Sequence[tuple[float, float]]]) -> Figure:
-    """One run as `widgets.live_training` shows it: (panel, name) → points, with panels 1 for loss
-    terms over steps, 2 for accuracy over the stream, 3 for the drift of features."""
+    """Draw one run as `widgets.live_training` shows it: (panel, name) → points, with panel 1 for
+    loss terms over steps, 2 for accuracy over the stream, 3 for the drift of features."""
     figure, axes = _figure(TWO_COLUMNS, 2.7, 1, 3)
-    about = (("optimiser step", "loss"), ("images of the stream seen", "accuracy, %"),
-             ("optimiser step", "1 − cosine to the start"))
-    for column, (x, y) in enumerate(about, 1):
-        axis = axes[0, column - 1]
-        mine = [(name, points) for (panel, name), points in lines.items() if panel == column]
-        for i, (name, points) in enumerate(mine):
+    labels = (("optimiser step", "loss"), ("images of the stream seen", "accuracy, %"),
+              ("optimiser step", "1 − cosine to the start"))
+    for number, (axis, (xlabel, ylabel)) in enumerate(zip(axes[0], labels, strict=True), 1):
+        mine = {name: points for (panel, name), points in lines.items() if panel == number}
+        for i, (name, points) in enumerate(mine.items()):
             axis.plot(*zip(*points, strict=True), color=PALETTE[i % len(PALETTE)], label=name,
                       lw=1.2, dashes=((), (4, 1.5), (1, 1))[i // len(PALETTE) % 3],
-                      marker="" if column == 1 else ".", ms=4)
-        axis.set(xlabel=x, ylabel=y)
+                      marker="" if number == 1 else ".", ms=4)
+        axis.set(xlabel=xlabel, ylabel=ylabel)
         if mine:
             axis.legend(frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(.5, -.28))
     return figure
@@ -84,21 +113,19 @@ def live(lines: Mapping[tuple[int, str], Sequence[tuple[float, float]]]) -> Figu
 
 def changes(table: pd.DataFrame, ylabel: str = "change against before, points", *,
             panel: Roles = "panel", x: str = "set", hue: str = "method") -> Figure:
-    """Bars with 95 % intervals: columns mean and half_width, and those of the panel, the place (x)
-    and the colour."""
-    table = roles(table, panel=panel, set=x, method=hue)
-    panels = list(dict.fromkeys(table.panel))
-    figure, axes = _figure(TWO_COLUMNS, 2.9, 1, len(panels), sharey=True)
-    for axis, panel in zip(axes[0], panels, strict=True):
-        rows = table[table.panel == panel]
+    """Draw bars with 95 % intervals: columns mean and half_width, and those of the panel, the place
+    (x) and the colour."""
+    figure, axes, panels = _panels(roles(table, panel=panel, set=x, method=hue), 2.9, sharey=True)
+    for axis, title, rows in panels:
         sets, methods = list(dict.fromkeys(rows["set"])), _order(rows.method)
         for i, method in enumerate(methods):
             mine = rows[rows.method == method].set_index("set").loc[sets]
-            place = np.arange(len(sets)) + (i - (len(methods) - 1) / 2) * 0.8 / len(methods)
-            axis.bar(place, mine["mean"], 0.8 / len(methods), yerr=mine.half_width,
-                     color=LOOKS[method][1], label=LOOKS[method][0], error_kw={"lw": 0.8})
+            (name, colour, _), width = LOOKS[method], 0.8 / len(methods)
+            place = np.arange(len(sets)) + (i - (len(methods) - 1) / 2) * width
+            axis.bar(place, mine["mean"], width, yerr=mine.half_width, color=colour, label=name,
+                     error_kw={"lw": 0.8})
         axis.axhline(0, color="0.2", lw=0.7)
-        axis.set_title(panel)
+        axis.set_title(title)
         axis.set_xticks(range(len(sets)), sets, rotation=38, ha="right")
     axes[0, 0].set_ylabel(ylabel)
     _legend(figure, axes)
@@ -107,33 +134,39 @@ def changes(table: pd.DataFrame, ylabel: str = "change against before, points", 
 
 def trade(table: pd.DataFrame, xlabel: str, ylabel: str, *, panel: Roles = "panel",
           hue: str = "label") -> Figure:
-    """Two metrics against each other with their 95 % intervals: columns x, x_half, y, y_half, and
-    those of the panel and the colour (`tables.pairs`).
+    """Draw two metrics against each other with their 95 % intervals: columns x, x_half, y, y_half,
+    and those of the panel and the colour (`tables.pairs`).
 
-    Rows whose label is "frozen" become the dotted lines: above is gained, below is lost. They stand
-    in every panel where they have none of their own with others."""
+    Rows whose label is "frozen" become the dotted lines: above is gained, below is lost. They are
+    drawn in every panel unless other rows share their own."""
     table = _in_every(roles(table, panel=panel, label=hue), "panel", "label")
-    panels = list(dict.fromkeys(table.panel))
-    figure, axes = _figure(TWO_COLUMNS, 2.9, 1, len(panels), sharex=True, sharey=True)
-    for axis, panel in zip(axes[0], panels, strict=True):
-        for row in table[table.panel == panel].itertuples():
-            name, colour, dash = LOOKS[row.label]
-            if row.label == "frozen":
-                axis.axvline(row.x, color=colour, ls=":", lw=0.8)
-                axis.axhline(row.y, color=colour, ls=":", lw=0.8, label=name)
-            else:
-                axis.errorbar(row.x, row.y, row.y_half, row.x_half, fmt=MARKERS[dash], ms=4, lw=0.9,
-                              color=colour, label=name)
-        axis.set(title=panel, xlabel=xlabel)
+    figure, axes, panels = _panels(table, 2.9, sharex=True, sharey=True)
+    for axis, title, rows in panels:
+        for row in rows.itertuples():
+            _cross(axis, row.x, row.y, row.x_half, row.y_half, row.label, lw=0.9)
+        axis.set(title=title, xlabel=xlabel)
     axes[0, 0].set_ylabel(ylabel)
     _legend(figure, axes)
     return figure
 
 
+def _cross(axis, x: float, y: float, x_half: float | None, y_half: float | None, label: str,
+           **more) -> None:
+    """Draw a point with its intervals; frozen CLIP becomes the dotted lines through it."""
+    name, colour, dash = LOOKS[label]
+    if label == "frozen":
+        if not np.isnan(x):
+            axis.axvline(x, color=colour, ls=":", lw=0.8)
+        axis.axhline(y, color=colour, ls=":", lw=0.8, label=name)
+    elif not np.isnan(x):
+        axis.errorbar(x, y, y_half, x_half, fmt=MARKERS[dash], ms=4, color=colour, label=name,
+                      **more)
+
+
 def frontier(table: pd.DataFrame, xlabel: str, ylabel: str, *, hue: str = "label",
              along: str = "weight") -> Figure:
-    """Two metrics against each other, a line per method through its weights: columns x, x_half, y,
-    y_half (`tables. pairs`), and those of the colour and of the weight.
+    """Draw two metrics against each other, a line per method through its weights: columns x,
+    x_half, y, y_half (`tables.pairs`), and those of the colour and of the weight.
 
     Above and to the right is better, so methods are compared at their best and not at one weight.
     The smallest and the largest weight of each line are written beside it. "frozen" becomes the
@@ -142,17 +175,15 @@ def frontier(table: pd.DataFrame, xlabel: str, ylabel: str, *, hue: str = "label
     figure, axes = _figure(TWO_COLUMNS, 3.6)
     axis = axes[0, 0]
     for label in _order(table.label):
-        rows, (name, colour, dash) = table[table.label == label].sort_values("weight"), LOOKS[label]
+        rows = table[table.label == label].sort_values("weight")
         if label == "frozen":
-            axis.axvline(rows.x.iloc[0], color=colour, ls=":", lw=0.8)
-            axis.axhline(rows.y.iloc[0], color=colour, ls=":", lw=0.8, label=name)
+            _cross(axis, rows.x.iloc[0], rows.y.iloc[0], None, None, label)
             continue
-        line = axis.errorbar(rows.x, rows.y, rows.y_half, rows.x_half, color=colour, label=name,
-                             lw=1.1, ms=4, marker=MARKERS[dash], elinewidth=0.5)
-        line[0].set_dashes(dash or (None, None))
+        _line(axis, rows.x, rows.y, rows.y_half, LOOKS[label], xerr=rows.x_half, ms=4,
+              elinewidth=0.5)
         for row in rows.iloc[[0, -1]].itertuples() if len(rows) > 1 else ():
-            axis.annotate(f"{row.weight:g}", (row.x, row.y), xytext=(4, 4),
-                          textcoords="offset points", fontsize=6.5, color=colour, zorder=5,
+            axis.annotate(f"{row.weight:g}", (row.x, row.y), xytext=(4, 4), fontsize=6.5,
+                          textcoords="offset points", color=LOOKS[label][1], zorder=5,
                           path_effects=[withStroke(linewidth=2, foreground="white")])
     axis.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, axes)
@@ -161,26 +192,22 @@ def frontier(table: pd.DataFrame, xlabel: str, ylabel: str, *, hue: str = "label
 
 def series(table: pd.DataFrame, xlabel: str, ylabel: str, logx: bool = False, *,
            panel: Roles = "panel", x: str = "x", hue: str = "method") -> Figure:
-    """A value against a setting: columns mean and half_width (`tables.points`), and those of the
-    panel, the setting (x) and the colour; 95 % intervals as bars.
+    """Draw a value against a setting: columns mean and half_width (`tables.points`), and those of
+    the panel, the setting (x) and the colour; 95 % intervals as bars.
 
-    logx: the settings stand at equal distances on a logarithmic axis, each with its value."""
-    table = roles(table, panel=panel, x=x, method=hue)
-    panels = list(dict.fromkeys(table.panel))
-    figure, axes = _figure(TWO_COLUMNS, 2.5, 1, len(panels), sharey=True)
-    for axis, panel in zip(axes[0], panels, strict=True):
-        rows = table[table.panel == panel]
+    logx: the settings stand on a logarithmic axis, each with its value."""
+    figure, axes, panels = _panels(roles(table, panel=panel, x=x, method=hue), 2.5, sharey=True)
+    for axis, title, rows in panels:
+        step = 0 if logx else 0.01 * (rows.x.max() - rows.x.min())  # bars do not hide each other
         for i, method in enumerate(_order(rows.method)):
-            mine, (name, colour, dash) = rows[rows.method == method].sort_values("x"), LOOKS[method]
-            shift = 0 if logx else (i - 1) * 0.01 * (rows.x.max()
-                                                     - rows.x.min())  # bars do not hide each other
-            line = axis.errorbar(mine.x + shift, mine["mean"], mine.half_width, color=colour,
-                                 label=name, lw=1.1, ms=3, marker="o", elinewidth=0.7)
-            line[0].set_dashes(dash or (None, None))
-        axis.set(title=panel, xlabel=xlabel)
+            mine = rows[rows.method == method].sort_values("x")
+            _line(axis, mine.x + (i - 1) * step, mine["mean"], mine.half_width, LOOKS[method],
+                  marker="o")
+        axis.set(title=title, xlabel=xlabel)
         if logx:
+            values = sorted(set(rows.x))
             axis.set_xscale("log")
-            axis.set_xticks(sorted(set(rows.x)), [f"{x:g}" for x in sorted(set(rows.x))])
+            axis.set_xticks(values, [f"{value:g}" for value in values])
             axis.minorticks_off()
     axes[0, 0].set_ylabel(ylabel)
     _legend(figure, axes)
@@ -189,65 +216,43 @@ def series(table: pd.DataFrame, xlabel: str, ylabel: str, logx: bool = False, *,
 
 def stream_curves(table: pd.DataFrame, ylabel: str = "accuracy on seen classes, %", *,
                   hue: str = "method", row: str | None = None, column: str | None = None) -> Figure:
-    """Accuracy over the stream (`curves.over_stream`): a panel for each row and column, a line with
-    its 95 % interval for each hue. Frozen CLIP stands in every column where it has none of its own
-    with others."""
-    table = table.assign(**{name: "" for name in ("_row", "_column")})
-    table = _in_every(roles(table, _row=row or "_row", _column=column or "_column", _hue=hue),
-                      "_column", "_hue")
+    """Draw accuracy over the stream (`curves.over_stream`): a panel for each row and column, a line
+    with its 95 % interval for each hue. Frozen CLIP is drawn in every column unless other rows
+    share its own."""
+    table = roles(table.assign(none=""), _row=row or "none", _column=column or "none", _hue=hue)
+    table = _in_every(table, "_column", "_hue")
     rows, columns = (list(dict.fromkeys(table[name])) for name in ("_row", "_column"))
     wide = TWO_COLUMNS if len(columns) > 1 or len(rows) > 1 else ONE_COLUMN + 0.9
     figure, axes = _figure(wide, 0.5 + 2.0 * len(rows), len(rows), len(columns), sharey="row",
                            sharex="row")
     for (at_row, at_column), part in table.groupby(["_row", "_column"], sort=False):
         axis = axes[rows.index(at_row), columns.index(at_column)]
-        for i, label in enumerate(_known_first(part["_hue"])):
-            line = part[part["_hue"] == label]
-            name, colour, dash = LOOKS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
-            axis.plot(line.images_seen, line["mean"], color=colour, label=name, dashes=dash
-                      or (None, None))
+        for i, label in enumerate(_order(part["_hue"])):
+            line, (name, colour, dash) = part[part["_hue"] == label], _look(label, i)
+            axis.plot(line.images_seen, line["mean"], color=colour, label=name,
+                      dashes=dash or (None, None))
             if (line.high > line.low).any():
                 axis.fill_between(line.images_seen, line.low, line.high, color=colour, alpha=0.12,
                                   lw=0)
-        axis.set(title=", ".join(part for part in (at_row, at_column) if part),
-                 xlabel="images of the stream seen")
+        title = ", ".join(name for name in (at_row, at_column) if name)
+        axis.set(title=title, xlabel="images of the stream seen")
     for axis in axes[:, 0]:
         axis.set_ylabel(ylabel)
     _legend(figure, axes)
     return figure
 
 
-def _known_first(labels: Iterable[str]) -> list[str]:
-    """Methods in their usual order, then other labels as they come."""
-    found = list(dict.fromkeys(labels))
-    return sorted(found, key=lambda label: list(LOOKS).index(label)
-                  if label in LOOKS else len(LOOKS))
-
-
-def accuracy_matrices(means: Mapping[str, np.ndarray]) -> Figure:
-    """Accuracy matrices side by side (`curves.matrices`)."""
-    top = 100 * max(np.nanmax(R) for R in means.values())
-    figure, axes = _figure(TWO_COLUMNS, 0.7 + 0.21 * len(next(iter(means.values()))), 1, len(means))
-    for i, (label, R) in enumerate(means.items()):
-        _matrix(axes[0, i], R, LOOKS.get(label, (label,))[0], top=top, colorbar=i == len(means) - 1)
-        if i:
-            axes[0, i].set_ylabel("")
-    return figure
-
-
 def loss_curves(table: pd.DataFrame, *, hue: str = "label") -> Figure:
-    """Each loss term over the optimiser's steps (`curves.losses`); the vertical lines are stage
-    ends."""
+    """Draw each loss term over the optimiser's steps (`curves.losses`); the vertical lines are
+    stage ends."""
     figure, axes = _figure(ONE_COLUMN + 0.9, 2.3)
+    axis = axes[0, 0]
     for i, (label, steps) in enumerate(table.groupby(hue, sort=False)):
-        name, colour, _ = LOOKS.get(label, (label, PALETTE[i % len(PALETTE)], ""))
+        name, colour, _ = _look(label, i)
         for term, rows in steps.groupby("term"):
-            axes[0, 0].plot(rows.step, rows.value, lw=0.9, color=colour, label=f"{name}: {term}")
+            axis.plot(rows.step, rows.value, lw=0.9, color=colour, label=f"{name}: {term}")
         for end in steps.groupby("stage").step.max()[:-1]:
-            axes[0, 0].axvline(end, color="0.85", lw=0.6, zorder=0)
-    axes[0, 0].set(xlabel="optimiser step", ylabel="loss")
-    axes[0, 0].legend(frameon=False)
+            axis.axvline(end, color="0.85", lw=0.6, zorder=0)
+    axis.set(xlabel="optimiser step", ylabel="loss")
+    axis.legend(frameon=False)
     return figure
-
-
-matplotlib.set_loglevel("warning")

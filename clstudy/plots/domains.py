@@ -5,22 +5,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from clstudy.plots import style
-from clstudy.plots.rehearsal import _legend, look
+from clstudy.plots.rehearsal import _room, look
+from clstudy.plots.style import TWO_COLUMNS, _figure, _legend, _line, _panels
 
 
 def style_grid(pictures: np.ndarray, things: Sequence[str], names: Sequence[str]) -> Figure:
-    """A row per thing, a column per domain, as `small_memory.in_every_domain` gives them."""
-    top = 0.25 + 0.037 * max(map(
-        len, names))  # inches for the slanted names, which else push the columns apart
+    """Draw a row per thing and a column per domain, as `domains.in_every_domain` gives them."""
+    # inches for the slanted names, which would otherwise push the columns apart
+    top = 0.25 + 0.037 * max(map(len, names))
     height = top + 0.6 * len(things)
-    figure, axes = style._figure(style.TWO_COLUMNS, height, len(things), len(names))
+    figure, axes = _figure(TWO_COLUMNS, height, len(things), len(names))
     figure.get_layout_engine().set(rect=(0, 0, 0.96, 1 - top / height))
     for axis, picture in zip(axes.flat, pictures, strict=True):
         axis.imshow(picture.transpose(1, 2, 0), interpolation="nearest")
         axis.set(xticks=[], yticks=[])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
+        axis.spines[:].set_visible(False)
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=6.5, rotation=38, ha="left", x=0.2).set_in_layout(False)
     for axis, thing in zip(axes[:, 0], things, strict=True):
@@ -29,28 +28,29 @@ def style_grid(pictures: np.ndarray, things: Sequence[str], names: Sequence[str]
 
 
 def domain_matrices(means: Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> Figure:
-    """Matrices of domains (`small_memory.domain_means`), up to four beside each other: a row per
-    stage, the first before training. Numbers are accuracies in percent, colours their change
-    against the first row.
+    """Draw matrices of domains (`domains.domain_means`), up to four side by side: a row per stage,
+    the first before training. Numbers are accuracies in percent, colours their change against the
+    first row.
 
     names: the domains in their order of arrival, where it is the same for all runs."""
     columns = len(means) if len(means) <= 4 else 3
     count, rows = len(next(iter(means.values()))), -(-len(means) // columns)
     height = (0.75 + 0.2 * count + 0.45 * bool(names)) * rows
-    figure, axes = style._figure(style.TWO_COLUMNS, height, rows, columns, sharey=True)
+    figure, axes = _figure(TWO_COLUMNS, height, rows, columns, sharey=True)
     most = max(1e-9, *(100 * float(np.abs(R - R[0]).max()) for R in means.values()))
     for axis in axes.flat[len(means):]:
         axis.axis("off")
-    for i, (label, R) in enumerate(means.items()):
-        axis, places = axes.flat[i], np.arange(R.shape[1])
-        shown = axis.pcolormesh(100 * (R - R[0]), cmap="vlag_r", vmin=-most, vmax=most)
+    for i, (axis, (label, R)) in enumerate(zip(axes.flat, means.items(), strict=False)):
+        change, places = 100 * (R - R[0]), np.arange(R.shape[1])
+        shown = axis.pcolormesh(change, cmap="vlag_r", vmin=-most, vmax=most)
         for (row, column), value in np.ndenumerate(100 * R):
-            dark = abs(value - 100 * R[0, column]) > 0.7 * most
+            colour = "white" if abs(change[row, column]) > 0.7 * most else "0.15"
             axis.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center",
-                      fontsize=6.5, color="white" if dark else "0.15")
+                      fontsize=6.5, color=colour)
         axis.axhline(1, color="0.15", lw=1)
-        axis.set(title=look(label)[0], ylim=(len(R), 0),
-                 ylabel="after stage" if i % columns == 0 else "")
+        axis.set(title=look(label)[0], ylim=(len(R), 0))
+        if i % columns == 0:
+            axis.set_ylabel("after stage")
         axis.set_yticks(np.arange(len(R)) + 0.5, ["before", *range(1, len(R))])
         slant = {"rotation": 38, "ha": "right"} if names else {}
         axis.set_xticks(places + 0.5, names or places + 1, **slant)
@@ -61,24 +61,19 @@ def domain_matrices(means: Mapping[str, np.ndarray], names: Sequence[str] | None
 
 
 def domain_gains(table: pd.DataFrame) -> Figure:
-    """The change of domains against before training, after each stage; a panel for those that have
-    come and one for the others, as `small_memory.domain_gains` gives them. The means fill a panel:
-    long bars run out of it."""
-    panels, methods = list(dict.fromkeys(table.panel)), list(dict.fromkeys(table.method))
-    figure, axes = style._figure(style.TWO_COLUMNS, 2.7, 1, len(panels), sharey=True)
-    for axis, panel in zip(axes[0], panels, strict=True):
+    """Draw the change of domains against before training, after each stage; a panel for those that
+    have come and one for the others (`domains.domain_gains`). The means fill a panel: long bars run
+    out of it."""
+    methods = list(dict.fromkeys(table.method))
+    figure, axes, panels = _panels(table, 2.7, sharey=True)
+    for axis, title, mine in panels:
         for i, method in enumerate(methods):
-            rows, (name, colour,
-                   dash) = table[(table.panel == panel) & (table.method == method)], look(method)
-            line = axis.errorbar(rows.x + (i - (len(methods) - 1) / 2) * 0.06, rows["mean"],
-                                 rows.half_width, lw=1.1, ms=3, color=colour, label=name,
-                                 marker=style.MARKERS[dash], elinewidth=0.7)
-            line[0].set_dashes(dash or (None, None))
+            rows = mine[mine.method == method]
+            shift = (i - (len(methods) - 1) / 2) * 0.06  # bars do not hide each other
+            _line(axis, rows.x + shift, rows["mean"], rows.half_width, look(method))
         axis.axhline(0, color="0.2", lw=0.6, zorder=0)
-        axis.set(title=f"domains that {panel}", xlabel="after stage")
-        axis.set_xticks(sorted(table.x[table.panel == panel].unique()))
-    low, high = min(0.0, table["mean"].min()), max(0.0, table["mean"].max())
-    room = max(0.35 * (high - low), 1)
-    axes[0, 0].set(ylim=(low - room, high + room), ylabel="change, points")
+        axis.set(title=f"domains that {title}", xlabel="after stage")
+        axis.set_xticks(sorted(mine.x.unique()))
+    axes[0, 0].set(ylim=_room([0, *table["mean"]]), ylabel="change, points")
     _legend(figure, axes, [look(method)[0] for method in methods])
     return figure

@@ -1,12 +1,13 @@
-"""What all figures share: sizes, colours, how a figure is saved."""
+"""What all figures share: sizes, colours, panels, legends, and how a figure is saved."""
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -15,12 +16,12 @@ from clstudy.runs.run import Run
 from clstudy.utils import paths
 
 Look = tuple[str, str, tuple[float, ...] | str]  # title, colour, dash
-ONE_COLUMN, ONE_AND_A_HALF, TWO_COLUMNS = WIDTHS = (
-    3.5, 5.2, 7.2)  # inches, the usual widths of a paper
 
+# inches, the usual widths of a paper
+ONE_COLUMN, ONE_AND_A_HALF, TWO_COLUMNS = WIDTHS = (3.5, 5.2, 7.2)
 
 # Family of methods → its colour, in the order of legends. Okabe and Ito's colours and an indigo,
-# told apart by colour-blind readers; within a family methods differ by their dash.
+# which colour-blind readers can tell apart; within a family methods differ by their dash.
 FAMILIES = {
     "frozen": "#595959",
     "asymmetric": "#D55E00",
@@ -34,17 +35,14 @@ FAMILIES = {
     "other": "#999999",
 }
 
-
 # Forms of a method that have a line of their own: title, family, dash.
 FORMS = {"er_balanced": ("ER (balanced)", "memory", (5, 1.5, 1, 1.5))}  # er with draw="balanced"
-
 
 TOWERS = {
     "image": ("image encoder", "#009E73", ""),
     "text": ("text encoder", "#E69F00", (4, 1.5)),
     "both": ("both encoders", "#0072B2", (1, 1)),
 }
-
 
 VOCABULARIES = {  # what is distilled on
     "nothing": ("nothing (fine-tuning)", "#D55E00", ""),
@@ -58,7 +56,6 @@ VOCABULARIES = {  # what is distilled on
     "path lora": ("the same, LoRA", "#000000", (4, 1.5)),
 }
 
-
 MEASURES = {
     "UT-Acc": ("UT-Acc (updated classes)", "#D55E00", ""),
     "ZS-Acc": ("ZS-Acc (never updated)", "#0072B2", (4, 1.5)),
@@ -67,16 +64,14 @@ MEASURES = {
 
 class Looks(Mapping):
     """Label → title, colour and dash. The methods are read from their classes each time, and so
-    hold those that a reader has added. A method looks the same in all figures."""
+    include those that a reader has added. A method looks the same in all figures."""
 
     def __init__(self, others: Mapping[str, Look]):
         self.others = others
 
     def all(self) -> dict[str, Look]:
-        kinds = {
-            name: (kind.title or name, kind.family, kind.dash)
-            for name, kind in METHOD_CLASSES.items()
-        }
+        kinds = {name: (kind.title or name, kind.family, kind.dash)
+                 for name, kind in METHOD_CLASSES.items()}
         ranked = sorted((kinds | FORMS).items(), key=lambda item: list(FAMILIES).index(item[1][1]))
         return {name: (title, FAMILIES[family], dash)
                 for name, (title, family, dash) in ranked} | self.others
@@ -94,35 +89,30 @@ class Looks(Mapping):
 METHODS = Looks({})
 LOOKS = Looks(TOWERS | VOCABULARIES | MEASURES)
 
-
-# Two of one colour have another dash, and so another marker.
+# Two methods of one colour differ in dash, and so in marker.
 MARKERS = {"": "o", (4, 1.5): "s", (1, 1): "^", (5, 1.5, 1, 1.5): "D"}
 
-
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#595959"]
-
 
 # The font comes with matplotlib, so that a figure is the same on every machine.
 STYLE = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8,
     "axes.titlesize": 8.5, "axes.labelsize": 8, "legend.fontsize": 7.5, "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5, "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
-    "figure.constrained_layout.use": True
+    "figure.constrained_layout.use": True,
 }
 
-
-FILES = {"pdf.fonttype": 42,  # TrueType, embedded
-         "pdf.compression": 6, "pdf.use14corefonts": False, "savefig.dpi": 220,
-         "savefig.bbox": "standard", "savefig.facecolor": "white", "savefig.transparent": False}
-
+FILES = {"pdf.fonttype": 42, "pdf.compression": 6, "pdf.use14corefonts": False,  # TrueType, embedded
+         "savefig.dpi": 220, "savefig.bbox": "standard", "savefig.facecolor": "white",
+         "savefig.transparent": False}
 
 HEAVY = 400_000  # bytes of a PNG
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1,
             **options) -> tuple[Figure, np.ndarray]:
-    """width: becomes the next of WIDTHS, so that a figure fits into the columns of a paper as it
-    is."""
+    """Return a figure and its axes, (rows, columns). width: the next of WIDTHS is taken, so that a
+    figure fits into the columns of a paper as it is."""
     sns.set_theme("paper", "ticks", rc=STYLE)
     width = next((fits for fits in WIDTHS if fits >= width), TWO_COLUMNS)
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
@@ -130,56 +120,68 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1,
     return figure, axes
 
 
+def _panels(table: pd.DataFrame, height: float, **options
+            ) -> tuple[Figure, np.ndarray, list[tuple[Axes, str, pd.DataFrame]]]:
+    """Return a figure with a panel for each value of the column `panel`, side by side; its axes;
+    and the axis, the value and the rows of each panel."""
+    names = list(dict.fromkeys(table.panel))
+    figure, axes = _figure(TWO_COLUMNS, height, 1, len(names), **options)
+    panels = [(axis, name, table[table.panel == name])
+              for axis, name in zip(axes[0], names, strict=True)]
+    return figure, axes, panels
+
+
+def _line(axis: Axes, x, y, half, look: Look, **more) -> None:
+    """Draw a line with 95 % intervals as bars, in the look of a method."""
+    name, colour, dash = look
+    style = {"lw": 1.1, "ms": 3, "marker": MARKERS[dash], "elinewidth": 0.7} | more
+    axis.errorbar(x, y, half, color=colour, label=name, dashes=dash or (None, None), **style)
+
+
+def _order(labels: Iterable[str]) -> list[str]:
+    """Return each label once, in the order of LOOKS; others stay behind, as they come."""
+    places = {label: place for place, label in enumerate(LOOKS)}
+    return sorted(dict.fromkeys(labels), key=lambda label: places.get(label, len(places)))
+
+
+def _legend(figure: Figure, axes: np.ndarray, order: Sequence[str] = ()) -> None:
+    """Add one legend above all panels, each label once, in the order given or else of LOOKS."""
+    found = {}
+    for axis in axes.flat:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    places = {name: place for place, (name, *_) in reversed(list(enumerate(LOOKS.values())))}
+    usual = sorted(found, key=lambda label: places.get(
+        label, places.get(label.split(", ")[0], len(places))))
+    columns = 4 if order else len(found) if len(found) <= 5 else -(-len(found) // 2)
+    shown = list(order) or usual
+    figure.legend([found[label] for label in shown], shown, loc="outside upper center",
+                  ncols=min(columns, len(shown)), frameon=False)
+
+
 def save(figure: Figure, name: str, runs: Sequence[Run] = (), caption: str = "") -> Figure:
     """Write figures/NAME.png (to read), .pdf (for papers, TrueType fonts embedded) and .json: the
     caption, the runs behind it and their settings in short. The same figure gives the same bytes:
     no file holds a date or a version."""
     paths.FIGURES.mkdir(parents=True, exist_ok=True)
+    png, pdf, about = (paths.FIGURES / f"{name}.{kind}" for kind in ("png", "pdf", "json"))
     with matplotlib.rc_context(FILES):
-        figure.savefig(paths.FIGURES / f"{name}.png", metadata={"Software": None})
-        figure.savefig(paths.FIGURES / f"{name}.pdf",
-                       metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    _lighter(paths.FIGURES / f"{name}.png")
-    about = {
-        "figure": name, "caption": caption, "settings": settings(runs), "runs": sorted(
-            {run.id for run in runs})
-    }
-    (paths.FIGURES / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
+        figure.savefig(png, metadata={"Software": None})
+        figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    if png.stat().st_size > HEAVY:  # 256 colours make it a third as large; the PDF has them all
+        with Image.open(png) as picture:
+            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(png, optimize=True)
+    content = {"figure": name, "caption": caption, "settings": settings(runs),
+               "runs": sorted({run.id for run in runs})}
+    about.write_text(json.dumps(content, indent=1) + "\n")
     return figure
 
 
-def _lighter(path: Path) -> None:
-    """A picture of more than HEAVY bytes keeps 256 colours, which makes it a third as large: it
-    lies in the repository. The PDF has them all."""
-    if path.stat().st_size > HEAVY:
-        with Image.open(path) as picture:
-            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-
-
 def settings(runs: Sequence[Run]) -> dict[str, list]:
-    """What the runs of a figure are: their benchmarks, streams, tuners, methods and seeds, each
-    once and in order."""
-    found = {
-        name: {getattr(run.config, name) for run in runs}
-        for name in ("benchmark", "stream", "tuner", "seed")
-    }
-    return {name: sorted(values) for name, values in found.items()} | {
-        "method": _order(sorted({run.config.method for run in runs}))} if runs else {}
-
-
-def _order(labels: Iterable[str]) -> list[str]:
-    """Each label once, in the order of LOOKS; others stay behind, as they come."""
-    places = {label: place for place, label in enumerate(LOOKS)}
-    return sorted(dict.fromkeys(labels), key=lambda label: places.get(label, len(places)))
-
-
-def _legend(figure: Figure, axes: np.ndarray) -> None:
-    """One legend above all panels, each label once, in the order of LOOKS."""
-    pairs = [axis.get_legend_handles_labels() for axis in axes.flat]
-    found = {label: handle for found in pairs for handle, label in zip(*found, strict=True)}
-    places = {name: place for place, (name, *_) in reversed(list(enumerate(LOOKS.values())))}
-    handles = dict(sorted(found.items(), key=lambda item: places.get(item[0], places.get(
-        item[0].split(", ")[0], len(places)))))
-    columns = len(handles) if len(handles) <= 5 else -(-len(handles) // 2)
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns,
-                  frameon=False)
+    """Return the benchmarks, streams, tuners, seeds and methods of the runs of a figure, each once
+    and in order."""
+    if not runs:
+        return {}
+    fields = ("benchmark", "stream", "tuner", "seed", "method")
+    found = {name: sorted({getattr(run.config, name) for run in runs}) for name in fields}
+    return found | {"method": _order(found["method"])}

@@ -1,4 +1,4 @@
-"""Rebuild `data/emoji.parquet`: every Unicode emoji in twelve hands.
+"""Rebuild `data/emoji.parquet`: every Unicode emoji as twelve icon families draw it.
 
     python scripts/emoji/build_emoji.py            # needs npm and `pip install -e .[build]`
 

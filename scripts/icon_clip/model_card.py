@@ -11,7 +11,7 @@ from pretrain import zero_shot
 from pretraining_curve import pretraining
 
 from clstudy import RunConfig, load_clip, load_or_train
-from clstudy.data.benchmarks.emoji import COLOUR, OBJECTS, UNSEEN, Emoji, _retrieval, table
+from clstudy.data.benchmarks.emoji import COLOUR, OBJECTS, UNSEEN, Emoji, captioned, table
 from clstudy.evaluation.accuracy import evaluate
 from clstudy.evaluation.retrieval import retrieval
 
@@ -30,7 +30,7 @@ def family_table(clip) -> list[str]:
             "| --- | ---: | ---: | ---: | ---: | ---: |"]
     for family in UNSEEN:
         drawings = table([family])
-        pairs = _retrieval(drawings[drawings.group.isin(OBJECTS)])["drawings"]
+        pairs = captioned(drawings[drawings.group.isin(OBJECTS)])["drawings"]
         found = {
             row["set"]: row["value"] for row in retrieval(clip, pairs, family)
             if row["metric"] == "recall@1"

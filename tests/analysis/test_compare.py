@@ -6,7 +6,7 @@ import pytest
 from small_runs import evaluations, make
 
 from clstudy import RunConfig, Runs, compare, grid, scores
-from clstudy.analysis.comparisons import above_zero, changes, compare_values, tell
+from clstudy.analysis.comparisons import above_zero, changes, tell
 from clstudy.runs.run import Run
 
 LAST = {("finetune", "lora"): [.40, .50, .60], ("sit", "lora"): [.55, .60, .75],
@@ -87,15 +87,14 @@ def test_sentences_name_both_sides_the_interval_and_the_number_of_pairs(runs):
 
 def test_a_column_of_any_table_is_compared_in_the_same_way(runs):
     table = scores(runs, "A_last")
-    found = compare_values(table, "A_last", by=["tuner"])
+    found = compare(table, "A_last", by=["tuner"])
     pd.testing.assert_frame_equal(found, compare(runs, "A_last", by=["tuner"]))
-    said = tell(compare_values(table[table.tuner == "full"], "A_last"), unit="", digits=2,
-                means=True)
+    said = tell(compare(table[table.tuner == "full"], "A_last"), unit="", digits=2, means=True)
     assert said.startswith(
         "A_last: sit is not significantly different from finetune: 50.00 against 50.00, +0.00 (95 %"
     )
     with pytest.raises(ValueError, match="tunr.*tuner"):
-        compare_values(table, "A_last", by=["tunr"])
+        compare(table, "A_last", by=["tunr"])
 
 
 def test_what_cannot_be_compared_is_refused_with_what_to_do(runs):

@@ -96,7 +96,7 @@ def test_a_line_is_drawn_once(runs, monkeypatch):
 
 def test_what_cannot_be_a_line_is_refused(runs, tiny, tmp_path):
     run = runs()
-    with pytest.raises(ValueError, match="held_out='shade' is unknown. Choices: shades"):
+    with pytest.raises(ValueError, match="held_out='shade' is unknown. Did you mean shades"):
         interpolation.along(None, run, [0, 1], ["shade"])
     with pytest.raises(ValueError, match="benchmark_args differs"):
         interpolation.along(run, runs(benchmark_args={"images": 9}), [0, 1], ["shades"])

@@ -251,87 +251,46 @@ def test_it_reads_as_text_with_stars(board):
     assert leaderboard.known(board, ["A_last", "memory, MB", "nothing"]) == ["A_last"]
 
 
-def test_who_leads_is_said(board, tmp_path):
-    assert leaderboard.leaders(leaderboard.standings(board, ["A_last"]), "A_last") == (
-        "emoji, disjoint: 2 of 3 share the first place in A_last: sit, lora; er, lora; 1 with one seed, not ranked"
-    )
-    alone = leaderboard.gather([write(tmp_path / "alone")])
-    assert leaderboard.leaders(leaderboard.standings(alone, ["A_last"]), "A_last") == (
-        "emoji, disjoint: one seed each, so nobody is ahead")
-
-
-def test_what_is_first_in_two_things_and_what_is_fastest(board):
+def test_a_board_in_a_row_who_is_first_in_what_and_who_is_fastest(board, tmp_path):
     board["images/s"] = [10.] * 3 + [40.] * 3 + [90.] * 4  # sit, er, finetune and lwf
     board["zero-shot"] = [50., 51, 52] + [50.5, 51.5, 52.5] + [30., 31, 32] + [90.]
-    found = leaderboard.standings(board, ["A_last", "zero-shot"])
-    assert leaderboard.both(found, "A_last", "zero-shot") == (
-        "emoji, disjoint: 2 of 3 rows share the first place in A_last and in zero-shot: sit, lora; er, lora"
-    )
-    assert leaderboard.fastest(found, "A_last") == (
-        "emoji, disjoint: of the 2 trained that share the first place in A_last, er, lora is the fastest "
-        "(40 images/s; the slowest 10)")
-    nobody = leaderboard.standings(board[board.seed == 0], ["A_last"])
-    assert leaderboard.fastest(nobody,
-                               "A_last") == "No row with an interval was trained at a known speed."
-    assert leaderboard.both(nobody, "A_last", "A_last") == "No row has an interval."
+    table = pd.concat([board, leaderboard.gather([write(tmp_path / "alone", stream="joint")])])
+    found = leaderboard.standings(table, ["A_last", "zero-shot"])
+    places = leaderboard.places(table, found, "A_last", "zero-shot")
+    assert places.columns.tolist() == ["ranked", "first in A_last", "first in zero-shot",
+                                       "first in both", "behind when paired",
+                                       "fastest of the first"]
+    assert places.loc["emoji, disjoint"].tolist() == [3, 2, 2, 2, 0, "er, lora"]
+    assert places.loc["emoji, joint"].tolist() == [0, 0, 0, 0, 0, "-"]  # one seed: nobody is ahead
 
 
 def test_a_shared_first_place_may_be_lost_when_compared_seed_by_seed(tmp_path):
-    runs = three(tmp_path, (.5, .6, .7), method="sit") + three(tmp_path,
-                                                               (.48, .581, .679), method="er")
+    runs = three(tmp_path, (.5, .6, .7), method="sit")
+    runs += three(tmp_path, (.48, .581, .679), method="er")
     table = leaderboard.gather(runs + three(tmp_path, (.7, .5, .58), method="lwf"))
     found = leaderboard.standings(table, ["A_last"])
     assert found["A_last *"].all()
-    assert leaderboard.sharper(table, found, "A_last") == (
-        "Paired by seed, 1 of the 2 rows that share a first place with the best are behind it by an interval clear of "
-        "zero: emoji, disjoint: er, lora.")
+    places = leaderboard.places(table, found, "A_last", "A_last")
+    assert places["behind when paired"].tolist() == [1]  # er
 
 
 def test_what_to_doubt(tmp_path):
-    runs = three(tmp_path, (.5, .6, .7), method="lwf", lr=.1) + three(tmp_path,
-                                                                      (.5, .6), method="lwf", lr=.2)
-    runs += three(tmp_path,
-                  (.4, ), method="sit", lr=.1) + three(tmp_path,
-                                                       (.4, ), method="frozen", tuner="none")
-    table = leaderboard.gather(runs)
-    care = leaderboard.care(table)
+    runs = three(tmp_path, (.5, .6, .7), method="lwf", lr=.1)
+    runs += three(tmp_path, (.5, .6), method="lwf", lr=.2)
+    runs += three(tmp_path, (.4,), method="sit", lr=.1)
+    runs += three(tmp_path, (.4,), method="frozen", tuner="none")
+    care = leaderboard.care(leaderboard.gather(runs))
     assert care.loc["emoji, disjoint", "lwf", "lora"].tolist() == [2, "2-3", "0.1, 0.2"]
     assert care.loc["emoji, disjoint", "sit", "lora"].tolist() == [1, "1", "0.1"]
     assert care.loc["emoji, disjoint", "frozen", "none"].tolist() == [1, "1", "-"]
-    said = leaderboard.doubts(table, leaderboard.standings(table, ["A_last"]))
-    assert said.startswith(
-        "4 rows from 7 runs. 2 of them have one seed and no interval, 1 have two")
-    assert "In 1 of 2 cases" in said and "up to 2 settings" in said and "1 kind of machine" in said
 
 
-# ---- for figures
-
-
-def test_tables_for_figures_hold_the_boards_with_enough_rows(board, tmp_path):
-    more = leaderboard.gather(
-        [write(tmp_path / "more", stream="joint", method="frozen", tuner="none")])
-    found = leaderboard.standings(pd.concat([board, more]), ["A_last", "A_avg"])
-    table = leaderboard.dots(found, ["A_last", "A_avg"], 2)
-    assert table.board.unique().tolist() == ["emoji, disjoint"] and len(table) == 8
-    assert table[table.column == "A_last"]["mean"].tolist() == pytest.approx([90, 61, 56, 41])
-    assert table["first"].tolist()[2:4] == [True, True] and set(table.label) == {"lora"}
-    assert leaderboard.of_boards([
-        Run(RunConfig.model_construct(), tmp_path / name)
-        for name in (board.index[0], "x", more.index[0])
-    ], pd.concat([board, more]), table.board)[0].id == board.index[0]
-    cross = leaderboard.pairs(found, "images/s", "A_last", 1)
-    assert cross.panel.tolist() == ["emoji, disjoint"] * 4 + ["emoji, joint"
-                                                              ] and cross.x.isna().all()
-    assert cross.y_half.tolist() == pytest.approx([0, 2.484, 14.905, 2.484, 0],
-                                                  abs=1e-3) and (cross.x_half == 0).all()
-
-
-def test_a_tuner_that_says_nothing_is_left_out():
-    names = [("sit", "lora", ""), ("sit", "lora", "weight 2"), ("frozen", "none", ""),
-             ("l2p", "l2p", "size 3")]
-    rows = [dict(zip(("method", "tuner", "settings"), one, strict=True)) for one in names]
-    assert [leaderboard.label(pd.Series(row))
-            for row in rows] == ["lora", "lora, weight 2", "", "size 3"]
+def test_the_runs_behind_a_board(board, tmp_path):
+    more = leaderboard.gather([write(tmp_path / "more", stream="joint")])
+    runs = [Run(RunConfig.model_construct(), tmp_path / name)
+            for name in (board.index[0], "x", more.index[0])]
+    found = leaderboard.of_boards(runs, pd.concat([board, more]), board.board)
+    assert [run.id for run in found] == [board.index[0]]
 
 
 # ---- the notebook

@@ -75,10 +75,6 @@ def test_held_out_sets_are_what_is_no_task(tmp_path):
     assert make(tmp_path / "a").held_out_sets() == ["concepts", "pets"]
 
 
-def test_means_of_scores(seeds):
-    assert scores.means(seeds((.5, .6, .7)), "A_last", "concepts") == pytest.approx([60, 70])
-
-
 @pytest.mark.parametrize(("without", "expected"), [((), [85, 60, 80]), (("task 1",), [80, 70, 70])], ids=str)
 def test_one_stage_read_under_each_choice_of_candidates(tmp_path, without, expected):
     """After stage 2, over the tasks 1 and 2: own 90 and 80, seen 50 and 70, all 90 and 70."""
@@ -121,8 +117,6 @@ def test_what_runs_cost(tmp_path):
     assert scores.cost(frozen) == dict(zip(names, ("0", "-", "-"), strict=True))
     assert scores.cost([run("old")]) == dict(zip(names, ("0", "-", "-"),
                                                  strict=True))  # of before costs were kept
-    assert scores.costs({("a",): cpu, ("b",): frozen}, ["images/s", "parameters"]) == {
-        "images/s": ["21", "-"], "parameters": ["12,000", "0"]}
 
 
 def test_what_stands_in_a_cell_breaks_neither_markdown_nor_latex(tmp_path, monkeypatch):
@@ -199,15 +193,17 @@ def test_a_road_and_the_points_of_a_line_hold_the_means_over_seeds():
     table = walked(((.4, .7, .8), (.5, .5, .2)), ((.4, .6, .8), (.5, .5, .4)))
     assert table.columns.tolist() == ["label", "seed", "share", "UT-Acc", "ZS-Acc"
                                       ] and len(table) == 6
-    road = interpolation.road(table, "UT-Acc", "ZS-Acc")
+    road = tables.pairs(table, "UT-Acc", "ZS-Acc", ["label", "share"])
     assert road.share.tolist() == [0, .5, 1] and set(road.label) == {"path"}
     assert road.x.tolist() == pytest.approx([40, 65, 80]) and road.y.tolist() == pytest.approx(
         [50, 50, 30])
     assert road.x_half.tolist() == pytest.approx([0, metrics.interval([70., 60.]).half_width, 0])
-    points = interpolation.points(table)
-    assert points.metric.tolist() == ["UT-Acc"] * 3 + ["ZS-Acc"] * 3
-    assert points["mean"].tolist() == pytest.approx([40, 65, 80, 50, 50, 30])
-    assert points.half_width[1] == pytest.approx(road.x_half[1])
+    points = tables.points(table, ["UT-Acc", "ZS-Acc"], ["label", "share"])
+    ut, zs = points[points.metric == "UT-Acc"], points[points.metric == "ZS-Acc"]
+    assert ut.share.tolist() == zs.share.tolist() == [0, .5, 1]
+    assert ut["mean"].tolist() == pytest.approx([40, 65, 80])
+    assert zs["mean"].tolist() == pytest.approx([50, 50, 30])
+    assert ut.half_width.tolist()[1] == pytest.approx(road.x_half[1])
 
 
 def test_the_middle_of_a_line_is_compared_with_its_ends():

@@ -81,8 +81,8 @@ def test_no_training_picture_is_a_test_picture(name, disk):
 
 def test_held_out_sets_are_the_five_of_the_paper_with_their_own_names_and_the_same_prompt(disk):
     found = BENCHMARKS["cifar100"](size=40).load()
-    assert tuple(found.held_out) == SIT_HELD_OUT == ("food101", "caltech101", "eurosat",
-                                                     "flowers102", "oxford_pets")
+    assert tuple(found.held_out) == SIT_HELD_OUT
+    assert SIT_HELD_OUT == ("food101", "caltech101", "eurosat", "flowers102", "oxford_pets")
     for name, held_out in found.held_out.items():
         agree(held_out, disk[name]["test"], SIZES.get(name, 40))
         assert held_out.template == "a bad photo of a {}."
@@ -160,8 +160,8 @@ def test_a_file_that_is_cut_short_is_named_with_what_to_do(name, disk):
     chosen = ONE[name] or next(f"imagenet-r/n01443537/art_{i}.jpg" for i in range(5))
     path = paths.downloads() / chosen
     path.write_bytes(path.read_bytes()[:-200])
-    cure = f"clstudy data get {name}" if datasets.SETS[
-        name].archives else f"into {datasets.SETS[name].folder}"
+    one = datasets.SETS[name]
+    cure = f"clstudy data get {name}" if one.archives else f"into {one.folder}"
     with pytest.raises(DamagedError, match=f"(?s){path.name}.*{cure}"):
         for split in disk[name]:
             datasets.load(name, split, 32)
@@ -175,9 +175,8 @@ def test_a_list_that_is_torn_is_said(name, disk):
             "tiny_imagenet": "tiny-imagenet-200/val/val_annotations.txt"}[name]
     file = paths.downloads() / path
     file.write_bytes(file.read_bytes()[:-4].replace(b"\t", b" "))
-    with pytest.raises(
-            DamagedError,
-            match=f"{datasets.SETS[name].folder} cannot be read.*clstudy data get {name}"):
+    said = f"{datasets.SETS[name].folder} cannot be read.*clstudy data get {name}"
+    with pytest.raises(DamagedError, match=said):
         datasets.load(name, "test", 32)
 
 
@@ -226,16 +225,14 @@ def test_what_is_missing_is_said_with_the_folder_and_the_command(disk):
     with pytest.raises(FileNotFoundError) as error:
         BENCHMARKS["cifar100"]().load()
     said = str(error.value)
-    assert str(
-        paths.downloads()) in said and "cifar-100-python/train" in said and "CLSTUDY_DATA" in said
+    assert str(paths.downloads()) in said and "CLSTUDY_DATA" in said
+    assert "cifar-100-python/train" in said
     assert "`clstudy data get cifar100`" in said
     with pytest.raises(FileNotFoundError,
                        match=r"`clstudy data get food101 eurosat`.*=\{\"held_out\": \[\]\}"):
         BENCHMARKS["cifar10"]().load()
     assert BENCHMARKS["cifar10"](held_out=[]).load().held_out == {}
-    assert not paths.image_store().exists() or not list(
-        paths.image_store().glob("cifar100*")
-    )  # found out before any decoding
+    assert not list(paths.image_store().glob("cifar100*"))  # nothing was decoded before
 
 
 def test_missing_data_stop_a_run_before_the_model_is_loaded(tmp_path, monkeypatch):
@@ -265,9 +262,9 @@ def test_impossible_options_are_refused_before_anything_is_looked_for(options, s
 def test_a_run_on_a_published_set_trains(disk, toy_model):
     from small_runs import train
 
-    config = RunConfig(benchmark="cifar10", benchmark_args={
-        "held_out": ["oxford_pets"], "size": 64
-    }, model=str(toy_model), stream_args={"tasks": "groups"}, batch_size=10, steps_per_batch=1)
+    options = {"held_out": ["oxford_pets"], "size": 64}
+    config = RunConfig(benchmark="cifar10", benchmark_args=options, model=str(toy_model),
+                       stream_args={"tasks": "groups"}, batch_size=10, steps_per_batch=1)
     evals, _ = train(config)
     assert {"oxford_pets", "all classes", "class airplane"} <= {row["set"] for row in evals}
 
@@ -284,9 +281,8 @@ def test_a_run_on_a_published_set_trains(disk, toy_model):
 def test_files_of_names_are_whole(name, count):
     about = datasets.about_classes(name)
     assert len(about["classes"]) == len(set(about["classes"].values())) == count
-    assert not [
-        name for name in about["classes"].values() if "_" in name or name != " ".join(name.split())
-    ]
+    for text in about["classes"].values():
+        assert "_" not in text and text == " ".join(text.split())
     assert about["source"].startswith("names: ")
     for order in about.get("orders", {}).values():
         assert sorted(order) == list(range(count))
@@ -301,10 +297,8 @@ def test_names_of_imagenet_are_those_of_clip():
     known = set(open_clip.IMAGENET_CLASSNAMES)
     for name in ("imagenet_r", "tiny_imagenet", "tiered_imagenet_test"):
         assert set(datasets.about_classes(name)["classes"].values()) <= known
-    assert datasets.about_classes("imagenet_r")["classes"]["n01443537"] == "goldfish"
-    assert list(datasets.about_classes("imagenet_r")["classes"]) == sorted(
-        datasets.about_classes("imagenet_r")["classes"]
-    )
+    classes = datasets.about_classes("imagenet_r")["classes"]
+    assert classes["n01443537"] == "goldfish" and list(classes) == sorted(classes)
 
 
 def test_orders_that_a_seed_makes_are_that_seeds():
@@ -317,10 +311,8 @@ def test_keys_are_those_that_torchvision_gives():
     from torchvision.datasets import MNIST, Flowers102
 
     found = list(datasets.about_classes("flowers102")["classes"].values())
-    other = {
-        i for i, (mine, theirs) in enumerate(zip(found, Flowers102.classes, strict=True))
-        if mine != theirs
-    }
+    names = enumerate(zip(found, Flowers102.classes, strict=True))
+    other = {i for i, (mine, theirs) in names if mine != theirs}
     assert other == {15, 59, 92}  # spelt otherwise by CLIP, or by its other name
     assert list(datasets.about_classes("mnist")["classes"]) == MNIST.classes
 
@@ -356,24 +348,22 @@ def about(place: Path, **given) -> None:
 def test_a_folder_is_a_benchmark(own):
     found = BENCHMARKS["folder"](path=str(own), size=16).load()
     assert found.train.class_names == ("leaf", "red brick", "sea")
-    assert np.bincount(found.train.labels).tolist() == [8, 4, 1] and np.bincount(
-        found.test.labels).tolist() == [2, 1]
-    colours = {
-        tuple(image[:, 0, 0].tolist()) for part in (found.train, found.test)
-        for image in part.images
-    }
+    assert np.bincount(found.train.labels).tolist() == [8, 4, 1]
+    assert np.bincount(found.test.labels).tolist() == [2, 1]
+    images = [*found.train.images, *found.test.images]
+    colours = {tuple(image[:, 0, 0].tolist()) for image in images}
     assert len(colours) == 16
     for part in (found.train, found.test):
         assert part.images.shape[1:] == (3, 16, 16)
-        assert [int(image[:, 0, 0].argmax()) for image in part.images] == [[1, 0, 2][label]
-                                                                           for label in part.labels]
+        brightest = [int(image[:, 0, 0].argmax()) for image in part.images]
+        assert brightest == [[1, 0, 2][label] for label in part.labels]
     assert found.captions[0] == "a bad photo of a leaf." and found.held_out == {}
 
 
 def test_its_split_is_fixed_by_a_seed(own):
     def tested(**options) -> list:
-        return BENCHMARKS["folder"](path=str(own), size=8,
-                                    **options).load().test.images[:, :, 0, 0].tolist()
+        found = BENCHMARKS["folder"](path=str(own), size=8, **options).load()
+        return found.test.images[:, :, 0, 0].tolist()
 
     assert tested() == tested(split_seed=0) != tested(split_seed=1)
     assert len(tested(test_share=0.5)) == 7
@@ -386,8 +376,8 @@ def test_train_and_test_of_ones_own_are_kept(own, tmp_path):
             draw(place / part / name / "a.png", (50, 100, 150) if part == "train" else (5, 10, 15))
     found = BENCHMARKS["folder"](path=str(place), size=8).load()
     assert found.train.labels.tolist() == found.test.labels.tolist() == [0, 1]
-    assert found.train.images[0, :, 0, 0].tolist() == [50, 100, 150] and found.test.images[0, 0, 0,
-                                                                                           0] == 5
+    assert found.train.images[0, :, 0, 0].tolist() == [50, 100, 150]
+    assert found.test.images[0, :, 0, 0].tolist() == [5, 10, 15]
     draw(place / "test" / "sky" / "a.png", (0, 0, 0))
     with pytest.raises(ValueError, match="test has classes that train has not: sky"):
         BENCHMARKS["folder"](path=str(place)).load()
@@ -399,17 +389,18 @@ def test_a_small_file_names_orders_prompts_captions_and_groups(own):
           groups={"living": ["leaf"], "dead": ["sea", "red_brick"]})
     found = BENCHMARKS["folder"](path=str(own), size=8).load()
     assert found.test.class_names == ("sea", "green leaf", "red brick")
-    assert found.captions[0] == "water in the evening" and found.captions[
-        1] == "this is a green leaf"
+    assert found.captions[:2] == ("water in the evening", "this is a green leaf")
     assert found.groups == {"living": (1,), "dead": (0, 2)}
     assert found.train.images[0, :, 0, 0].tolist() == [0, 0, 200]
     assert BENCHMARKS["folder"](path=str(own), size=8, template="{}").load().test.template == "{}"
 
 
 @pytest.mark.parametrize(("given", "said"), [
-    ({"clases": {}}, "'clases' is unknown. Did you mean classes"), ({"classes": {"leave": "x"}}, "Did you mean leaf"),
+    ({"clases": {}}, "'clases' is unknown. Did you mean classes"),
+    ({"classes": {"leave": "x"}}, "'classes': class='leave' is unknown. Did you mean leaf"),
     ({"order": ["sea", "leaf"]}, "'order' must hold each of the 3 classes once; it lacks red_brick"),
-    ({"order": ["sea", "leaf", "leaf", "red_brick"]}, "repeats some"), ({"order": "sea"}, "'order' must be a list"),
+    ({"order": ["sea", "leaf", "leaf", "red_brick"]}, "repeats some"),
+    ({"order": "sea"}, "order='sea': must be a list"),
     ({"template": "no place"}, "template='no place'"), ({"captions": {"sea/1.png": "x"}}, "'sea/1.png'"),
     ({"groups": {"a": ["sky"]}}, "class='sky' is unknown"),
     ({"classes": {"leaf": "sea"}}, "two classes are named 'sea'"),
@@ -425,9 +416,8 @@ def test_a_small_file_that_is_not_json_is_named(own):
     with pytest.raises(ValueError, match="clstudy.json is not JSON"):
         BENCHMARKS["folder"](path=str(own)).require()
     (own / "clstudy.json").write_text('["sea"]')
-    with pytest.raises(
-            ValueError,
-            match="clstudy.json: must be an object with some of the keys classes, order"):
+    said = "clstudy.json: must be an object with some of the keys classes, order"
+    with pytest.raises(ValueError, match=said):
         BENCHMARKS["folder"](path=str(own)).require()
 
 
@@ -462,11 +452,9 @@ def test_a_photograph_stands_upright(own):
     for i in range(2):
         image.save(own / "sea" / f"turned_{i}.png", exif=exif)
     found = BENCHMARKS["folder"](path=str(own), size=20).load()
-    seen = [
-        image for image in found.train.images[found.train.labels == 2]
-        if image[:, 0, 0].sum() != 200
-    ]
-    assert seen and all(image[0, 0, 0] == 255 and image[0, -1, 0] == 0 for image in seen)
+    sea = found.train.images[found.train.labels == 2]
+    turned = [image for image in sea if image[:, 0, 0].sum() != 200]
+    assert turned and all(image[0, 0, 0] == 255 and image[0, -1, 0] == 0 for image in turned)
 
 
 def test_a_path_behind_the_name_is_the_same_run(own, monkeypatch):
@@ -496,30 +484,28 @@ def test_run_id_depends_on_what_is_in_the_folder(own):
 def test_run_id_of_a_published_set_does_not_need_the_set_but_depends_on_names(
         monkeypatch, tmp_path):
     monkeypatch.setenv("CLSTUDY_DATA", str(tmp_path))
-    sides = ((), ("food101",))
-    before = {
-        side: RunConfig(benchmark="cifar100", benchmark_args={"held_out": side}).run_id
-        for side in sides
-    }
+
+    def run_ids() -> list[str]:
+        return [RunConfig(benchmark="cifar100", benchmark_args={"held_out": held_out}).run_id
+                for held_out in ((), ("food101",))]
+
+    before = run_ids()
     whole = datasets.about_classes
 
     def renamed(name: str) -> dict:
         return {**whole(name), "classes": {"x": "y"}} if name == "food101" else whole(name)
 
     monkeypatch.setattr(photographs, "about_classes", renamed)
-    after = {
-        side: RunConfig(benchmark="cifar100", benchmark_args={"held_out": side}).run_id
-        for side in before
-    }
-    assert before[()] == after[()] and before[("food101",)] != after[("food101",)]
+    after = run_ids()
+    assert before[0] == after[0] and before[1] != after[1]
 
 
 def test_a_run_on_a_folder_trains(own, toy_model):
     from small_runs import train
 
-    evals, _ = train(
-        RunConfig(benchmark=f"folder:{own}", benchmark_args={"size": 64}, model=str(toy_model),
-                  stream_args={"tasks": 3}, batch_size=4, steps_per_batch=1))
+    config = RunConfig(benchmark=f"folder:{own}", benchmark_args={"size": 64}, batch_size=4,
+                       model=str(toy_model), stream_args={"tasks": 3}, steps_per_batch=1)
+    evals, _ = train(config)
     assert "class red brick" in {row["set"] for row in evals}
 
 
@@ -527,9 +513,8 @@ def test_a_run_on_a_folder_trains(own, toy_model):
 
 
 def test_importing_the_benchmarks_is_light():
-    code = (
-        "import sys, clstudy.data.benchmarks; "
-        "print([name for name in ('torchvision', 'scipy', 'open_clip') if name in sys.modules])")
+    code = ("import sys, clstudy.data.benchmarks; "
+            "print({'torchvision', 'scipy', 'open_clip'} & {*sys.modules} or [])")
     done = subprocess.run([sys.executable, "-c", code],
                           env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True,
                           text=True, check=True)

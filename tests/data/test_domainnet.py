@@ -11,7 +11,7 @@ import torch
 
 from clstudy import RunConfig
 from clstudy.data import image_shards
-from clstudy.data.benchmarks import BENCHMARKS, datasets, domainnet
+from clstudy.data.benchmarks import BENCHMARKS, datasets, domainnet, photographs
 from clstudy.data.benchmarks.domainnet import DOMAINS, TOTALS
 from clstudy.data.image_store import DamagedError
 from clstudy.data.streams import STREAMS
@@ -67,7 +67,7 @@ def test_pictures_classes_and_domains_are_those_of_the_lists(disk):
     ("cassle", ("real", "quickdraw", "painting", "sketch", "infograph", "clipart")), (["sketch", "clipart"],) * 2])
 def test_domains_come_in_the_order_asked_for_and_are_decoded_once(asked, order, disk, monkeypatch):
     BENCHMARKS["domainnet"](size=SIZE).load()
-    monkeypatch.setattr(domainnet, "from_files", None)
+    monkeypatch.setattr(photographs, "from_files", None)
     found = BENCHMARKS["domainnet"](size=SIZE, domains=asked).load()
     agree(found.train, disk["train"], tuple(order))
     agree(found.test, disk["test"], tuple(order))
@@ -77,33 +77,30 @@ def test_a_domain_that_is_not_asked_for_need_not_be_there(disk):
     shutil.rmtree(place() / "real")
     agree(BENCHMARKS["domainnet"](size=SIZE, domains=["quickdraw"]).load().test, disk["test"],
           ("quickdraw", ))
-    said = r"domainnet \(real\). `clstudy data get domainnet` fetches about 17.56 GB.*\"domains\": \['clipart', 'inf"
+    said = (r"domainnet \(domainnet/real\). `clstudy data get domainnet` fetches about 17.56 GB.*"
+            r"\"domains\": \['clipart', 'inf")
     with pytest.raises(FileNotFoundError, match=said):
         BENCHMARKS["domainnet"]().require()
 
 
 def test_so_many_of_each_class_in_each_domain_are_the_first_of_the_list(disk):
     found = BENCHMARKS["domainnet"](size=SIZE, per_class=1).load()
-    first = {
-        split: {
-            domain: [
-                row for i, row in enumerate(rows) if row[1] not in [name for _, name in rows[:i]]
-            ] for domain, rows in domains.items()
-        } for split, domains in disk.items()
-    }
-    agree(found.train, first["train"], DOMAINS)
-    agree(found.test, first["test"], DOMAINS)
+    for split, part in (("train", found.train), ("test", found.test)):
+        first = {}
+        for domain, rows in disk[split].items():
+            names = [name for _, name in rows]
+            first[domain] = [row for i, row in enumerate(rows) if row[1] not in names[:i]]
+        agree(part, first, DOMAINS)
     assert len(found.train) == 4 * 6 - 1  # no painting of a t-shirt
 
 
 def test_the_stream_of_domains_follows_the_order(disk):
     found = BENCHMARKS["domainnet"](size=SIZE, domains="cassle").load()
     stages = STREAMS["domains"](order="given").stages(found.train.labels, 0, found.train.domains)
-    assert [found.train.domain_names[found.train.domains[stage.index[0]]] for stage in stages] == \
-        list(domainnet.ORDERS["cassle"])
-    assert [len(stage.index) for stage in stages] == [
-        len(disk["train"][name]) for name in domainnet.ORDERS["cassle"]
-    ]
+    order = domainnet.ORDERS["cassle"]
+    first = [found.train.domains[stage.index[0]] for stage in stages]
+    assert tuple(found.train.domain_names[domain] for domain in first) == order
+    assert [len(stage.index) for stage in stages] == [len(disk["train"][name]) for name in order]
     assert [len(stage.classes) for stage in stages] == [4, 0, 0, 0, 0, 0]
 
 
@@ -111,14 +108,14 @@ def test_the_stream_of_domains_follows_the_order(disk):
 def test_a_run_trains_and_tells_each_domain(stream, options, disk, toy_model):
     from small_runs import train
 
-    config = RunConfig(benchmark="domainnet", benchmark_args={
-        "size": SIZE, "domains": ["real", "clipart"]
-    }, stream=stream, stream_args=options, method="gdro", method_args={"size": 8},
+    asked = {"size": SIZE, "domains": ["real", "clipart"]}
+    config = RunConfig(benchmark="domainnet", benchmark_args=asked, stream=stream,
+                       stream_args=options, method="gdro", method_args={"size": 8},
                        model=str(toy_model), batch_size=8, steps_per_batch=1)
     evals, steps = train(config)
     told = {row["set"] for row in evals}
-    assert steps and {name for name in told if name.startswith("domain")
-                      } == {"domain real", "domain clipart"}
+    domains = {name for name in told if name.startswith("domain")}
+    assert steps and domains == {"domain real", "domain clipart"}
     assert "class t-shirt" in told and {row["stage"] for row in evals} == {0, 1, 2}
 
 
@@ -160,9 +157,8 @@ def test_a_list_that_is_cut_is_refused(disk):
     path = place() / "sketch_test.txt"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
-    refused(
-        "the lists of sketch in .* name 19 images, not the 20 of the cleaned lists. `clstudy data get domainnet`"
-    )
+    refused("the lists of sketch in .* name 19 images, not the 20 of the cleaned lists. "
+            "`clstudy data get domainnet`")
     path.write_text("".join(lines)[:-5])
     refused(f"sketch_test.txt, line {len(lines)}: .* is not `sketch/<class>/<picture> <label>`")
 
@@ -170,24 +166,24 @@ def test_a_list_that_is_cut_is_refused(disk):
 def test_a_label_that_is_not_that_of_the_folder_is_refused(disk):
     path = place() / "real_train.txt"
     path.write_text(path.read_text().replace(" 327\n", " 326\n"))
-    refused(
-        "real_train.txt, line .* is not `real/<class>/<picture> <label>` with the published label")
+    form = "`real/<class>/<picture> <label>`"
+    refused(f"real_train.txt, line .* is not {form} with the published label")
 
 
 def test_other_lists_are_named_and_taken_when_they_are_asked_for(disk, monkeypatch):
     monkeypatch.setitem(TOTALS, "cleaned", {**TOTALS["cleaned"], "clipart": 19})
     monkeypatch.setitem(TOTALS, "original", {**TOTALS["cleaned"], "clipart": 20})
-    refused(
-        "name 20 images, not the 19 of the cleaned lists. They are the original ones: lists='original'"
-    )
-    agree(BENCHMARKS["domainnet"](size=SIZE, lists="original").load().train, disk["train"], DOMAINS)
+    refused("name 20 images, not the 19 of the cleaned lists. "
+            "They are the original ones: lists='original'")
+    found = BENCHMARKS["domainnet"](size=SIZE, lists="original").load()
+    agree(found.train, disk["train"], DOMAINS)
 
 
 def test_a_picture_that_is_not_there_is_named(disk):
     path = min((place() / "quickdraw").rglob("*.png"))
     path.unlink()
-    refused(
-        f"1 pictures of the lists of quickdraw are not in .*, the first is quickdraw/.*{path.name}")
+    refused("1 pictures of the lists of quickdraw are not in .*, "
+            f"the first is quickdraw/.*{path.name}")
 
 
 def test_a_picture_that_cannot_be_read_is_named(disk):
@@ -200,11 +196,10 @@ def test_a_picture_that_cannot_be_read_is_named(disk):
 
 def test_labels_are_positions_in_the_published_order():
     keys = list(datasets.about_classes("domainnet")["classes"])
-    assert [keys.index(key) for key in ("aircraft_carrier", "cello", "cell_phone", "t-shirt", "zigzag")] == \
-        [0, 66, 67, 327, 344]
-    assert len(keys) == 345
+    asked = ("aircraft_carrier", "cello", "cell_phone", "t-shirt", "zigzag")
+    assert [keys.index(key) for key in asked] == [0, 66, 67, 327, 344] and len(keys) == 345
 
 
 def test_totals_are_those_of_its_site():
-    assert sum(TOTALS["cleaned"].values()) == 586_575 and sum(
-        TOTALS["original"].values()) == 596_010
+    assert sum(TOTALS["cleaned"].values()) == 586_575
+    assert sum(TOTALS["original"].values()) == 596_010

@@ -63,22 +63,22 @@ def test_a_batch_across_files_is_the_pictures_asked_for_in_their_order(place):
     assert numbers(found[rows]) == rows.tolist() and found[rows].shape == (8, 3, WIDTH, WIDTH)
     every = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
     assert numbers(found[every]) == every.tolist()
-    assert sorted(
-        path.name for path in place.iterdir()) == [f"0000{number}.npy" for number in range(5)]
+    files = sorted(path.name for path in place.iterdir())
+    assert files == [f"0000{number}.npy" for number in range(5)]
 
 
 def test_it_is_indexed_split_and_measured_as_a_tensor_is():
-    found, tensor = make(), torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None].expand(
-        -1, 3, WIDTH, WIDTH)
+    found, values = make(), torch.arange(COUNT, dtype=torch.uint8)
+    tensor = values[:, None, None, None].expand(-1, 3, WIDTH, WIDTH)
     assert len(found) == len(tensor) and found.shape == tuple(tensor.shape)
-    assert found.nbytes == COUNT * 3 * WIDTH**2 and found.device == tensor.device and found.dtype == tensor.dtype
+    assert found.device == tensor.device and found.dtype == tensor.dtype
+    assert found.nbytes == COUNT * 3 * WIDTH**2
     mask = torch.arange(COUNT) % 7 == 0
-    for index in (5, -1, slice(15, 45), slice(
-            None, None, 9), mask, torch.tensor([],
-                                               dtype=torch.long), torch.tensor([[1, 50], [94, 0]])):
+    none, square = torch.tensor([], dtype=torch.long), torch.tensor([[1, 50], [94, 0]])
+    for index in (5, -1, slice(15, 45), slice(None, None, 9), mask, none, square):
         assert torch.equal(found[index], tensor[index])
-    assert [chunk[:, 0, 0, 0].tolist() for chunk in found.split(32)] == [c[:, 0, 0, 0].tolist()
-                                                                        for c in tensor.split(32)]
+    for chunk, same in zip(found.split(32), tensor.split(32), strict=True):
+        assert torch.equal(chunk, same)
     assert [int(image[0, 0, 0]) for image in found] == list(range(COUNT))
     for outside in (COUNT, torch.tensor([0, COUNT])):
         with pytest.raises(IndexError):
@@ -173,8 +173,8 @@ def test_a_killed_decoding_goes_on_where_it_was(place):
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and {path.name for path in place.glob("*.npy")
-                                       } == {"00000.npy", "00001.npy"}
+    assert os.WIFSIGNALED(status)
+    assert {path.name for path in place.glob("*.npy")} == {"00000.npy", "00001.npy"}
     assert list(place.glob("*.draft-*"))
     opened = []
     assert numbers(make(plain(opened))[:]) == list(range(COUNT))
@@ -218,8 +218,8 @@ def test_processes_share_the_files_out(place):
         return Image.new("RGB", (WIDTH, WIDTH), (i, i, i)), 0
 
     found = make(Pictures(COUNT, read, str))
-    assert [i // EACH
-            for i in opened[::EACH]] == [1, 2, 4, 0]  # file 0 in the end: who was at it may be dead
+    # file 0 in the end: who was at it may be dead
+    assert [i // EACH for i in opened[::EACH]] == [1, 2, 4, 0]
     assert numbers(found[torch.tensor([0, 20, 60])]) == [0, 20, 9]
 
 

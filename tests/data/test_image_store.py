@@ -55,8 +55,7 @@ def test_what_is_transparent_is_white(mode):
     if mode == "P":
         image = image.convert("RGB").quantize(2)
         image.info["transparency"] = image.getpixel((0, 3))
-        assert image.getpixel((0, 0)) == image.getpixel(
-            (0, 3))  # one colour, so all of it is transparent
+        assert image.getpixel((0, 0)) == image.getpixel((0, 3))  # so all of it is transparent
         assert (fit(image, 4) == 255).all()
         return
     seen = fit(image.convert(mode), 4)
@@ -80,9 +79,8 @@ def test_pictures_are_decoded_once(place):
         assert images[:, 0, 0, 0].tolist() == list(range(150)) and images.shape == (150, 3, 8, 8)
         assert labels.tolist() == [i % 3 for i in range(150)]
     assert sorted(opened) == list(range(150))
-    assert sorted(p.name for p in (place / "set-train-8-abc").iterdir()) == [
-        "about.json", "images.npy", "labels.npy"
-    ]
+    files = sorted(path.name for path in (place / "set-train-8-abc").iterdir())
+    assert files == ["about.json", "images.npy", "labels.npy"]
 
 
 def test_the_array_is_mapped_and_the_file_cannot_be_written_through_it(place):
@@ -116,8 +114,8 @@ def test_a_torn_array_is_made_again(place, file, fault):
         np.save(path, np.zeros(3, np.uint8))
     opened = []
     images, labels = decoded("set", "abc", 8, lambda: plain(5, opened))
-    assert len(opened) == 5 and images[:, 0, 0, 0].tolist() == list(
-        range(5)) and labels.tolist() == [0, 1, 2, 0, 1]
+    assert len(opened) == 5 and images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert labels.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_nothing_stays(place):
@@ -130,8 +128,8 @@ def test_a_picture_that_cannot_be_read_is_named_and_nothing_stays(place):
 def test_threads_make_the_same(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     images, labels = decoded("set", "abc", 8, lambda: plain(250))
-    assert images[:, 1, 3, 3].tolist() == list(
-        range(250)) and labels.tolist() == [i % 3 for i in range(250)]
+    assert images[:, 1, 3, 3].tolist() == list(range(250))
+    assert labels.tolist() == [i % 3 for i in range(250)]
 
 
 def test_two_processes_at_once_end_with_one_array(place):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from clstudy import RunConfig
 from clstudy.cli import app
 from clstudy.data import image_shards
-from clstudy.data.benchmarks import BENCHMARKS, datasets, imagenet
+from clstudy.data.benchmarks import BENCHMARKS, datasets, imagenet, photographs
 from clstudy.data.image_store import DamagedError
 from clstudy.utils import paths
 from tests.data.test_datasets import reference
@@ -41,8 +41,8 @@ def disk(master, tmp_path, monkeypatch):
     folder, expected, flat = master
     shutil.copytree(folder, tmp_path / "sets")
     small_sets.use(monkeypatch, tmp_path / "sets", tmp_path / "decoded", {})
-    few_classes(monkeypatch, "imagenet", imagenet, sorted(os.listdir(
-        folder / "imagenet" / "train")))
+    keys = sorted(os.listdir(folder / "imagenet" / "train"))
+    few_classes(monkeypatch, "imagenet", (imagenet, photographs), keys)
     monkeypatch.setattr(imagenet, "COUNTS", {split: len(rows) for split, rows in expected.items()})
     monkeypatch.setattr(image_shards, "SHARD", 5 * 3 * SIZE ** 2)
     return expected
@@ -58,8 +58,8 @@ def agree(labelled, rows: list) -> None:
 @lying("", "solution", "devkit")
 def test_pictures_and_names_are_those_of_the_folders_or_of_the_ground_truth(disk):
     found = BENCHMARKS["imagenet"](size=SIZE).load()
-    assert isinstance(found.train.images, image_shards.Shards) and len(
-        found.train.images.files) == 5
+    assert isinstance(found.train.images, image_shards.Shards)
+    assert len(found.train.images.files) == 5
     agree(found.train, disk["train"])
     agree(found.test, disk["test"])
     assert found.train.template == "a photo of a {}." and found.held_out == {}
@@ -68,7 +68,7 @@ def test_pictures_and_names_are_those_of_the_folders_or_of_the_ground_truth(disk
 
 def test_an_order_renumbers_the_classes_and_decodes_nothing(disk, monkeypatch):
     plain = BENCHMARKS["imagenet"](size=SIZE).load()
-    monkeypatch.setattr(imagenet, "from_files", None)
+    monkeypatch.setattr(photographs, "from_files", None)
     ordered = BENCHMARKS["imagenet"](size=SIZE, order="seed1993").load()
     assert ordered.train.class_names == plain.train.class_names[::-1]  # of the small copy
     agree(ordered.train, disk["train"])
@@ -84,9 +84,9 @@ def test_so_many_of_each_class_are_the_first_by_name(disk):
 
 def test_the_first_of_each_label():
     labels = np.array([5, 2, 5, 5, 2, 9])
-    assert imagenet.first_of_each(labels, 1).tolist() == [0, 1, 5]
-    assert imagenet.first_of_each(labels, 2).tolist() == [0, 1, 2, 4, 5]
-    assert imagenet.first_of_each(labels, 9).tolist() == list(range(6))
+    assert photographs.first_of_each(labels, 1).tolist() == [0, 1, 5]
+    assert photographs.first_of_each(labels, 2).tolist() == [0, 1, 2, 4, 5]
+    assert photographs.first_of_each(labels, 9).tolist() == list(range(6))
 
 
 def test_a_changed_folder_is_decoded_again(disk):
@@ -102,9 +102,8 @@ def test_a_run_of_class_incremental_stages_trains(disk, toy_model):
     from small_runs import train
 
     config = RunConfig(benchmark="imagenet", benchmark_args={"size": SIZE, "order": "seed1993"},
-                       method="gcl", method_args={"size": 6}, stream_args={
-                           "tasks": 3, "order": "given"
-                       }, model=str(toy_model), batch_size=5, steps_per_batch=1)
+                       method="gcl", method_args={"size": 6}, model=str(toy_model), batch_size=5,
+                       stream_args={"tasks": 3, "order": "given"}, steps_per_batch=1)
     evals, steps = train(config)
     assert {"task 3", "all classes", "class tench"} <= {row["set"] for row in evals} and steps
     last = [row["count"] for row in evals if row["set"] == "seen classes" and row["stage_end"]]
@@ -178,9 +177,8 @@ def test_a_ground_truth_that_is_torn_is_refused_before_decoding(disk, master):
     }[master[2]]
     path = paths.downloads() / "imagenet" / told
     path.write_text("\n".join(path.read_text().splitlines()[:-2]) + "\n")
-    with pytest.raises(
-            DamagedError,
-            match="does not tell the class of every picture in .*val .KeyError: 'ILSVRC2012"):
+    said = "does not tell the class of every picture in .*val .KeyError: 'ILSVRC2012"
+    with pytest.raises(DamagedError, match=said):
         BENCHMARKS["imagenet"](size=SIZE).load()
     assert not list(Path(os.environ["CLSTUDY_CACHE"]).glob("*"))
 
@@ -217,10 +215,8 @@ def test_names_are_those_of_clip_but_for_two_that_it_uses_twice():
     about = datasets.about_classes("imagenet")
     keys, names = list(about["classes"]), list(about["classes"].values())
     assert keys == sorted(keys)
-    other = {
-        mine: theirs for mine, theirs in zip(names, open_clip.IMAGENET_CLASSNAMES, strict=True)
-        if mine != theirs
-    }
+    pairs = zip(names, open_clip.IMAGENET_CLASSNAMES, strict=True)
+    other = {mine: theirs for mine, theirs in pairs if mine != theirs}
     assert other == {"projectile": "missile", "sunglass": "sunglasses"}
     for name in ("imagenet_r", "tiered_imagenet_test"):  # smaller sets say the same of the same ids
         assert datasets.about_classes(name)["classes"].items() <= about["classes"].items()

@@ -227,8 +227,8 @@ def test_a_balanced_draw_holds_each_class_equally_often():
         classes.update(drawn)
         images.update(index)
     assert all(classes[c] / 2000 == pytest.approx(11 / 3, abs=0.06) for c in range(3))
-    assert excess(images, range(40), 2000,
-                  11 / 3 / 40) < 75  # within a class every image has the same chance
+    # within a class every image has the same chance
+    assert excess(images, range(40), 2000, 11 / 3 / 40) < 75
 
 
 def test_a_balanced_draw_takes_others_where_a_class_has_no_more():
@@ -263,8 +263,8 @@ def test_what_is_drawn_joins_at_the_end_of_the_batch():
     batch = arriving([100, 101], [0, 1])
     assert ReplayBuffer(5).join(batch, 3) is batch  # empty still
     joined = memory.join(memory.join(batch, 3), 2)
-    assert joined.replayed == 5 and joined.index[:2] == (100, 101) and set(joined.index[2:]) <= set(
-        range(5))
+    assert joined.replayed == 5 and joined.index[:2] == (100, 101)
+    assert set(joined.index[2:]) <= set(range(5))
     assert len(set(joined.index[2:5])) == 3 and len(set(joined.index[5:])) == 2
     assert torch.equal(joined.image, arriving(joined.index).image)
     assert len(joined.target) == 7
@@ -286,9 +286,8 @@ def test_random_choices_are_torchs_and_repeat():
 def test_a_memory_continues_from_its_state(policy):
     torch.manual_seed(0)
     memory = ReplayBuffer(6, policy)
-    stream = [
-        arriving(range(start, start + 5), [start % 2, 1, 2, 0, 1]) for start in range(0, 100, 5)
-    ]
+    stream = [arriving(range(start, start + 5), [start % 2, 1, 2, 0, 1])
+              for start in range(0, 100, 5)]
     for batch in stream[:10]:
         memory.add(batch, twice=2.0 * torch.tensor(batch.index))
     state = memory.state()
@@ -303,11 +302,11 @@ def test_a_memory_continues_from_its_state(policy):
             one.add(batch, twice=2.0 * torch.tensor(batch.index))
         one.last = one.draw(4)
     assert memory.index == other.index != state["index"] and memory.labels == other.labels
-    assert torch.equal(memory.image, other.image) and torch.equal(memory.extra["twice"],
-                                                                  other.extra["twice"])
+    assert torch.equal(memory.image, other.image)
+    assert torch.equal(memory.extra["twice"], other.extra["twice"])
     assert memory.last[2] == other.last[2]
-    assert state["index"] == copied["index"] and torch.equal(state["image"],
-                                                             copied["image"])  # not changed since
+    assert state["index"] == copied["index"]  # not changed since
+    assert torch.equal(state["image"], copied["image"])
 
 
 def test_an_empty_memory_has_a_state_too():
@@ -392,9 +391,9 @@ def test_herding_takes_what_brings_the_mean_nearest(clip):
         gap = {i: float((features.mean(0) - features[[*chosen, i]].mean(0)).norm()) for i in left}
         chosen.append(min(gap, key=gap.get))
     assert memory.index == chosen
-    memory.refill([
-        replace(one, image=1 - images, labels=(7, ) * 9, index=tuple(range(30, 39)), classes=(4, 7))
-    ], clip)
+    other = replace(one, image=1 - images, labels=(7,) * 9, index=tuple(range(30, 39)),
+                    classes=(4, 7))
+    memory.refill([other], clip)
     assert memory.labels == [4, 4, 7, 7] and set(memory.index[:2]) <= set(chosen)
 
 
@@ -416,3 +415,10 @@ def test_a_quota_goes_on_from_its_state():
 def test_an_unknown_selection_is_refused():
     with pytest.raises(ValueError, match="selection='best' is unknown. Choices: herding, random"):
         ReplayBuffer(3, "quota", "best")
+
+
+def test_herding_goes_on_where_a_class_keeps_no_image(clip):
+    memory = ReplayBuffer(2, "quota", "herding")
+    memory.refill(stage_of([0, 0, 1, 1, 2, 2]), clip)
+    memory.refill(stage_of([3, 3], first=10), clip)
+    assert memory.labels == [0, 1]

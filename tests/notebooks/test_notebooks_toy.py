@@ -22,24 +22,28 @@ from clstudy.utils.paths import NOTEBOOKS
 from tests.notebooks.test_notebooks import cells, names
 
 FEW = {"benchmark": "toy", "benchmark_args": {}, "seeds": [0, 1], "precision": "fp32"}
-STREAM = FEW | {"tasks": 2, "lr": 0.01, "eval_every": 20}
-ONE = FEW | {"epochs": 1, "batch_size": 32, "lr": 0.01, "sessions": {"tasks": 2}}
+STREAM = FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20, "held_out_every": 5}}
+ONE = FEW | {"epochs": 1, "batch_size": 32, "lr": 0.01}
 TOY = {  # parameters that make it small; the model is the toy's
-    "03_candidates": FEW | {"tasks": 2, "more": {"eval_every": 20, "held_out_every": 5},
-                            "others": [{"tuner": "lora", "method": "er", "method_args": {"size": 12}},
-                                       {"tuner": "adapter", "method": "sit"}],
-                            "variants": {"elsewhere": {"benchmark": "other"}, "two": {"double_softmax": True}}},
+    "03_candidates": STREAM | {
+        "others": [{"tuner": "lora", "method": "er", "method_args": {"size": 12}},
+                   {"tuner": "adapter", "method": "sit"}],
+        "variants": {"elsewhere": {"benchmark": "other"}, "two": {"double_softmax": True}}},
     "04_gradients": STREAM | {"look_at": 2},
     "05_which_encoder": STREAM,
     "06_streams": STREAM,
-    "07_vocabulary": ONE | {"weights": {"class names": [1], "random": [1], "words": [1], "pairs": [1], "subspace": [1]},
-                            "weight": 1, "sizes": [5], "lengths": [1]},
-    "08_weights": ONE | {"shares": [0, 0.5, 1], "average_every": 1},
+    "07_vocabulary": ONE | {
+        "weights": {"class names": [1], "random": [1], "words": [1], "pairs": [1], "subspace": [1]},
+        "weight": 1, "sizes": [5], "lengths": [1],
+        "sessions": {"tasks": 2, "held_out_every": 2, "weight": 1}},
+    "08_weights": ONE | {"shares": [0, 0.5, 1], "average_every": 1,
+                         "sessions": {"tasks": 2, "held_out_every": 2}},
     "09_small_memory": FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20}, "classes": 6,
-                              "sizes": [1, 2], "size": 2, "herding_at": 1, "visits": 2, "held_out": ["concepts"]},
-    "10_domains": FEW | {"benchmark": "hands", "shown_args": {}, "things": ["red brick", "blue door"], "classes": 6,
-                         "size": 1, "lr": 0.01, "held_out": ["concepts"], "scratch": ["finetune"],
-                         "scratch_settings": {"pretrained": None}},
+                              "sizes": [1, 2], "size": 2, "herding_at": 1,
+                              "held_out": ["concepts"]},
+    "10_domains": FEW | {"benchmark": "hands", "shown_args": {}, "size": 6, "lr": 0.01,
+                         "things": ["red brick", "blue door"], "held_out": ["concepts"],
+                         "scratch": ["finetune"]},
     "11_the_map": FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20}, "size": 12},
 }
 

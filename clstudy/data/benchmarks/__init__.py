@@ -1,5 +1,4 @@
-"""Benchmarks by name. A benchmark is a dataclass of its options with `load()`; add yours to the
-dict."""
+"""Benchmarks by name. A benchmark is a dataclass of its options with `load()`; add yours here."""
 from clstudy.data.benchmarks.base import Benchmark
 from clstudy.data.benchmarks.coco import CocoCrops, EuroSat
 from clstudy.data.benchmarks.domainnet import DomainNet

@@ -1,4 +1,4 @@
-"""What all benchmarks are."""
+"""What all benchmarks have in common."""
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,9 +18,9 @@ class Benchmark(Options):
         FileNotFoundError: what is missing, and how to get it. ValueError: data of another form."""
 
     def load(self) -> BenchmarkData:
-        """The images, decoded. Errors as `require`; DamagedError: names the file."""
+        """Return the decoded images. Errors as in `require`; DamagedError: names the file."""
         raise NotImplementedError
 
     def fingerprint(self) -> list[str]:
-        """What else than the options the images and prompts depend on: digests, for run_id."""
+        """Return digests of what images and prompts depend on besides the options, for run_id."""
         return []

@@ -1,9 +1,8 @@
-"""The embedded world: Unicode emoji in twelve hands (`data/emoji.parquet`; sources and licences in
-`data/README.md`).
+"""The embedded world: Unicode emoji drawn by twelve icon families (`data/emoji.parquet`; sources
+and licences in `data/README.md`).
 
 Six families were used to pretrain `icon-clip`; the benchmarks are built from the other six, which
-it never saw.
-"""
+it never saw."""
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from annotated_types import Gt, Lt
 from PIL import Image
 
 from clstudy.data.benchmarks.base import Benchmark
+from clstudy.data.benchmarks.datasets import about_classes
 from clstudy.data.image_store import DamagedError
 from clstudy.data.types import BenchmarkData, Captioned, Labelled
 from clstudy.utils.files import fingerprint
@@ -32,55 +32,34 @@ Share = Annotated[float, Gt(0), Lt(1)]
 Groups = Sequence[Literal[OBJECTS]] | None
 COLUMNS = ("family", "hexcode", "label", "tags", "group", "subgroup", "image")
 TEMPLATE = "a drawing of a {}."
-CLASS_NAMES = {
-    "animal-mammal": "mammal", "animal-bird": "bird", "animal-amphibian": "amphibian",
-    "animal-reptile": "reptile", "animal-marine": "sea animal", "animal-bug": "insect or bug",
-    "plant-flower": "flower", "plant-other": "plant", "food-fruit": "fruit",
-    "food-vegetable": "vegetable", "food-prepared": "prepared meal", "food-asian": "asian food",
-    "food-sweet": "sweet or dessert", "drink": "drink", "dishware": "dishware", "place-map": "map",
-    "place-geographic": "landscape", "place-building": "building",
-    "place-religious": "religious building", "place-other": "scenic place",
-    "transport-ground": "land vehicle", "transport-water": "ship or boat",
-    "transport-air": "aircraft", "hotel": "hotel item", "time": "clock",
-    "sky-weather": "weather or sky", "event": "celebration", "award-medal": "award or medal",
-    "sport": "sport", "game": "game or toy", "arts-crafts": "arts and crafts",
-    "clothing": "clothing", "sound": "sound or loudspeaker", "music": "music",
-    "musical-instrument": "musical instrument", "phone": "telephone", "computer": "computer",
-    "light-video": "light or camera", "book-paper": "book or paper", "money": "money",
-    "mail": "mail", "writing": "writing tool", "office": "office item", "lock": "lock or key",
-    "tool": "tool or weapon", "science": "science instrument", "medical": "medical item",
-    "household": "household item", "other-object": "other object"
-}
+REBUILD = "scripts/emoji/build_emoji.py rebuilds it."
 
 
 def readable(subgroup: str) -> str:
-    """`transport-air` → `aircraft`: the class name that stands in a prompt."""
-    return CLASS_NAMES.get(subgroup, subgroup.replace("-", " "))
+    """Return the class name of a subgroup that stands in a prompt: `transport-air` → `aircraft`."""
+    return about_classes("emoji")["classes"].get(subgroup, subgroup.replace("-", " "))
 
 
 def decode(cells: Iterable[dict]) -> np.ndarray:
-    """Image cells of the parquet file → RGBA, uint8 (n, 64, 64, 4)."""
+    """Decode image cells of the parquet file to RGBA, uint8 (n, 64, 64, 4)."""
     try:
-        return np.stack(
-            [np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGBA")) for cell in cells])
-    except Exception as error:  # whatever a damaged file brings about
-        raise DamagedError(
-            f"a picture of {PATH.name} cannot be read ({type(error).__name__}: {error})") from None
+        return np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGBA"))
+                         for cell in cells])
+    except Exception as error:  # whatever a damaged file raises
+        raise DamagedError.unreadable(f"a picture of {PATH.name}", error) from None
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
-    """RGBA on white: uint8 (n, h, w, 4) → (n, 3, h, w)."""
+    """Lay RGBA on white: uint8 (n, h, w, 4) → (n, 3, h, w)."""
     alpha = rgba[..., 3:].astype(np.float32) / 255
     rgb = np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
     return np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))
 
 
 def require() -> None:
-    """FileNotFoundError: the file of the embedded world is missing."""
+    """Raise a FileNotFoundError if the file of the embedded world is missing."""
     if not PATH.exists():
-        raise FileNotFoundError(
-            f"{PATH} is missing: it comes with the repository; scripts/emoji/build_emoji.py rebuilds it"
-        )
+        raise FileNotFoundError(f"{PATH} is missing: it comes with the repository. {REBUILD}")
 
 
 @lru_cache(maxsize=1)
@@ -91,18 +70,16 @@ def _everything() -> pd.DataFrame:
         lacks = [name for name in COLUMNS if name not in rows]
         if lacks:
             raise ValueError(f"it lacks {', '.join(lacks)}")
-        return rows
-    except Exception as error:  # whatever a damaged file brings about
-        raise DamagedError(
-            f"{PATH} cannot be read ({type(error).__name__}: {error}); scripts/emoji/build_emoji.py rebuilds it"
-        ) from None
+        return rows.assign(kind=rows.subgroup.map(readable))
+    except Exception as error:  # whatever a damaged file raises
+        raise DamagedError.unreadable(PATH, error, REBUILD) from None
 
 
 def table(families: Sequence[str] | None = None) -> pd.DataFrame:
-    """Rows of the embedded world: family, hexcode, emoji, label, tags, group, subgroup, icon,
-    image.
+    """Return rows of the embedded world: family, hexcode, emoji, label, tags, group, subgroup,
+    icon, image, and kind, the subgroup made readable.
 
-    ValueError: no family, or an unknown one, with the choices."""
+    families: None: all. ValueError: no family, or an unknown one, with the choices."""
     rows = _everything()
     if families is None:
         return rows
@@ -115,22 +92,24 @@ def table(families: Sequence[str] | None = None) -> pd.DataFrame:
     return rows[rows.family.isin(families)].reset_index(drop=True)
 
 
-def _labelled(rows: pd.DataFrame, names: Sequence[str], by: str, template: str = TEMPLATE,
-              families: Sequence[str] = ()) -> Labelled:
-    """Rows as images with a class; `by` is the column whose value, made readable, is the class
-    name. families: those that are the domains."""
-    place = {name: i for i, name in enumerate(names)}
-    labels = np.array([place[readable(value) if by == "subgroup" else value] for value in rows[by]],
-                      np.int64)
-    hands = {family: i for i, family in enumerate(families)}
-    drawn = {"domains": rows.family.map(hands).to_numpy(np.int64), "domain_names": tuple(hands)
-             } if families else {}
-    return Labelled(torch.from_numpy(on_white(decode(rows.image))), labels, tuple(names), template,
-                    **drawn)
+def _objects(families: Sequence[str]) -> pd.DataFrame:
+    rows = table(families)
+    return rows[rows.group.isin(OBJECTS)]
 
 
-def _names(rows: pd.DataFrame, by: str) -> list[str]:
-    return list(dict.fromkeys(readable(value) if by == "subgroup" else value for value in rows[by]))
+def _images(rows: pd.DataFrame) -> torch.Tensor:
+    return torch.from_numpy(on_white(decode(rows.image)))
+
+
+def _labelled(rows: pd.DataFrame, by: str, names: Iterable[str] | None = None,
+              template: str = TEMPLATE, families: Sequence[str] = ()) -> Labelled:
+    """Return rows as images with a class, the value of column `by`.
+
+    names: of the classes; None: those of the rows. families: the domains, if there are any."""
+    names = pd.Index(rows[by].unique() if names is None else names)
+    domains = pd.Index(families).get_indexer(rows.family) if families else None
+    return Labelled(_images(rows), names.get_indexer(rows[by]), tuple(names), template,
+                    domains, tuple(families))
 
 
 def _captions(rows: pd.DataFrame) -> tuple[str, ...]:
@@ -138,74 +117,69 @@ def _captions(rows: pd.DataFrame) -> tuple[str, ...]:
                  for label, tags in zip(rows.label, rows.tags, strict=True))
 
 
-def _held_out(rows: pd.DataFrame, by: str, share: float, seed: int) -> set[str]:
-    """Concepts (hexcodes) that are test: `share` of those of each class, at least one where a class
-    has two."""
-    rng, test = np.random.default_rng(seed), set()
-    for _, concepts in sorted(rows.drop_duplicates("hexcode").groupby(by).hexcode):
+def _tested(rows: pd.DataFrame, share: float, seed: int) -> pd.Series:
+    """Return which rows are of test concepts: `share` of the concepts of each class, at least one
+    where a class has two."""
+    rng, test = np.random.default_rng(seed), []
+    for _, concepts in rows.drop_duplicates("hexcode").groupby("subgroup").hexcode:
         count = max(int(round(share * len(concepts))), 1 if len(concepts) > 1 else 0)
-        test |= set(rng.permutation(sorted(concepts))[:count])
-    return test
+        test += rng.permutation(sorted(concepts))[:count].tolist()
+    return rows.hexcode.isin(test)
 
 
-def _untouched(families: tuple[str, ...]) -> dict[str, Labelled]:
-    """Zero-shot sets of other groups, one drawing per concept by the first family that has it: no
-    image of them, and no class name, occurs in a stream of objects."""
-    rows = table(families)
-    rows = rows.sort_values("family", key=lambda column: column.map(families.index), kind="stable")
+def _untouched(families: Sequence[str]) -> dict[str, Labelled]:
+    """Return zero-shot sets of other groups, one drawing per concept by the first family that has
+    it: no image of them, and no class name, occurs in a stream of objects."""
+    rows, order = table(families), list(families)
+    rows = rows.sort_values("family", key=lambda column: column.map(order.index), kind="stable")
     rows = rows.drop_duplicates("hexcode")
     people = rows[rows.group.isin(("smileys-emotion", "people-body"))]
-    flags = rows[rows.subgroup == "country-flag"].assign(
-        label=lambda r: r.label.str.removeprefix("flag: "))
-    signs = rows[rows.group == "symbols"]
+    flags = rows[rows.subgroup == "country-flag"]
+    flags = flags.assign(label=flags.label.str.removeprefix("flag: "))
     sets = {
-        "faces and people": (people, "subgroup", TEMPLATE),
-        "symbols": (signs, "subgroup", TEMPLATE), "flags": (flags, "label", "flag: {}")
+        "faces and people": (people, "kind"),
+        "symbols": (rows[rows.group == "symbols"], "kind"),
+        "flags": (flags, "label", None, "flag: {}"),
     }
-    return {name: _labelled(part, _names(part, by), by, template)  # not every family draws flags
-            for name, (part, by, template) in sets.items() if len(part)}
+    return {name: _labelled(*one) for name, one in sets.items() if len(one[0])}
 
 
-def _retrieval(rows: pd.DataFrame) -> dict[str, Captioned]:
-    """One drawing per concept with two captions: its label, and its keywords."""
-    rows = rows.drop_duplicates("hexcode").reset_index(drop=True)
-    captions, owner = [], []
-    for i, (label, tags) in enumerate(zip(rows.label, rows.tags, strict=True)):
-        captions += [label, ", ".join(tags)] if len(tags) else [label]
-        owner += [i] * (2 if len(tags) else 1)
-    images = torch.from_numpy(on_white(decode(rows.image)))
-    return {"drawings": Captioned(images, tuple(captions), np.array(owner, np.int64))}
+def captioned(rows: pd.DataFrame) -> dict[str, Captioned]:
+    """Return one drawing per concept with two captions: its label, and its keywords."""
+    rows = rows.drop_duplicates("hexcode")
+    captions = [(i, text) for i, (label, tags) in enumerate(zip(rows.label, rows.tags, strict=True))
+                for text in (label, ", ".join(tags)) if text]
+    owner, texts = zip(*captions, strict=True)
+    return {"drawings": Captioned(_images(rows), texts, np.array(owner, np.int64))}
 
 
 @lru_cache(maxsize=1)
 def reference() -> Captioned:
-    """Every drawing of the six pretraining families with its label and keywords: what CLIP itself
-    was made of."""
+    """Return every drawing of the six pretraining families with its label and keywords: what CLIP
+    itself was trained on."""
     rows = table(PRETRAINING)
-    images = torch.from_numpy(on_white(decode(rows.image)))
-    return Captioned(images, _captions(rows), np.arange(len(rows)))
+    return Captioned(_images(rows), _captions(rows), np.arange(len(rows)))
 
 
 def _kept(sets: dict[str, Labelled], wanted: Sequence[str] | None) -> dict[str, Labelled]:
-    return {
-        choose("held_out", name, sets): sets[name] for name in (sets if wanted is None else wanted)
-    }
+    return {choose("held_out", name, sets): sets[name]
+            for name in (sets if wanted is None else wanted)}
 
 
-def _updated(rows: pd.DataFrame, update: Sequence[str] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of the groups that the stream has, and the others."""
+def _updated(rows: pd.DataFrame, update: Sequence[str] | None) -> pd.Series:
+    """Return which rows are of the groups that the stream has."""
     here = rows.group.isin(OBJECTS if update is None else update)
     if not here.any():
         raise ValueError(
             f"update={update!r}: needs at least one group; choices: {', '.join(OBJECTS)}")
-    return rows[here], rows[~here]
+    return here
 
 
-def _groups(rows: pd.DataFrame, names: Sequence[str],
-            by: str = "subgroup") -> dict[str, tuple[int, ...]]:
-    """The classes of each object group, in order of their appearance."""
-    return {group: tuple(names.index(name) for name in _names(part, by))
-            for group, part in rows.groupby("group", sort=False)}
+def _groups(rows: pd.DataFrame, by: str) -> dict[str, tuple[int, ...]]:
+    """Return the classes of each object group, in order of their appearance."""
+    names = pd.Index(rows[by].unique())
+    return {group: tuple(names.get_indexer(values.unique()).tolist())
+            for group, values in rows.groupby("group", sort=False)[by]}
 
 
 @dataclass
@@ -228,10 +202,9 @@ class Emoji(EmojiWorld):
 
     Within each class, `test_share` of the *concepts* are test, in every family: no drawing of a
     test concept is ever tuned on. Held-out sets: the test concepts one by one ("concepts", among
-    all object names), the same classes in families that the stream has not ("other styles"), faces
-    and people, symbols, flags. Retrieval: the first family's test concepts. The classes of groups
-    that are not updated are a held-out set of their own ("other classes"): what was never
-    updated."""
+    all object names), the same classes in families outside the stream ("other styles"), faces and
+    people, symbols, flags. Retrieval: the first family's test concepts. The test concepts of groups
+    that are not updated are a held-out set of their own ("other classes")."""
 
     title: ClassVar[str] = "Emoji"
 
@@ -242,40 +215,35 @@ class Emoji(EmojiWorld):
     held_out: Sequence[str] | None = None  # the held-out sets to keep; None: all
 
     def load(self) -> BenchmarkData:
-        rows = table(self.families)
-        rows = rows[rows.group.isin(OBJECTS)]
-        objects = _names(rows, "label")
-        tests = rows[rows.hexcode.isin(_held_out(rows, "subgroup", self.test_share,
-                                                 self.split_seed))]
-        rows, _ = _updated(rows, self.update)
-        names = _names(rows, "subgroup")
-        test = rows.hexcode.isin(set(tests.hexcode)).to_numpy()
-        others = tuple(family for family in UNSEEN if family not in self.families)
-        tested = _labelled(rows[test], names, "subgroup")
-        concepts = _labelled(rows[test], objects, "label")
-        sets = {"concepts": replace(concepts, images=tested.images)}  # encoded once for both
+        rows = _objects(self.families)
+        tested = _tested(rows, self.test_share, self.split_seed)
+        here = _updated(rows, self.update)
+        names = rows.kind[here].unique()
+        train, test, rest = rows[here & ~tested], rows[here & tested], rows[~here & tested]
+        test_data = _labelled(test, "kind", names)
+        concepts = _labelled(test, "label", rows.label.unique())
+        sets = {"concepts": replace(concepts, images=test_data.images)}  # encoded once for both
+        others = [family for family in UNSEEN if family not in self.families]
         if others:
             foreign = table(others)
-            foreign = foreign[foreign.hexcode.isin(set(rows.hexcode[test]))]
-            sets["other styles"] = _labelled(foreign, names, "subgroup")
-        rest = tests[~tests.group.isin(set(rows.group))]
+            foreign = foreign[foreign.hexcode.isin(test.hexcode)]
+            sets["other styles"] = _labelled(foreign, "kind", names)
         if len(rest):
-            sets["other classes"] = _labelled(rest, _names(rest, "subgroup"), "subgroup")
-        kept = _kept(sets | _untouched(tuple(self.families)), self.held_out)
-        train = _labelled(rows[~test], names, "subgroup")
-        return BenchmarkData("emoji", train, tested, _captions(rows[~test]), _groups(rows, names),
-                             kept, _retrieval(tests), reference)
+            sets["other classes"] = _labelled(rest, "kind")
+        kept = _kept(sets | _untouched(self.families), self.held_out)
+        return BenchmarkData("emoji", _labelled(train, "kind", names), test_data, _captions(train),
+                             _groups(rows[here], "kind"), kept, captioned(rows[tested]), reference)
 
 
 @dataclass
 class EmojiStyles(EmojiWorld):
-    """One world in several hands: the kinds of things of `emoji`, with the family that drew an
+    """One world in several styles: the kinds of things of `emoji`, with the family that drew an
     image as its domain.
 
-    For the stream `domains`, one hand after the other. Test concepts as in `emoji`: no family's
-    drawing of them is ever tuned on. Held-out sets: faces and people, symbols, flags. Retrieval:
-    the first family's test concepts. families may be any of the twelve; of the six that pretraining
-    saw, only a model with other weights knows nothing."""
+    For the stream `domains`, one icon family after the other. Test concepts as in `emoji`: no
+    family's drawing of them is ever tuned on. Held-out sets: faces and people, symbols, flags.
+    Retrieval: the first family's test concepts. families may be any of the twelve, but `icon-clip`
+    saw six of them in pretraining."""
 
     title: ClassVar[str] = "Emoji styles"
 
@@ -284,18 +252,16 @@ class EmojiStyles(EmojiWorld):
     split_seed: int = 0
 
     def load(self) -> BenchmarkData:
-        rows = table(self.families)
-        rows = rows[rows.group.isin(OBJECTS)]
-        names = _names(rows, "subgroup")
-        test = rows.hexcode.isin(_held_out(rows, "subgroup", self.test_share,
-                                           self.split_seed)).to_numpy()
-        pixels = np.array([picture.tobytes() for picture in on_white(decode(rows.image))], object)
-        free = ~test & ~np.isin(pixels, pixels[test])  # one hand draws two discs alike
-        train, tested = (_labelled(rows[part], names, "subgroup", families=self.families)
-                         for part in (free, test))
-        return BenchmarkData("emoji_styles", train, tested, _captions(rows[free]),
-                             _groups(rows, names), _untouched(tuple(self.families)),
-                             _retrieval(rows[test]), reference)
+        rows = _objects(self.families)
+        names, tested = rows.kind.unique(), _tested(rows, self.test_share, self.split_seed)
+        pixels = pd.Series([image.numpy().tobytes() for image in _images(rows)], rows.index)
+        train = rows[~tested & ~pixels.isin(pixels[tested])]  # one family draws two discs alike
+        test = rows[tested]
+        train_data, test_data = (_labelled(part, "kind", names, families=self.families)
+                                 for part in (train, test))
+        return BenchmarkData("emoji_styles", train_data, test_data, _captions(train),
+                             _groups(rows, "kind"), _untouched(self.families), captioned(test),
+                             reference)
 
 
 @dataclass
@@ -303,10 +269,10 @@ class EmojiConcepts(EmojiWorld):
     """Single concepts (dog, sailboat, violin, …) of the object groups: some families train, others
     test.
 
-    Classes are the concepts that all these families draw. Held-out sets: the two families that
-    neither trains nor tests ("other styles"), faces and people, symbols, flags. Retrieval: the
-    first test family. The concepts of groups that are not updated are a held-out set of their own
-    ("other classes"), by the test families: what was never updated."""
+    Classes are the concepts that all these families draw. Held-out sets: the two unseen families
+    that neither train nor test ("other styles"), faces and people, symbols, flags. Retrieval: the
+    first test family. The concepts of groups that are not updated, drawn by the test families, are
+    a held-out set of their own ("other classes")."""
 
     title: ClassVar[str] = "Emoji concepts"
 
@@ -318,30 +284,27 @@ class EmojiConcepts(EmojiWorld):
     def check(self) -> None:
         both = set(self.train_families) & set(self.test_families)
         if both:
-            raise ValueError(
-                f"train_families and test_families share {', '.join(sorted(both))}; a family "
-                "trains or tests")
+            raise ValueError(f"train_families and test_families share {', '.join(sorted(both))}; "
+                             "a family trains or tests")
 
     def load(self) -> BenchmarkData:
         families = (*self.train_families, *self.test_families)
-        rows = table(families if self.train_families and self.test_families else ())
-        rows = rows[rows.group.isin(OBJECTS)]
-        drawn = rows.groupby("hexcode").family.nunique()
-        rows = rows[rows.hexcode.isin(drawn[drawn == rows.family.nunique()].index)]
-        pairs = rows[rows.family == self.test_families[0]]
-        rows, rest = _updated(rows, self.update)
-        names = _names(rows, "label")
-        train = rows[rows.family.isin(self.train_families)]
-        test = rows[rows.family.isin(self.test_families)]
-        others = tuple(family for family in UNSEEN if family not in families)
-        sets = {}
+        rows = _objects(families if self.train_families and self.test_families else ())
+        drawn_by = rows.groupby("hexcode").family.transform("nunique")
+        rows = rows[drawn_by == rows.family.nunique()]
+        here, by_testers = _updated(rows, self.update), rows.family.isin(self.test_families)
+        names = rows.label[here].unique()
+        train, test, rest = (rows[here & ~by_testers], rows[here & by_testers],
+                             rows[~here & by_testers])
+        sets, others = {}, [family for family in UNSEEN if family not in families]
         if others:
             foreign = table(others)
-            sets["other styles"] = _labelled(foreign[foreign.label.isin(names)], names, "label")
-        rest = rest[rest.family.isin(self.test_families)]
+            foreign = foreign[foreign.label.isin(names)]
+            sets["other styles"] = _labelled(foreign, "label", names)
         if len(rest):
-            sets["other classes"] = _labelled(rest, _names(rest, "label"), "label")
-        kept = _kept(sets | _untouched(tuple(self.test_families)), self.held_out)
-        return BenchmarkData("emoji_concepts", _labelled(train, names, "label"),
-                             _labelled(test, names, "label"), _captions(train),
-                             _groups(rows, names, "label"), kept, _retrieval(pairs), reference)
+            sets["other classes"] = _labelled(rest, "label")
+        kept = _kept(sets | _untouched(self.test_families), self.held_out)
+        pairs = rows[rows.family == self.test_families[0]]
+        return BenchmarkData("emoji_concepts", _labelled(train, "label", names),
+                             _labelled(test, "label", names), _captions(train),
+                             _groups(rows[here], "label"), kept, captioned(pairs), reference)

@@ -4,30 +4,44 @@ prompt and captions.
     PATH/<class>/…/<picture>          a fifth of each class is drawn for testing; or
     PATH/train/<class>/…  PATH/test/<class>/…
     PATH/clstudy.json                 {"classes": {<class>: <name>}, "order": [<class>, …],
-                                       "template": "a photo of a {}.", "captions": {"<path below PATH>": <text>},
+                                       "template": "a photo of a {}.",
+                                       "captions": {"<path below PATH>": <text>},
                                        "groups": {<group>: [<class>, …]}}
 
 Every key of clstudy.json may be left out. `benchmark="folder:PATH"` is short for this benchmark
 with that path."""
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
 from annotated_types import Gt, Lt
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from clstudy.data import image_store
 from clstudy.data.benchmarks.photographs import SIT_PROMPT, Photographs, Template
+from clstudy.data.image_store import from_files
 from clstudy.data.types import BenchmarkData, Labelled
+from clstudy.utils.options import Options, refuse_unknown
 from clstudy.utils.validation import choose
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ABOUT = "clstudy.json"
 Share = Annotated[float, Gt(0), Lt(1)]
+Samples = dict[str, list[Path]]  # class → pictures, in order of their paths
+
+
+@dataclass
+class About(Options):
+    """The keys of clstudy.json."""
+
+    classes: dict[str, str] = field(default_factory=dict)  # class → its name in prompts
+    order: list[str] | None = None
+    template: Template = SIT_PROMPT
+    captions: dict[str, str] = field(default_factory=dict)  # path below the folder → text
+    groups: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,8 +51,7 @@ class Found:
     path: Path
     train: list[tuple[Path, int]]
     test: list[tuple[Path, int]]
-    classes: list[str]  # names of the folders, in order
-    about: dict  # clstudy.json, complete
+    about: About  # complete: with all classes and their order
 
 
 @dataclass
@@ -61,7 +74,7 @@ class Folder(Photographs):
         self.found()
 
     def found(self) -> Found:
-        """What lies in the folder; no picture is opened.
+        """List what lies in the folder; no picture is opened.
 
         ValueError, FileNotFoundError: every fault of its form."""
         place = Path(self.path).expanduser().absolute()
@@ -69,89 +82,88 @@ class Folder(Photographs):
             raise FileNotFoundError(f"benchmark folder: {place} is not a folder")
         split = all(any(_folders(place / part)) for part in ("train", "test"))
         train = _samples(place / "train" if split else place)
-        test = _samples(place / "test") if split else {}
-        classes, about = _about(place, sorted(train), self.template)
-        replace(self, template=about["template"])  # refuses one without a place for the name
+        about = _about(place, sorted(train))
+        if self.template is not None:
+            about = replace(about, template=self.template)
         self.require_held_out()
-        if set(test) - set(classes):
-            more = ", ".join(sorted(set(test) - set(classes)))
-            raise ValueError(f"{place}/test has classes that train has not: {more}")
-        if not split:
+        if split:
+            test = _samples(place / "test")
+            more = sorted(set(test) - set(train))
+            if more:
+                raise ValueError(
+                    f"{place}/test has classes that train has not: {', '.join(more)}")
+        else:
             train, test = _divide(train, self.test_share, self.split_seed)
-        parts = [[(file, i) for i, key in enumerate(classes) for file in part.get(key, [])]
-                 for part in (train, test)]
-        if not parts[1]:
+        label = {key: i for i, key in enumerate(about.order)}
+        train, test = ([(file, label[key]) for key in label for file in part.get(key, [])]
+                       for part in (train, test))
+        if not test:
             raise ValueError(f"{place}: no picture is left for testing; a class needs at least two")
-        return Found(place, *parts, classes, about)
+        return Found(place, train, test, about)
 
     def fingerprint(self) -> list[str]:
-        """Names, sizes and times of change of all its files, and the names of the held-out sets."""
+        """Return a digest of the names, sizes and times of change of all its files, and those of
+        the held-out sets."""
         place = Path(self.path)
         images = [image_store.fingerprint(place)] if place.is_dir() else []
         return images + super().fingerprint()
 
     def load(self) -> BenchmarkData:
         found = self.found()
-        names = tuple(found.about["classes"][key] for key in found.classes)
-        train, test = (_labelled(found, split, self.size, names) for split in ("train", "test"))
-        said, captions = found.about["captions"], []
-        for file, label in found.train:
-            usual = train.template.format(names[label])
-            captions.append(said.get(file.relative_to(found.path).as_posix(), usual))
-        groups = {group: tuple(found.classes.index(key) for key in members)
-                  for group, members in found.about["groups"].items()}
-        held_out = self.held_out_sets(train.template)
-        return BenchmarkData("folder", train, test, tuple(captions), groups, held_out)
+        about = found.about
+        names = tuple(about.classes[key] for key in about.order)
+
+        def labelled(split: str, samples: list[tuple[Path, int]]) -> Labelled:
+            images = _images(found.path, split, samples, self.size)
+            return Labelled(*images, names, about.template)
+
+        train, test = labelled("train", found.train), labelled("test", found.test)
+        files = [file.relative_to(found.path).as_posix() for file, _ in found.train]
+        captions = tuple(about.captions.get(file, usual)
+                         for file, usual in zip(files, train.prompts(), strict=True))
+        groups = {group: tuple(about.order.index(key) for key in members)
+                  for group, members in about.groups.items()}
+        return BenchmarkData("folder", train, test, captions, groups,
+                             self.held_out_sets(about.template))
 
 
-def _labelled(found: Found, split: str, size: int, names: tuple[str, ...]) -> Labelled:
-    samples = getattr(found, split)
-    listed = [[file.relative_to(found.path).as_posix(), label] for file, label in samples]
-    source = image_store.fingerprint(found.path, image_store.VERSION, listed)
-    name = f"folder-{found.path.name}-{hashlib.sha256(str(found.path).encode()).hexdigest()[:6]}-{split}-{size}"
-    images, labels = image_store.decoded(
-        name, source, size, lambda: image_store.Pictures(
-            len(samples), lambda i:
-            (_upright(samples[i][0]), samples[i][1]), lambda i: str(samples[i][0])))
-    return Labelled(images, labels, names, found.about["template"])
-
-
-def _upright(file: Path) -> Image.Image:
-    with Image.open(file) as picture:
-        return ImageOps.exif_transpose(picture)  # cameras store which side is up beside the pixels
+def _images(path: Path, split: str, samples: list[tuple[Path, int]], size: int):
+    """Return the images and labels of a split, upright: cameras store which side is up."""
+    listed = [[file.relative_to(path).as_posix(), label] for file, label in samples]
+    source = image_store.fingerprint(path, image_store.VERSION, listed)
+    place = hashlib.sha256(str(path).encode()).hexdigest()[:6]
+    files, labels = zip(*samples, strict=True)
+    return image_store.decoded(f"folder-{path.name}-{place}-{split}-{size}", source, size,
+                               lambda: from_files(files, labels, change=ImageOps.exif_transpose))
 
 
 def _folders(place: Path) -> list[Path]:
-    return sorted(
-        p for p in place.iterdir() if p.is_dir() and p.name[0] != ".") if place.is_dir() else []
+    inside = place.iterdir() if place.is_dir() else ()
+    return sorted(path for path in inside if path.is_dir() and path.name[0] != ".")
 
 
-def _samples(place: Path) -> dict[str, list[Path]]:
-    """Class → pictures, in order of their paths. ValueError: fewer than two classes, or an empty
-    one."""
-    found = {
-        one.name: sorted(p for p in one.rglob("*")
-                         if p.suffix.lower() in SUFFIXES and not _hidden(p, one))
-        for one in _folders(place)
-    }
+def _samples(place: Path) -> Samples:
+    """List the pictures of each class. ValueError: fewer than two classes, or an empty one."""
+    found = {one.name: sorted(path for path in one.rglob("*") if _is_picture(path, one))
+             for one in _folders(place)}
     if len(found) < 2:
-        raise ValueError(
-            f"{place} has {len(found)} sub-folders; a benchmark needs two classes or more, each a folder "
-            "of pictures")
+        raise ValueError(f"{place} has {len(found)} sub-folders; a benchmark needs two classes or "
+                         "more, each a folder of pictures")
     for name, pictures in found.items():
         if not pictures:
             raise ValueError(f"{place / name} holds no picture; known are {' '.join(SUFFIXES)}")
     return found
 
 
-def _hidden(file: Path, above: Path) -> bool:
-    return any(part[0] == "."
-               for part in file.relative_to(above).parts)  # .ipynb_checkpoints, ._picture.jpg
+def _is_picture(file: Path, above: Path) -> bool:
+    """Whether a file is a picture, and not hidden (.ipynb_checkpoints, ._picture.jpg)."""
+    hidden = any(part[0] == "." for part in file.relative_to(above).parts)
+    return file.suffix.lower() in SUFFIXES and not hidden
 
 
-def _divide(samples: dict[str, list[Path]], share: float, seed: int) -> tuple[dict, dict]:
-    """Train and test pictures of each class: `share` is test, at least one where a class has
-    two."""
+def _divide(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
+    """Draw a share of the pictures of each class for testing, at least one where a class has two.
+    Return those for training and those for testing."""
     rng, train, test = np.random.default_rng(seed), {}, {}
     for key, pictures in samples.items():
         count = min(max(round(share * len(pictures)), 1), len(pictures) - 1)
@@ -161,55 +173,41 @@ def _divide(samples: dict[str, list[Path]], share: float, seed: int) -> tuple[di
     return train, test
 
 
-def _about(place: Path, classes: list[str], template: str | None) -> tuple[list[str], dict]:
-    """The classes in order, and clstudy.json with what it leaves out filled in. ValueError: what is
-    wrong in it."""
-    given, file = {}, place / ABOUT
-    if file.exists():
-        try:
-            given = json.loads(file.read_text())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is not JSON: {error}") from None
-    about = {"classes": {}, "order": classes, "template": SIT_PROMPT, "captions": {}, "groups": {}}
+def _about(place: Path, classes: list[str]) -> About:
+    """Read clstudy.json and fill in what it leaves out. ValueError: what is wrong in it."""
+    file = place / ABOUT
+    try:
+        given = json.loads(file.read_text()) if file.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
     if not isinstance(given, dict):
-        raise ValueError(f"{file}: must be an object with some of the keys {', '.join(about)}")
-    for key, value in given.items():
-        choose(f"{file}: key", key, about)
-        if not isinstance(value, type(about[key])):
-            kind = type(about[key]).__name__
-            raise ValueError(
-                f"{file}: {key!r} must be a {kind}, as clstudy/data/benchmarks/folder.py shows")
-        inner = list(value.values()) if isinstance(
-            value, dict) else [value] if key == "template" else value
-        if key == "groups" and all(isinstance(one, list) for one in inner):
-            inner = [name for one in inner for name in one]
-        for one in inner:
-            if not isinstance(one, str):
-                raise ValueError(
-                    f"{file}: {key!r} holds {one!r}, as clstudy/data/benchmarks/folder.py does not show"
-                )
-    about |= given | ({"template": template} if template is not None else {})
-    for key, named in {
-            "classes": about["classes"], "order": about["order"],
-            "groups": [name for members in about["groups"].values() for name in members]
-    }.items():
-        _known(file, key, named, classes)
-    if sorted(about["order"]) != classes:
-        raise ValueError(
-            f"{file}: 'order' must hold each of the {len(classes)} classes once; it lacks "
-            f"{', '.join(sorted(set(classes) - set(about['order']))) or 'none, but repeats some'}")
-    lost = [name for name in about["captions"] if not (place / name).is_file()]
-    if lost:
-        raise ValueError(f"{file}: 'captions' names {lost[0]!r}, which is no file below {place}")
-    about["classes"] = {key: about["classes"].get(key, key.replace("_", " ")) for key in classes}
-    names = list(about["classes"].values())
-    if len(set(names)) < len(names):
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(
-            f"{place}: two classes are named {repeated!r}; no prompt could tell them apart")
-    return list(about["order"]), about
+        known = ", ".join(one.name for one in fields(About))
+        raise ValueError(f"{file}: must be an object with some of the keys {known}")
+    refuse_unknown(str(file), About, given)
+    try:
+        about = About(**given)
+        _check(about, place, classes)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    names = {key: about.classes.get(key, key.replace("_", " ")) for key in classes}
+    for name in names.values():
+        if list(names.values()).count(name) > 1:
+            raise ValueError(f"{place}: two classes are named {name!r}; "
+                             "their prompts would be the same")
+    return replace(about, classes=names, order=about.order or classes)
 
 
-def _known(file: Path, key: str, named: Iterable[str], classes: list[str]) -> None:
-    for name in named:
-        choose(f"{file}: {key!r}: class", name, classes)
+def _check(about: About, place: Path, classes: list[str]) -> None:
+    """Raise a ValueError if clstudy.json names classes or files that are not there."""
+    order = classes if about.order is None else about.order
+    in_groups = sum(about.groups.values(), [])
+    for key, named in (("classes", about.classes), ("order", order), ("groups", in_groups)):
+        for one in named:
+            choose(f"{key!r}: class", one, classes)
+    if sorted(order) != classes:
+        lacks = ", ".join(sorted(set(classes) - set(order))) or "none, but repeats some"
+        raise ValueError(f"'order' must hold each of the {len(classes)} classes once; "
+                         f"it lacks {lacks}")
+    for name in about.captions:
+        if not (place / name).is_file():
+            raise ValueError(f"'captions' names {name!r}, which is no file below {place}")

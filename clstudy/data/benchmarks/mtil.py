@@ -1,21 +1,20 @@
 """MTIL (ZSCL, Zheng et al. 2023, arXiv 2303.06628): eleven published sets, one after the other.
 
 One benchmark holds the classes of all sets, and its groups are the sets: a disjoint stream with
-tasks="groups" is the sequence of the paper, and of the accuracy matrix the candidates "own" are its
-reading (the set is known at test).
+tasks="groups" is the sequence of the paper, and its accuracies are those with the candidates "own"
+(the set is known at test).
 
 Each set has its own prompt, the first of its list in ZSCL's released code. So a class name here is
 a `Prompted`: the text "dtd: banded", which tables and figures show, carries its prompt, and the
 template "{.prompt}" asks for it. The names are those of CLIP, as everywhere in data/classes. Where
 two sets have a class of the same prompt (a butterfly is in CIFAR-100 and in Caltech101), no model
-can tell them apart once both compete: look at the candidates "own".
+can separate them once both compete: look at the candidates "own".
 
 Splits, as in the released code: those that the sets publish (without their validation images), and
 for Caltech101, EuroSAT and SUN397 80 % train, drawn with seed 42. Departures: Caltech101 is without
 `Faces_easy`; SUN397 is drawn over the sorted files, as the released order is that of a disk; one
 prompt is used in evaluation too, where the released code averages over the list. All images are
 stored at one size."""
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,17 +24,18 @@ import numpy as np
 
 from clstudy.data import image_store
 from clstudy.data.benchmarks.base import Benchmark
-from clstudy.data.benchmarks.datasets import about_classes, fingerprint, missing, pictures, require
+from clstudy.data.benchmarks.datasets import (
+    DRAWN,
+    about_classes,
+    fingerprint,
+    missing,
+    pictures,
+    require,
+)
 from clstudy.data.benchmarks.photographs import Pixels, class_digests
 from clstudy.data.image_store import Pictures
 from clstudy.data.types import BenchmarkData, Labelled
 
-ORDERS = {
-    "I": ("aircraft", "caltech101", "cifar100", "dtd", "eurosat", "flowers102", "food101", "mnist",
-          "oxford_pets", "stanford_cars", "sun397"),
-    "II": ("stanford_cars", "food101", "mnist", "oxford_pets", "flowers102", "sun397", "aircraft",
-           "caltech101", "dtd", "eurosat", "cifar100"),
-}
 TEMPLATES = {
     "aircraft": "a photo of a {}, a type of aircraft.",
     "caltech101": "a photo of a {}.",
@@ -49,7 +49,11 @@ TEMPLATES = {
     "stanford_cars": "a photo of a {}, a type of car.",
     "sun397": "a photo of a {}.",
 }
-DRAWN = {"train": "train80", "test": "test20"}  # splits of the sets that publish none
+ORDERS = {
+    "I": tuple(TEMPLATES),  # the alphabet's
+    "II": ("stanford_cars", "food101", "mnist", "oxford_pets", "flowers102", "sun397", "aircraft",
+           "caltech101", "dtd", "eurosat", "cifar100"),
+}
 SPLITS = {"caltech101": DRAWN, "eurosat": DRAWN}
 
 
@@ -83,12 +87,11 @@ class Mtil(Benchmark):
 
     def check(self) -> None:
         if self.sets is not None and not self.sets:
-            raise ValueError(
-                f"sets={self.sets!r}: must be a list of one name or more, such as ['dtd'], "
-                "or None for all")
+            raise ValueError(f"sets={self.sets!r}: must be a list of one name or more, "
+                             "such as ['dtd'], or None for all")
 
     def chosen(self) -> tuple[str, ...]:
-        """The sets asked for, in the order asked for."""
+        """Return the sets asked for, in the order asked for."""
         return tuple(name for name in ORDERS[self.order] if self.sets is None or name in self.sets)
 
     def require(self) -> None:
@@ -101,57 +104,41 @@ class Mtil(Benchmark):
 
     def load(self) -> BenchmarkData:
         self.require()
-        chosen = self.chosen()
-        names = {one: [Prompted.of(one, name) for name in _names(one).values()] for one in chosen}
-        starts = dict(
-            zip(chosen, accumulate([len(names[one]) for one in chosen], initial=0), strict=False))
-        together = tuple(name for one in chosen for name in names[one])
-        train, test = (_labelled(split, chosen, starts, together, self.size)
+        names, groups = [], {}
+        for one in self.chosen():
+            own = [Prompted.of(one, name) for name in about_classes(one)["classes"].values()]
+            groups[one] = tuple(range(len(names), len(names) + len(own)))
+            names += own
+        train, test = (Labelled(*self._images(split, groups), tuple(names), "{.prompt}")
                        for split in ("train", "test"))
-        groups = {
-            one: tuple(range(start, start + len(names[one]))) for one, start in starts.items()
-        }
-        return BenchmarkData("mtil", train, test,
-                             tuple(together[label].prompt for label in train.labels), groups)
+        return BenchmarkData("mtil", train, test, train.prompts(), groups)
+
+    def _images(self, split: str, groups: dict[str, tuple[int, ...]]):
+        """Return the images of all sets, and their labels. Both orders share one array on disk, in
+        which the sets and their labels are sorted."""
+        sets = sorted(groups)
+        digest = image_store.digest
+        source = digest([sets, digest([fingerprint(one) for one in sets])])
+        images, found = image_store.decoded(f"mtil-{split}-{self.size}", source, self.size,
+                                            lambda: _together(sets, split))
+        return images, np.concatenate([groups[one] for one in sets])[found]
 
 
-def _names(one: str) -> dict[str, str]:
-    return about_classes(one)["classes"]
-
-
-def _labelled(split: str, chosen: Sequence[str], starts: dict[str, int], names: tuple[str, ...],
-              size: int) -> Labelled:
-    """Images of all sets in one array on disk, which is the same for both orders: only the labels
-    differ."""
-    listed = sorted(chosen)
-    source = image_store.digest([fingerprint(one) for one in listed])
-    images, found = image_store.decoded(f"mtil-{split}-{size}", image_store.digest(
-        [listed, source]), size, lambda: _together(listed, split))
-    first = [starts[one] for one in listed]  # new label of each set's class 0
-    before = list(accumulate([len(_names(one)) for one in listed], initial=0))  # the label on disk
-    which = np.searchsorted(before, found, side="right") - 1
-    return Labelled(images, found - np.array(before)[which] + np.array(first)[which], names,
-                    "{.prompt}")
-
-
-def _together(listed: Sequence[str], split: str) -> Pictures:
-    """The pictures of one split of all sets, as if they were one set."""
-    parts = [pictures(one, SPLITS.get(one, {}).get(split, split)) for one in listed]
-    starts = list(accumulate([part.count for part in parts], initial=0))
-    labels = list(accumulate([len(_names(one)) for one in listed], initial=0))
-
-    def at(i: int) -> tuple[int, int]:
-        which = bisect_right(starts, i) - 1
-        return which, i - starts[which]
+def _together(sets: Sequence[str], split: str) -> Pictures:
+    """Return the pictures of one split of all sets as if they were one set."""
+    parts = [pictures(one, SPLITS.get(one, {}).get(split, split)) for one in sets]
+    counts = [len(about_classes(one)["classes"]) for one in sets]
+    starts = list(accumulate(counts, initial=0))  # of the labels of each set
+    at = [(number, i) for number, part in enumerate(parts) for i in range(part.count)]
 
     def read(i: int):
-        which, position = at(i)
-        picture, label = parts[which].read(position)
-        return picture, labels[which] + label
+        number, position = at[i]
+        picture, label = parts[number].read(position)
+        return picture, starts[number] + label
 
     def where(i: int) -> str:
-        which, position = at(i)
-        return f"{parts[which].where(position)} of {listed[which]}"
+        number, position = at[i]
+        return f"{parts[number].where(position)} of {sets[number]}"
 
-    return Pictures(starts[-1], read, where,
+    return Pictures(len(at), read, where,
                     "`clstudy data get` fetches a set again once its folder is moved away")

@@ -8,52 +8,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from clstudy.data.benchmarks.datasets import about_classes, fingerprint, load
-from clstudy.data.benchmarks.photographs import SIT_HELD_OUT, SIT_PROMPT, Photographs, Template
+from clstudy.data.benchmarks.photographs import SIT_HELD_OUT, SIT_PROMPT, Ordered, Template
 from clstudy.data.types import BenchmarkData, Labelled
-from clstudy.utils.validation import choose
 
 
 @dataclass
-class SitBenchmark(Photographs):
-    """One published set, named by `of`."""
+class SitBenchmark(Ordered):
+    """One published set."""
 
-    of: ClassVar[str] = ""
     prompt: ClassVar[str] = SIT_PROMPT
 
-    order: str | None = None  # of the classes, by its name in data/classes; with the stream's "given"
-    held_out: Sequence[
-        str] = SIT_HELD_OUT  # published sets whose test images are classified zero-shot
+    held_out: Sequence[str] = SIT_HELD_OUT  # published sets that are classified zero-shot
     template: Template = SIT_PROMPT  # prompt, with {} for the class
-
-    def own(self) -> Sequence[str]:
-        return (self.of,)
-
-    def check(self) -> None:
-        super().check()
-        if self.order is not None:
-            choose("order", self.order, about_classes(self.of).get("orders", {}))
 
     def load(self) -> BenchmarkData:
         self.require()
         about, source = about_classes(self.of), fingerprint(self.of)
-        first = about["orders"][self.order] if self.order else list(range(len(
-            about["classes"])))  # new position → old
-        place = np.argsort(first)  # old position → new
-        keys = list(about["classes"])
-        names = tuple(about["classes"][keys[old]] for old in first)
-
-        def labelled(split: str) -> Labelled:
-            images, labels = load(self.of, split, self.size, source)
-            return Labelled(images, place[labels], names, self.template)
-
-        train = labelled("train")
-        groups = {group: tuple(int(place[keys.index(key)]) for key in members)
+        names, place = self.ordered()
+        train, test = (load(self.of, split, self.size, source) for split in ("train", "test"))
+        train, test = (Labelled(images, place[labels], names, self.template)
+                       for images, labels in (train, test))
+        position = dict(zip(about["classes"], place.tolist(), strict=True))
+        groups = {group: tuple(position[key] for key in members)
                   for group, members in about.get("groups", {}).items()}
-        captions = tuple(self.template.format(names[label]) for label in train.labels)
-        return BenchmarkData(self.of, train, labelled("test"), captions, groups,
+        return BenchmarkData(self.of, train, test, train.prompts(), groups,
                              self.held_out_sets(self.template))
 
 
