@@ -16,25 +16,23 @@ Scores = Callable[[Clip, Tensor, Tensor, Sequence[int] | None], Tensor]
 
 def product(clip: Clip, image: Float[Tensor, "images dim"], text: Float[Tensor, "texts dim"],
             classes: Sequence[int] | None) -> Float[Tensor, "images texts"]:
-    """How images and texts become numbers to rank where no method says otherwise
-    (`Method.scores`)."""
+    """Return the similarities to rank, where no method says otherwise (`Method.scores`)."""
     return image @ text.T
 
 
 class Cache:
-    """Features of one state of the weights: each image set and each set of texts is encoded once,
-    and a tower that does not move once ever. `forget(tower)` when a tower has moved. An image that
-    stands in several sets (in the test set, and with its caption in retrieval) is encoded with the
-    first of them."""
+    """Features of one state of the weights: each set of images and of texts is encoded once.
+
+    Call `forget` for a tower that has moved. An image that stands in several sets (in the test set,
+    and with its caption in retrieval) is encoded with the first of them."""
 
     def __init__(self):
         self.image: dict[int, Tensor] = {}
         self.text: dict[tuple, Tensor] = {}
-        self.places: dict[bytes, tuple[int, int]] = {
-        }  # of an image, by its content: the set and the row
+        self.places: dict[bytes, tuple[int, int]] = {}  # of an image by content: set and row
 
     def copy(self) -> "Cache":
-        """A cache of its own with the same features."""
+        """Return another cache with the same features."""
         other = Cache()
         other.image, other.text, other.places = dict(self.image), dict(self.text), dict(self.places)
         return other
@@ -47,41 +45,33 @@ class Cache:
             self.text.clear()
 
     def add(self, clip: Clip, images: Tensor) -> None:
-        """The features of a set of images, of which those that other sets hold are taken from
-        there."""
-        keys = [
-            hashlib.blake2b(image.data, digest_size=16).digest()
-            for image in images.contiguous().numpy()
-        ]
+        """Take in the features of a set of images; what other sets hold is not encoded again."""
+        keys = [hashlib.blake2b(image.data, digest_size=16).digest()
+                for image in images.contiguous().numpy()]
         new = [row for row, key in enumerate(keys) if key not in self.places]
         if len(new) == len(keys):
-            self.image[id(images)] = _encoded(clip, images)
+            found = _encoded(clip, images)
         else:
-            there = [
-                self.image[self.places[key][0]][self.places[key][1]] for key in keys
-                if key in self.places
-            ]
-            found = torch.empty(len(keys), len(there[0]), device=there[0].device)
-            known = torch.ones(len(keys), dtype=torch.bool)
-            known[new] = False
-            found[known.to(found.device)] = torch.stack(there)
+            known = [row for row, key in enumerate(keys) if key in self.places]
+            places = [self.places[keys[row]] for row in known]
+            there = torch.stack([self.image[of_set][row] for of_set, row in places])
+            found = there.new_empty(len(keys), there.shape[1])
+            found[torch.tensor(known, device=found.device)] = there
             if new:
                 found[torch.tensor(new, device=found.device)] = _encoded(clip, images[new])
-            self.image[id(images)] = found
+        self.image[id(images)] = found
         self.places |= {keys[row]: (id(images), row) for row in new}
 
 
 @torch.inference_mode()
 def features(clip: Clip, images: Tensor | Shards,
              cache: Cache | None = None) -> Float[Tensor, "images dim"]:
-    """Unit-norm image features, a chunk at a time. In a cache they stand under the identity of the
+    """Return unit-norm image features. A cache knows a set of images by the identity of its
     tensor."""
     if cache is None:
         return _encoded(clip, images)
     if id(images) not in cache.image:
-        if isinstance(
-                images, Tensor
-        ) and images.device.type == "cpu":  # where encoding is dear, and looking is not
+        if isinstance(images, Tensor) and images.device.type == "cpu":  # where encoding is slow
             cache.add(clip, images)
         else:
             cache.image[id(images)] = _encoded(clip, images)
@@ -95,7 +85,7 @@ def _encoded(clip: Clip, images: Tensor | Shards) -> Float[Tensor, "images dim"]
 @torch.inference_mode()
 def text_features(clip: Clip, texts: Sequence[str],
                   cache: Cache | None = None) -> Float[Tensor, "texts dim"]:
-    """Unit-norm text features, a chunk at a time."""
+    """Return unit-norm text features."""
     known, key = {} if cache is None else cache.text, tuple(texts)
     if key not in known:
         tokens = clip.cut(_tokens(clip.tokenizer, key)).to(clip.device)
@@ -105,11 +95,11 @@ def text_features(clip: Clip, texts: Sequence[str],
 
 @lru_cache(maxsize=64)
 def _tokens(tokenizer, texts: tuple[str, ...]) -> Tensor:
-    """Token rows of texts that are asked for again and again."""
+    """Return the token rows of texts, which an evaluation asks for again and again."""
     return tokenizer(list(texts))
 
 
 def class_features(clip: Clip, names: Sequence[str], template: str, cache: Cache | None = None
                    ) -> Float[Tensor, "classes dim"]:
-    """Unit-norm text features of one prompt per class."""
+    """Return unit-norm text features of one prompt per class."""
     return text_features(clip, [template.format(name) for name in names], cache)

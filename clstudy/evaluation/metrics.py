@@ -1,15 +1,14 @@
-"""Metrics of continual learning: pure functions of accuracies, each with its formula, divisor and
-source.
+"""Metrics of continual learning: pure functions of accuracies. `METRICS` names each definition,
+with divisor and source.
 
 `R` is a float array of shape (T + 1, T): row 0 is the model before training, row s the model after
 stage s, column t task t + 1, whose home stage is t + 1. So R[t + 1, t] is the accuracy on a task
 when its home stage ends. In the formulas R_sj has s = 0 … T and j = 1 … T, as papers count. For the
-state after stage p < T, pass R[:p + 1, :p]. NaN marks what was not measured, e.g. a task without
+state after stage p < T, pass R[:p + 1, :p]. NaN marks what was not measured, such as a task without
 test images: it is left out of sums and divisors. A metric with nothing to average (forgetting of a
-single task) is NaN. Accuracies may be shares or per cent. ValueError names a wrong shape or an
-unknown variant.
+single task) is NaN. Accuracies may be shares or per cent. ValueError: a wrong shape, or an unknown
+variant.
 """
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,10 +28,7 @@ EXAMPLE = np.array([[.30, .40, .50],   # before training; the matrix of the work
 
 
 def a_avg(curve: Numbers) -> float:
-    """A_avg = (1/T) Σ_s a_s, a_s the accuracy on all classes seen so far at the end of stage s = 1
-    … T.
-
-    Source: iCaRL, arXiv 1611.07725 (average incremental accuracy); SIT, arXiv 2405.15155.
+    """Return A_avg = (1/T) Σ_s a_s over stage ends s = 1 … T: average incremental accuracy.
 
     >>> round(a_avg([.80, .70, .60]), 4)
     0.7
@@ -41,8 +37,7 @@ def a_avg(curve: Numbers) -> float:
 
 
 def a_last(curve: Numbers) -> float:
-    """A_last = a_T, the accuracy on all seen classes after the last stage. Source: SIT, arXiv
-    2405.15155.
+    """Return A_last = a_T, the accuracy on all seen classes after the last stage.
 
     >>> a_last([.80, .70, .60])
     0.6
@@ -51,10 +46,9 @@ def a_last(curve: Numbers) -> float:
 
 
 def a_auc(curve: Numbers) -> float:
-    """A_auc = (1/K) Σ_k a_k over the K checkpoints of a run: any-time accuracy.
+    """Return A_auc = (1/K) Σ_k a_k over the K checkpoints of a run: any-time accuracy.
 
-    The plain mean, as released code has it, not the trapezoid. Source: CLIB, arXiv 2110.10031; SIT,
-    arXiv 2405.15155.
+    This is the plain mean, as in released code, not the trapezoid rule.
 
     >>> round(a_auc([.90, .80, .50, .60]), 4)
     0.7
@@ -66,12 +60,11 @@ def a_auc(curve: Numbers) -> float:
 
 
 def forgetting(R: Table, variant: str = "chaudhry2018") -> float:
-    """What the T − 1 tasks before the last lost, on average; higher is worse. Row 0 is never used.
+    """Return the mean loss of accuracy over the T − 1 tasks before the last; higher is worse.
 
-    chaudhry2018       1/(T−1) Σ_{j<T} (max_{1≤s<T} R_sj − R_Tj)   RWalk, arXiv 1801.10112; may be negative.
-                       The maximum runs over all trained rows, also those before the home stage, as printed.
-    clipped            1/(T−1) Σ_{j<T} (max_{1≤s≤T} R_sj − R_Tj)   Mammoth, PILOT; never negative
-    first_minus_last   1/(T−1) Σ_{j<T} (R_jj − R_Tj)               Avalanche; equals −BWT of lopez_paz2017
+    Row 0 is not used. chaudhry2018 takes the best of the rows before the last, also those before
+    the home stage, as printed, so it may be negative; clipped includes the last row, so it may not;
+    first_minus_last is −BWT of lopez_paz2017.
 
     >>> {name: round(forgetting(EXAMPLE, name), 4) for name in FORGETTING}
     {'chaudhry2018': 0.25, 'clipped': 0.25, 'first_minus_last': 0.2}
@@ -80,13 +73,10 @@ def forgetting(R: Table, variant: str = "chaudhry2018") -> float:
 
 
 def backward_transfer(R: Table, variant: str = "lopez_paz2017") -> float:
-    """BWT: change of earlier tasks since their home stage ended; negative is forgetting. Row 0 is
-    never used.
+    """Return BWT, the change of earlier tasks since their home stage; negative is forgetting.
 
-    lopez_paz2017        1/(T−1) Σ_{j<T} (R_Tj − R_jj)    GEM, arXiv 1706.08840
-    diaz_rodriguez2018   2/(T(T−1)) Σ_{s>j} (R_sj − R_jj)   arXiv 1810.13166: every later row counts
-    vr_lwf               1/T Σ_{j<T} (R_Tj − R_jj)   code of VR-LwF, arXiv 2207.09248. It counts phases
-                         p = 0, 1, … and divides by p + 1 = T, so the newest task counts as a zero.
+    Row 0 is not used. diaz_rodriguez2018 counts every row after the home stage. vr_lwf counts
+    phases p = 0, 1, … and divides by p + 1 = T, so that the newest task counts as a zero.
 
     >>> {name: round(backward_transfer(EXAMPLE, name), 4) for name in BACKWARD_TRANSFER}
     {'lopez_paz2017': -0.2, 'diaz_rodriguez2018': -0.1, 'vr_lwf': -0.1333}
@@ -95,10 +85,9 @@ def backward_transfer(R: Table, variant: str = "lopez_paz2017") -> float:
 
 
 def forward_transfer(R: Table, variant: str = "lopez_paz2017") -> float:
-    """FWT: accuracy on tasks before their home stage.
+    """Return FWT, the accuracy on tasks before their home stage.
 
-    lopez_paz2017   1/(T−1) Σ_{j>1} (R_{j−1,j} − R_0j)   GEM, arXiv 1706.08840; its b_j is row 0 here
-    no_baseline     2/(T(T−1)) Σ_{1≤s<j} R_sj            arXiv 1810.13166; rows 1 … T − 1
+    lopez_paz2017 subtracts the baseline b_j, here row 0; no_baseline uses rows 1 … T − 1.
 
     >>> {name: round(forward_transfer(EXAMPLE, name), 4) for name in FORWARD_TRANSFER}
     {'lopez_paz2017': 0.0, 'no_baseline': 0.4333}
@@ -107,13 +96,10 @@ def forward_transfer(R: Table, variant: str = "lopez_paz2017") -> float:
 
 
 def transfer(R: Table) -> float:
-    """ZSCL's Transfer = 1/(T−1) Σ_{j≥2} [1/(j−1) Σ_{1≤s<j} R_sj]: what is left of zero-shot
-    ability.
+    """Return ZSCL's Transfer = 1/(T−1) Σ_{j≥2} [1/(j−1) Σ_{1≤s<j} R_sj]: zero-shot ability.
 
-    Per task first, then over the T − 1 tasks from the second on. Uses the rows 1 … T − 1 above the
-    diagonal and not row 0, as ZSCL's matrices start after the first stage. It differs from
-    forward_transfer/no_baseline in its weights: every task counts once here, every entry there.
-    Source: ZSCL, arXiv 2303.06628.
+    Row 0 is not used, as ZSCL's matrices start after the first stage. Every task counts once; in
+    forward_transfer/no_baseline every entry does.
 
     >>> round(transfer(EXAMPLE), 4)  # (0.50 + (0.40 + 0.40) / 2) / 2
     0.45
@@ -123,10 +109,7 @@ def transfer(R: Table) -> float:
 
 
 def average(R: Table) -> float:
-    """ZSCL's Avg = 1/T Σ_j [1/T Σ_{s=1…T} R_sj]: per task over the rows 1 … T (not row 0), then
-    over tasks.
-
-    Source: ZSCL, arXiv 2303.06628.
+    """Return ZSCL's Avg = 1/T Σ_j [1/T Σ_{s=1…T} R_sj]: the mean over rows but row 0, then tasks.
 
     >>> round(average(EXAMPLE), 4)  # (2.30 + 1.70 + 1.70) / 9
     0.6333
@@ -136,7 +119,7 @@ def average(R: Table) -> float:
 
 
 def last(R: Table) -> float:
-    """ZSCL's Last = 1/T Σ_j R_Tj: the last row. Source: ZSCL, arXiv 2303.06628.
+    """Return ZSCL's Last = 1/T Σ_j R_Tj, the mean of the last row.
 
     >>> round(last(EXAMPLE), 4)
     0.6667
@@ -148,28 +131,24 @@ def last(R: Table) -> float:
 
 
 def f_last(class_accuracy: Table) -> float:
-    """F_last = (1/|C|) Σ_{c∈C} (max_{s<T} a_sc − a_Tc), C the classes once above zero before stage
-    T.
+    """Return F_last = (1/|C|) Σ_{c∈C} (max_{s<T} a_sc − a_Tc), C: classes above 0 before stage T.
 
     class_accuracy: (stages, classes) at stage ends, without the row before training; NaN where a
-    class is not yet seen. May be negative. Source: code of SIT, arXiv 2405.15155.
+    class is not yet seen. F_last may be negative.
 
     >>> round(f_last([[.8, np.nan, 0.], [.6, .5, .0], [.5, .6, .9]]), 4)  # (0.3 − 0.1) / 2
     0.1
     """
     a = np.asarray(class_accuracy, dtype=float)
     if a.ndim != 2 or len(a) == 0:
-        raise ValueError(
-            f"class_accuracy: got shape {a.shape}; must be (stages, classes), one stage or more")
+        raise ValueError(f"class_accuracy: got shape {a.shape}; must be (stages, classes), one "
+                         "stage or more")
     best = np.fmax.reduce(a[:-1], axis=0, initial=0.0)  # fmax passes over NaN
     return _mean((best - a[-1])[best > 0])
 
 
 def worst_class(class_accuracy: Numbers) -> float:
-    """min_c a_c over the classes measured: what robust weighting (GDRO, arXiv 2605.03866) tries to
-    raise.
-
-    Source: worst-group accuracy, Sagawa et al. 2020, arXiv 1911.08731, with classes as groups.
+    """Return min_c a_c over the classes measured: what robust weighting (GDRO) tries to raise.
 
     >>> worst_class([.8, np.nan, .3])
     0.3
@@ -178,11 +157,9 @@ def worst_class(class_accuracy: Numbers) -> float:
 
 
 def worst_fifth(class_accuracy: Numbers) -> float:
-    """Mean accuracy of the worst fifth of the classes measured, ⌈C / 5⌉ of them: where
-    `worst_class` is stuck at 0.
+    """Return the mean accuracy of the worst ⌈C / 5⌉ classes: it moves where `worst_class` is 0.
 
-    Source: conditional value at risk over classes, Rockafellar and Uryasev 2000; as an aim, Curi et
-    al. 2020, arXiv 1910.12511.
+    It is the conditional value at risk over classes (Rockafellar and Uryasev 2000).
 
     >>> round(worst_fifth([.8, np.nan, .3, .1, .9, .7, .5]), 4)  # two of six: (.1 + .3) / 2
     0.2
@@ -193,10 +170,7 @@ def worst_fifth(class_accuracy: Numbers) -> float:
 
 
 def worst_domain(domain_accuracy: Numbers) -> float:
-    """min_d a_d over the domains measured, a_d the accuracy on the test images of all classes in
-    domain d.
-
-    Source: worst-group accuracy, Sagawa et al. 2020, arXiv 1911.08731, with domains as groups.
+    """Return min_d a_d over the domains measured; a_d: accuracy on all classes in domain d.
 
     >>> worst_domain([.6, np.nan, .45])
     0.45
@@ -213,11 +187,10 @@ class Interval(NamedTuple):
 
 
 def interval(values: Numbers, level: float = 0.95) -> Interval:
-    """Mean over seeds ± t_{(1+level)/2, n−1} · s/√n, s with divisor n − 1. One value: half-width
-    NaN.
+    """Return the mean over seeds ± t_{(1+level)/2, n−1} · s/√n, s with divisor n − 1.
 
-    NaN values are not dropped: they make the result NaN. ValueError: no values, level outside (0,
-    1).
+    One value has half-width NaN. A NaN value makes the result NaN. ValueError: no values, or a
+    level outside (0, 1).
 
     >>> [round(x, 4) for x in interval([1., 2., 3.])]  # 4.3027 · 1 / √3
     [2.0, 2.4841]
@@ -235,19 +208,19 @@ def interval(values: Numbers, level: float = 0.95) -> Interval:
 
 
 def paired_interval(a: Numbers, b: Sequence[float], level: float = 0.95) -> Interval:
-    """The interval of a − b where a[i] and b[i] share seed i: variation that both share cancels.
+    """Return the interval of a − b, where a[i] and b[i] share seed i, so that its effect cancels.
 
     >>> [round(x, 4) for x in paired_interval([.5, .7, .9], [.4, .6, .8])]
     [0.1, 0.0]
     """
     a, b = _curve(a), _curve(b)
     if len(a) != len(b):
-        raise ValueError(
-            f"b: got {len(b)} values for {len(a)} of a; must be one per seed, in the same order")
+        raise ValueError(f"b: got {len(b)} values for {len(a)} of a; must be one per seed, in the "
+                         "same order")
     return interval(a - b, level)
 
 
-# ---- variants by name; R is checked by then. Column t has its home in row t + 1
+# ---- variants by name. R is checked by then; column t has its home in row t + 1
 
 Variants = dict[str, Callable[[np.ndarray], float]]
 FORGETTING: Variants = {
@@ -258,12 +231,10 @@ FORGETTING: Variants = {
 BACKWARD_TRANSFER: Variants = {
     "lopez_paz2017": lambda R: _mean((R[-1] - _home(R))[:-1]),
     "diaz_rodriguez2018": lambda R: _mean((R[1:] - _home(R))[np.tril_indices(R.shape[1], k=-1)]),
-    "vr_lwf": lambda R: _mean(R[-1] - _home(R)
-                              ),  # the last task adds 0 to the sum and 1 to the divisor
+    "vr_lwf": lambda R: _mean(R[-1] - _home(R)),  # the last task adds 0, and 1 to the divisor
 }
 FORWARD_TRANSFER: Variants = {
-    "lopez_paz2017": lambda R: _mean(
-        (np.diagonal(R) - R[0])[1:]),  # R[t, t]: the row before the home
+    "lopez_paz2017": lambda R: _mean((np.diagonal(R) - R[0])[1:]),  # R[t, t]: before the home
     "no_baseline": lambda R: _mean(R[1:][np.triu_indices(R.shape[1], k=1)]),
 }
 
@@ -272,7 +243,7 @@ FORWARD_TRANSFER: Variants = {
 
 
 def _mean(values: Numbers) -> float:
-    """Mean of what is not NaN; NaN, without a warning, when nothing is left."""
+    """Return the mean of what is not NaN; NaN, without a warning, where nothing is left."""
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")
@@ -289,16 +260,16 @@ def _home(R: np.ndarray) -> np.ndarray:
 def _matrix(R: Table) -> np.ndarray:
     R = np.asarray(R, dtype=float)
     if R.ndim != 2 or R.shape[0] != R.shape[1] + 1 or R.shape[1] == 0:
-        raise ValueError(
-            f"R: got shape {R.shape}; must be (T + 1, T), row 0 being the model before training")
+        raise ValueError(f"R: got shape {R.shape}; must be (T + 1, T), row 0 being the model "
+                         "before training")
     return R
 
 
 def _curve(values: Numbers) -> np.ndarray:
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(
-            f"values: got shape {values.shape}; must be one-dimensional with at least one value")
+        raise ValueError(f"values: got shape {values.shape}; must be one-dimensional with at least "
+                         "one value")
     return values
 
 
@@ -315,70 +286,69 @@ def _variant(variants: Variants, variant: str) -> Callable[[np.ndarray], float]:
 class Metric:
     """A named definition, so that a report can say which one it used."""
 
-    name: str
+    name: str  # with its variant, as "forgetting/clipped"
     symbol: str  # short label for tables and axes
-    definition: str  # one line, with the divisor
-    direction: Literal["higher", "lower"]  # which is better
-    source: str
+    function: Callable[..., float]
     # what `function` is given
     takes: Literal["matrix", "stage_curve", "checkpoint_curve", "class_matrix", "class_vector",
                    "domain_vector"]
-    function: Callable[..., float]
+    direction: Literal["higher", "lower"]  # which is better
+    source: str
+    definition: str  # one line, with the divisor
 
 
 _GEM = "Lopez-Paz and Ranzato 2017, arXiv 1706.08840"
 _DIAZ = "Díaz-Rodríguez et al. 2018, arXiv 1810.13166"
 _ZSCL = "ZSCL, Zheng et al. 2023, arXiv 2303.06628"
 _SIT = "SIT, Wang et al. 2024, arXiv 2405.15155"
+_WORST = "Sagawa et al. 2020, arXiv 1911.08731"
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric for metric in (
-        Metric("a_avg", "A_avg",
-               "mean over the T stage ends of the accuracy on all classes seen so far", "higher",
-               "iCaRL, Rebuffi et al. 2017, arXiv 1611.07725", "stage_curve", a_avg),
-        Metric("a_last", "A_last", "accuracy on all seen classes after the last stage; no divisor",
-               "higher", _SIT, "stage_curve", a_last),
-        Metric("a_auc", "A_auc",
-               "mean over the K checkpoints of the accuracy on all classes seen so far", "higher",
-               "CLIB, Koh et al. 2022, arXiv 2110.10031", "checkpoint_curve", a_auc),
-        Metric("forgetting/chaudhry2018", "F",
-               "Σ_{j<T} (max_{1≤s<T} R_sj − R_Tj), divided by T − 1", "lower",
-               "RWalk, Chaudhry et al. 2018, arXiv 1801.10112", "matrix",
-               partial(forgetting, variant="chaudhry2018")),
-        Metric("forgetting/clipped", "F clipped",
-               "Σ_{j<T} (max_{1≤s≤T} R_sj − R_Tj), divided by T − 1", "lower",
-               "code of Mammoth and PILOT", "matrix", partial(forgetting, variant="clipped")),
-        Metric("forgetting/first_minus_last", "F first−last",
-               "Σ_{j<T} (R_jj − R_Tj), divided by T − 1", "lower", "code of Avalanche", "matrix",
-               partial(forgetting, variant="first_minus_last")),
-        Metric("backward_transfer/lopez_paz2017", "BWT", "Σ_{j<T} (R_Tj − R_jj), divided by T − 1",
-               "higher", _GEM, "matrix", partial(backward_transfer, variant="lopez_paz2017")),
-        Metric("backward_transfer/diaz_rodriguez2018", "BWT all rows",
-               "Σ_{s>j} (R_sj − R_jj), divided by T(T − 1)/2", "higher", _DIAZ, "matrix",
-               partial(backward_transfer, variant="diaz_rodriguez2018")),
-        Metric("backward_transfer/vr_lwf", "BWT p+1", "Σ_{j<T} (R_Tj − R_jj), divided by T",
-               "higher", "code of VR-LwF, arXiv 2207.09248", "matrix",
-               partial(backward_transfer, variant="vr_lwf")),
-        Metric("forward_transfer/lopez_paz2017", "FWT",
-               "Σ_{j>1} (R_{j−1,j} − R_0j), divided by T − 1", "higher", _GEM, "matrix",
-               partial(forward_transfer, variant="lopez_paz2017")),
-        Metric("forward_transfer/no_baseline", "FWT no baseline",
-               "Σ_{1≤s<j} R_sj, divided by T(T − 1)/2", "higher", _DIAZ, "matrix",
-               partial(forward_transfer, variant="no_baseline")),
-        Metric("transfer", "Transfer", "Σ_{j>1} (mean of R_sj over 1≤s<j), divided by T − 1",
-               "higher", _ZSCL, "matrix", transfer),
-        Metric("average", "Avg", "Σ_j (mean of R_sj over s = 1 … T), divided by T", "higher", _ZSCL,
-               "matrix", average),
-        Metric("last", "Last", "Σ_j R_Tj, divided by T", "higher", _ZSCL, "matrix", last),
-        Metric("f_last", "F_last",
-               "Σ_c (max_{s<T} a_sc − a_Tc), divided by the number of classes once above 0",
-               "lower", f"code of {_SIT}", "class_matrix", f_last),
-        Metric("worst_class", "A_worst", "smallest accuracy of a class; no divisor", "higher",
-               "Sagawa et al. 2020, arXiv 1911.08731", "class_vector", worst_class),
-        Metric("worst_fifth", "A_fifth", "mean over the ⌈C/5⌉ classes of smallest accuracy",
-               "higher", "Curi et al. 2020, arXiv 1910.12511", "class_vector", worst_fifth),
-        Metric("worst_domain", "A_domain",
-               "smallest accuracy of a domain, over all its classes; no divisor", "higher",
-               "Sagawa et al. 2020, arXiv 1911.08731", "domain_vector", worst_domain),
-    )
-}
+_LISTED = (
+    ("a_avg", "A_avg", a_avg, "stage_curve", "higher",
+     "iCaRL, Rebuffi et al. 2017, arXiv 1611.07725",
+     "mean over the T stage ends of the accuracy on all classes seen so far"),
+    ("a_last", "A_last", a_last, "stage_curve", "higher", _SIT,
+     "accuracy on all seen classes after the last stage; no divisor"),
+    ("a_auc", "A_auc", a_auc, "checkpoint_curve", "higher",
+     "CLIB, Koh et al. 2022, arXiv 2110.10031",
+     "mean over the K checkpoints of the accuracy on all classes seen so far"),
+    ("forgetting/chaudhry2018", "F", forgetting, "matrix", "lower",
+     "RWalk, Chaudhry et al. 2018, arXiv 1801.10112",
+     "Σ_{j<T} (max_{1≤s<T} R_sj − R_Tj), divided by T − 1"),
+    ("forgetting/clipped", "F clipped", forgetting, "matrix", "lower", "code of Mammoth and PILOT",
+     "Σ_{j<T} (max_{1≤s≤T} R_sj − R_Tj), divided by T − 1"),
+    ("forgetting/first_minus_last", "F first−last", forgetting, "matrix", "lower",
+     "code of Avalanche", "Σ_{j<T} (R_jj − R_Tj), divided by T − 1"),
+    ("backward_transfer/lopez_paz2017", "BWT", backward_transfer, "matrix", "higher", _GEM,
+     "Σ_{j<T} (R_Tj − R_jj), divided by T − 1"),
+    ("backward_transfer/diaz_rodriguez2018", "BWT all rows", backward_transfer, "matrix", "higher",
+     _DIAZ, "Σ_{s>j} (R_sj − R_jj), divided by T(T − 1)/2"),
+    ("backward_transfer/vr_lwf", "BWT p+1", backward_transfer, "matrix", "higher",
+     "code of VR-LwF, arXiv 2207.09248", "Σ_{j<T} (R_Tj − R_jj), divided by T"),
+    ("forward_transfer/lopez_paz2017", "FWT", forward_transfer, "matrix", "higher", _GEM,
+     "Σ_{j>1} (R_{j−1,j} − R_0j), divided by T − 1"),
+    ("forward_transfer/no_baseline", "FWT no baseline", forward_transfer, "matrix", "higher", _DIAZ,
+     "Σ_{1≤s<j} R_sj, divided by T(T − 1)/2"),
+    ("transfer", "Transfer", transfer, "matrix", "higher", _ZSCL,
+     "Σ_{j>1} (mean of R_sj over 1≤s<j), divided by T − 1"),
+    ("average", "Avg", average, "matrix", "higher", _ZSCL,
+     "Σ_j (mean of R_sj over s = 1 … T), divided by T"),
+    ("last", "Last", last, "matrix", "higher", _ZSCL, "Σ_j R_Tj, divided by T"),
+    ("f_last", "F_last", f_last, "class_matrix", "lower", f"code of {_SIT}",
+     "Σ_c (max_{s<T} a_sc − a_Tc), divided by the number of classes once above 0"),
+    ("worst_class", "A_worst", worst_class, "class_vector", "higher", _WORST,
+     "smallest accuracy of a class; no divisor"),
+    ("worst_fifth", "A_fifth", worst_fifth, "class_vector", "higher",
+     "Curi et al. 2020, arXiv 1910.12511",
+     "mean over the ⌈C/5⌉ classes of smallest accuracy"),
+    ("worst_domain", "A_domain", worst_domain, "domain_vector", "higher", _WORST,
+     "smallest accuracy of a domain, over all its classes; no divisor"),
+)
+
+
+def _metric(name: str, symbol: str, function: Callable[..., float], *rest: str) -> Metric:
+    variant = name.partition("/")[2]
+    return Metric(name, symbol, partial(function, variant=variant) if variant else function, *rest)
+
+
+METRICS: dict[str, Metric] = {row[0]: _metric(*row) for row in _LISTED}

@@ -14,17 +14,16 @@ from clstudy.models.clip import Clip
 @torch.no_grad()
 def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequence[int] = (1, 5, 10),
               cache: Cache | None = None, scores: Scores = product) -> list[dict]:
-    """Recall@k in both directions, cosine ranking; several captions per image count as found with
-    the best of them.
+    """Return rows of recall@k in both directions. An image counts by its best caption.
 
-    With `pairs.folds` the images are cut into so many parts, in their order; only the captions of a
-    part compete, and the value is the mean over all images (captions) of all parts."""
+    The images are cut into `pairs.folds` parts, in their order. Only the captions of a part
+    compete, and the value is the mean over all images (captions) of all parts."""
     image, text = features(clip, pairs.images, cache), text_features(clip, pairs.captions, cache)
     found = []
     for part in np.array_split(np.arange(len(pairs)), pairs.folds):
         mine = np.flatnonzero(np.isin(pairs.owner, part))
-        similarity = scores(clip, image[part[0]:part[-1] + 1],
-                            text[torch.from_numpy(mine).to(text.device)], None)
+        texts = text[torch.from_numpy(mine).to(text.device)]
+        similarity = scores(clip, image[part[0]:part[-1] + 1], texts, None)
         found.append(ranks(similarity.cpu().numpy(), pairs.owner[mine] - part[0]))
     image_rank, text_rank = (np.concatenate(ranked) for ranked in zip(*found, strict=True))
     rows = []
@@ -36,10 +35,9 @@ def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequenc
 
 def ranks(similarity: Float[np.ndarray, "images texts"], owner: Int[np.ndarray, " texts"]
           ) -> tuple[np.ndarray, np.ndarray]:
-    """For each image the rank of its best caption, and for each caption the rank of its image; 0 is
-    first.
+    """Return the rank of each image's best caption and of each caption's image; 0 is first.
 
-    A tie counts against: everything foreign that is as similar ranks before."""
+    A tie counts against: what belongs elsewhere and is as similar ranks before."""
     mine = owner[None, :] == np.arange(len(similarity))[:, None]
     best = np.where(mine, similarity, -np.inf).max(1, keepdims=True)
     image_rank = ((similarity >= best) & ~mine).sum(1)

@@ -1,10 +1,10 @@
-"""Weights of classes: equal, or robust, where the worse a class does, the more it counts. One
-interface, four forms.
+"""Weights of classes in four forms: equal, or robust, so that a class with a high loss counts more.
 
     balanced  p_c = 1 / C, which is "kl" with λ → ∞
-    kl        p_c = exp(F_c / λ) / Σ exp(F / λ)     max_p Σ p_c F_c − λ Σ p_c log(C p_c)   Qi et al. 2021, 2006.06138
-    cvar      p_c = 1 / (α C) for the worst α C classes                     Rockafellar and Uryasev 2000; Curi 2020
-    eg        q_c ← q_c exp(η F_c), p = q / Σ q                 group DRO, Sagawa et al. 2019, arXiv 1911.08731, alg. 1
+    kl        p_c = exp(F_c / λ) / Σ exp(F / λ), the maximum of Σ p_c F_c − λ Σ p_c log(C p_c)
+              (Qi et al. 2021, arXiv 2006.06138)
+    cvar      p_c = 1 / (α C) for the worst α C classes (Rockafellar and Uryasev 2000; Curi 2020)
+    eg        q_c ← q_c exp(η F_c), p = q / Σ q (group DRO, Sagawa et al. 2019, 1911.08731, alg. 1)
 
 F_c is a moving average of the class's loss; a class that is not in the batch keeps its own. An
 image of class c weighs w = p_c / r_c, r_c the share of the class among the images drawn: then Σ_c
@@ -26,7 +26,7 @@ Weighting = Literal["balanced", "kl", "cvar", "eg"]
 
 @dataclass
 class ClassWeights(Options):
-    """How much each class counts, by how it does. `log`: stage, classes seen and p of each step."""
+    """How much each class counts, by its loss. `log`: stage, classes seen and p of each step."""
 
     form: Weighting = "kl"
     strength: Annotated[float, Gt(0)] = 0.1  # λ, the unit of the loss ("kl")
@@ -41,12 +41,13 @@ class ClassWeights(Options):
     log: list[tuple[int, tuple[int, ...], Tensor]] = field(default_factory=list, init=False)
 
     def stage(self) -> None:
-        """A new stage: its classes are drawn at other rates."""
+        """Begin a stage: its classes are drawn at other rates."""
         self.drawn = None
 
     def of_images(self, loss: Float[Tensor, " batch"], batch: Batch) -> Float[Tensor, " batch"]:
-        """The weight w = p / r of each image of a batch with these losses, a constant to the
-        gradient, and logged. batch: with all classes seen as its candidates."""
+        """Return the weight w = p / r of each image, a constant to the gradient; add p to `log`.
+
+        loss: of each image. batch: with all classes seen as its candidates."""
         label = torch.tensor(batch.labels, device=loss.device)
         p = self.update(loss, label, len(batch.prompts))
         r = self.rates() if self.correct else torch.full_like(p, 1 / len(batch.classes))
@@ -55,15 +56,14 @@ class ClassWeights(Options):
 
     def update(self, loss: Float[Tensor, " batch"], label: Int[Tensor, " batch"], classes: int
                ) -> Float[Tensor, " classes"]:
-        """Take in the losses of a batch; the weights p, which sum to 1 over the classes seen, 0 for
-        others."""
+        """Take in the losses of a batch. Return the weights p: their sum is 1; unseen have 0."""
         loss = loss.detach().float()
         if self.average is None:
             self.average = torch.full((classes,), torch.nan, device=loss.device)
             self.log_q = torch.zeros(classes, device=loss.device)
-        count = torch.zeros(classes, device=loss.device).index_add_(0, label, torch.ones_like(loss))
-        mean = torch.zeros(classes, device=loss.device).index_add_(0, label,
-                                                                   loss) / count.clamp(min=1)
+        zeros = torch.zeros(classes, device=loss.device)
+        count = zeros.index_add(0, label, torch.ones_like(loss))
+        mean = zeros.index_add(0, label, loss) / count.clamp(min=1)
         self.drawn = count if self.drawn is None else self.drawn + count
         here, known = count > 0, ~self.average.isnan()
         mixed = torch.where(known, (1 - self.beta) * self.average + self.beta * mean, mean)
@@ -72,7 +72,7 @@ class ClassWeights(Options):
         return self.weights()
 
     def weights(self) -> Float[Tensor, " classes"]:
-        """p of the class losses as they stand."""
+        """Return p of the class losses as they stand."""
         seen = ~self.average.isnan()
         if self.form == "cvar":
             return cvar(self.average, self.share)
@@ -81,20 +81,20 @@ class ClassWeights(Options):
         return torch.where(seen, score, -torch.inf).softmax(0)
 
     def rates(self) -> Float[Tensor, " classes"]:
-        """The share of each class among the images drawn in this stage."""
+        """Return the share of each class among the images drawn in this stage."""
         return self.drawn / self.drawn.sum()
 
     def table(self) -> list[dict]:
-        """The weight of every class seen, step by step: rows of stage, step, class, weight (mean
-        1)."""
+        """Return a row for each step and class seen: stage, step, class, weight (mean 1)."""
         return [{"stage": stage, "step": step, "class": label, "weight": len(classes) * value}
                 for step, (stage, classes, p) in enumerate(self.log)
                 for label, value in zip(classes, p[list(classes)].tolist(), strict=True)]
 
 
 def cvar(loss: Float[Tensor, " classes"], share: float) -> Float[Tensor, " classes"]:
-    """1 / (share · C) for the worst classes, until the sum is 1; the last of them takes the rest.
-    NaN: not seen."""
+    """Return 1 / (share · C) for the worst classes; the last of them fills the sum up to 1.
+
+    loss: NaN where a class was not seen."""
     seen = ~loss.isnan()
     top = 1 / (share * seen.sum())
     order = torch.where(seen, loss, -torch.inf).argsort(descending=True, stable=True)

@@ -1,5 +1,4 @@
-"""Pure loss terms: tensors in, a scalar out. A method adds them up under names; nothing here knows
-a method."""
+"""Pure loss terms: tensors in, a scalar out. A method adds them up under names."""
 import math
 
 import torch
@@ -11,10 +10,11 @@ from clstudy.data.types import Batch
 from clstudy.models.clip import Clip
 
 
-def match(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], scale: Float[Tensor, ""],
-          target: Int[Tensor, " batch"], weight: Float[Tensor, " batch"] | None = None,
+def match(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"],
+          scale: Float[Tensor, ""], target: Int[Tensor, " batch"],
+          weight: Float[Tensor, " batch"] | None = None,
           double_softmax: bool = False) -> Float[Tensor, ""]:
-    """Cross-entropy of matching each image to its text among the candidates offered (SIT, arXiv
+    """Return the cross-entropy of matching each image to its text among those offered (SIT, arXiv
     2405.15155; CLIP zero-shot).
 
         L = −(1/B) Σ_i w_i log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_m exp(s f_i·t_m)
@@ -24,13 +24,14 @@ def match(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"], s
     hands the probabilities p_i to a cross-entropy that takes another softmax of them, so that the
     loss stays within one unit of log C."""
     logits = scale * image @ text.T
-    loss = F.cross_entropy(
-        logits.softmax(-1) if double_softmax else logits, target, reduction="none")
+    if double_softmax:
+        logits = logits.softmax(-1)
+    loss = F.cross_entropy(logits, target, reduction="none")
     return (loss if weight is None else loss * weight).mean()
 
 
 def match_batch(clip: Clip, batch: Batch, double_softmax: bool = False) -> Float[Tensor, ""]:
-    """`match` (SIT, arXiv 2405.15155) of a batch, whose candidates are the texts offered."""
+    """Return `match` (SIT, arXiv 2405.15155) of a batch, whose candidates are the texts offered."""
     encoded = clip.encode(batch)
     return match(encoded.image, encoded.text, encoded.scale, batch.target,
                  double_softmax=double_softmax)
@@ -39,7 +40,7 @@ def match_batch(clip: Clip, batch: Batch, double_softmax: bool = False) -> Float
 def match_text_gradient(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"],
                         scale: Float[Tensor, ""],
                         target: Int[Tensor, " batch"]) -> Float[Tensor, "texts dim"]:
-    """∂L/∂t_k of `match` in closed form (the analysis behind SIT, arXiv 2405.15155).
+    """Return ∂L/∂t_k of `match` in closed form (the analysis behind SIT, arXiv 2405.15155).
 
         ∂L/∂t_k = (s/B) Σ_i (p_ik − 1[y_i = k]) f_i
 
@@ -51,8 +52,7 @@ def match_text_gradient(image: Float[Tensor, "batch dim"], text: Float[Tensor, "
 def contrastive(image: Float[Tensor, "batch dim"], text: Float[Tensor, "batch dim"],
                 scale: Float[Tensor, ""],
                 same: Float[Tensor, "batch batch"] | None = None) -> Float[Tensor, ""]:
-    """CLIP's symmetric loss over a batch of pairs (Radford et al. 2021, arXiv 2103.00020), with
-    shared positives.
+    """Return CLIP's symmetric loss over a batch of pairs (Radford et al. 2021, arXiv 2103.00020).
 
         L = ½ [ CE(rows of Z, P) + CE(rows of Zᵀ, P) ],   Z_ij = s f_i·t_j
 
@@ -68,7 +68,7 @@ def contrastive(image: Float[Tensor, "batch dim"], text: Float[Tensor, "batch di
 
 def distillation(student: Float[Tensor, "batch texts"], teacher: Float[Tensor, "batch texts"],
                  temperature: float = 1.0) -> Float[Tensor, ""]:
-    """KL(teacher ‖ student) of softmax over the last axis, times T² (LwF, arXiv 1606.09282;
+    """Return KL(teacher ‖ student) of softmax over the last axis, times T² (LwF, arXiv 1606.09282;
     VR-LwF's code uses T = 1)."""
     log_student = F.log_softmax(student / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher / temperature, dim=-1)
@@ -76,19 +76,21 @@ def distillation(student: Float[Tensor, "batch texts"], teacher: Float[Tensor, "
                                      log_target=True)
 
 
-def reversed_distillation(student: Float[Tensor, "rows columns"], teacher: Float[Tensor, "rows columns"],
+def reversed_distillation(student: Float[Tensor, "rows columns"],
+                          teacher: Float[Tensor, "rows columns"],
                           temperature: float = 1.0) -> Float[Tensor, ""]:
-    """The cross-entropy of the teacher under the student, −Σ softmax(student) log softmax(teacher),
-    mean over rows, times T²: the direction of WildCLIP (Gabeff et al. 2024, doi
-    10.1007/s11263-024-02026-6; code) in its form of VR-LwF (arXiv 2207.09248). Its minimum is not
-    the teacher: it is where the student is sure of the teacher's best column."""
+    """Return −Σ softmax(student) log softmax(teacher), mean over rows, times T²: the direction of
+    WildCLIP (Gabeff et al. 2024, doi 10.1007/s11263-024-02026-6; code) in its form of VR-LwF (arXiv
+    2207.09248).
+
+    Its minimum is not the teacher: it is where the student is sure of the teacher's best column."""
     p = F.softmax(student / temperature, dim=-1)
     return -temperature**2 * (p * F.log_softmax(teacher / temperature, dim=-1)).sum(-1).mean()
 
 
 def geodesic(new: Float[Tensor, "rows dim"], old: Float[Tensor, "rows dim"]) -> Float[Tensor, ""]:
-    """How far features have moved, seen along the path from their subspace to the old one (GeoDL,
-    Simon et al. 2021, arXiv 2104.08572, in the form of VR-LwF's code, arXiv 2207.09248).
+    """Return how far features moved along the path from their subspace to the old one (GeoDL, Simon
+    et al. 2021, arXiv 2104.08572, in the form of VR-LwF's code, arXiv 2207.09248).
 
         L = (1/B) Σ_i (f_i − f°_i)ᵀ G (f_i − f°_i)
 
@@ -103,8 +105,8 @@ def geodesic(new: Float[Tensor, "rows dim"], old: Float[Tensor, "rows dim"]) -> 
     if 0 < rank < new.shape[1]:
         with torch.no_grad():
             try:
-                start, end = (torch.linalg.svd(f - f.mean(1, keepdim=True),
-                                               full_matrices=False).Vh[:rank].T for f in (new, old))
+                centred = [f - f.mean(1, keepdim=True) for f in (new, old)]
+                start, end = (torch.linalg.svd(f, full_matrices=False).Vh[:rank].T for f in centred)
                 kernel = flow_kernel(start, end)
                 kernel = torch.where(kernel.isfinite().all(), kernel, 0)
             except torch.linalg.LinAlgError:
@@ -114,8 +116,8 @@ def geodesic(new: Float[Tensor, "rows dim"], old: Float[Tensor, "rows dim"]) -> 
 
 def flow_kernel(start: Float[Tensor, "dim rank"],
                 end: Float[Tensor, "dim rank"]) -> Float[Tensor, "dim dim"]:
-    """The geodesic flow kernel of two subspaces (Gong et al. 2012; GeoDL, Simon et al. 2021, arXiv
-    2104.08572).
+    """Return the geodesic flow kernel of two subspaces (Gong et al. 2012; GeoDL, Simon et al. 2021,
+    arXiv 2104.08572).
 
         G = ∫₀¹ Φ(t) Φ(t)ᵀ dt,   Φ(t) = C cos(tθ) + M sin(tθ) / sin θ
         startᵀ end = U cos θ Vᵀ,   C = start U,   M = end V − C cos θ,   |M_k| = sin θ_k
@@ -130,7 +132,7 @@ def flow_kernel(start: Float[Tensor, "dim rank"],
     angle = torch.atan2(away.norm(dim=0), cosine)
     double = torch.sinc(2 * angle / math.pi)  # sin 2θ / 2θ
     exact = 0.5 * (1 - double) / angle.sin().square().clamp(min=1e-12)
-    last = torch.where(angle < 0.03, 1 / 3 + 2 / 45 * angle**2,
-                       exact)  # its series, where the quotient loses digits
+    series = 1 / 3 + 2 / 45 * angle**2  # where the quotient loses digits
+    last = torch.where(angle < 0.03, series, exact)
     mixed = (along * (0.5 * torch.sinc(angle / math.pi))) @ away.T
     return (along * (0.5 * (1 + double))) @ along.T + mixed + mixed.T + (away * last) @ away.T

@@ -1,19 +1,23 @@
 """What a method is: the verbs that the loop and the evaluation call by name, and what figures,
-tables and the command read of it. Only `loss` must be written; all other verbs have a default.
+tables and the command read of it. A method must write `loss`; every other verb has a default.
 
 Two verbs reach beyond the training step:
 
-`before_stage(clip, stage, batches)` comes before the first step of a stage. `batches` offers the
-images that are to come: one pass over the stage, in batches and without augmentation. They are read
-only as far as a method iterates. Teachers and averages start here, and class means can.
+`before_stage(clip, stage, batches)` comes before the first step of a stage. `batches` is one pass
+over the images of the stage, without augmentation; only what a method iterates over is loaded. A
+method makes its teacher here, and its weight averages; it can compute class means.
 
 `scores(clip, image, text, classes)` turns features into numbers to rank, one for each image and
-text. Evaluation calls it and nothing else: for accuracies, held-out sets and retrieval. The default
-is their product. A method that predicts by more (prototypes, a cache, a router) overrides it."""
+text. Evaluation calls nothing else, for accuracies, held-out sets and retrieval. The default is the
+product of the features. A method that predicts otherwise (prototypes, a cache, a router) overrides
+it."""
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
-from typing import Any, ClassVar, NamedTuple
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Annotated, Any, ClassVar, NamedTuple
 
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -22,6 +26,8 @@ from clstudy.data.streams import Stage
 from clstudy.data.types import Batch
 from clstudy.models.clip import Clip
 from clstudy.utils.options import Options
+
+state = partial(field, init=False, repr=False)  # a field that is no option, but changes in a run
 
 
 class Beside(NamedTuple):
@@ -32,9 +38,9 @@ class Beside(NamedTuple):
 
 
 class Method(Options):
-    """What a method may do, and what the project reads of it.
+    """The verbs of a method and the facts about it, all with defaults.
 
-    A method is a dataclass whose fields are its options; its docstring says in a line what it
+    A method is a dataclass whose fields are its options; its docstring says in one line what it
     does."""
 
     family: ClassVar[str] = "other"  # has a colour in figures: `plots/style.py`
@@ -48,56 +54,84 @@ class Method(Options):
     memory: ClassVar[ReplayBuffer | None] = None  # a field of methods that keep images
 
     def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
-        """Before the first step of a stage: teachers, averages. `batches`: the stage once."""
+        """Prepare for a stage. batches: one pass over it, without augmentation."""
 
     def trainable(self, clip: Clip) -> list[nn.Parameter]:
-        """The parameters that the optimiser gets: what the tuner freed."""
+        """Return the parameters that the optimiser gets: those that the tuner freed."""
         return [parameter for parameter in clip.parameters() if parameter.requires_grad]
 
     def rehearse(self, clip: Clip, batch: Batch) -> Batch:
-        """Before each step, and before augmentation: the batch to train on, joined with images of a
-        memory."""
+        """Return the batch to train on, before each step and before augmentation."""
         return batch
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
-        """Named, weighted terms; their sum is the objective."""
+        """Return named, weighted terms; their sum is the objective."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def edit_gradients(self, clip: Clip) -> None:
-        """Between backward and step: projections."""
+        """Change the gradients between backward and step."""
 
     def after_step(self, clip: Clip, batch: Batch) -> None:
-        """After the last step on a batch (as it came from the stream): reservoirs, weight
-        averages."""
+        """Take note of a batch, as it came from the stream, after the last step on it."""
 
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
-        """After the last step of a stage; `batches` is one more pass over it, without
-        augmentation."""
+        """Finish a stage. batches: one more pass over it, without augmentation."""
 
     def deploy(self, clip: Clip) -> Clip:
-        """The model to evaluate: the model itself."""
+        """Return the model to evaluate."""
         return clip
 
     def scores(self, clip: Clip, image: Float[Tensor, "images dim"],
                text: Float[Tensor, "texts dim"], classes: Sequence[int] | None
                ) -> Float[Tensor, "images texts"]:
-        """How well each image and each text go together; what is larger ranks first.
+        """Return how well each image and each text go together; the largest ranks first.
 
         clip: the model that was deployed. image, text: its unit-norm features. classes: the class
-        of each text; None where the texts are no classes of the stream (held-out sets,
-        captions)."""
+        of each text; None where texts are not classes of the stream (held-out sets, captions)."""
         return image @ text.T
 
     def table(self) -> list[dict]:
-        """Rows of what the method has to tell beside its terms."""
+        """Return rows of what the method has to tell beside its terms."""
         return []
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the images that the method holds; 0 without a memory."""
+        """Bytes of the images that the method keeps; 0 without a memory."""
         return 0 if self.memory is None else self.memory.bytes
 
     def options(self, **renamed: str) -> dict[str, Any]:
-        """Its options and their values, some under another name: `options(size="texts")`."""
+        """Return the values of its options, some under another name: `options(size="texts")`."""
         own = [one.name for one in fields(self) if one.init]
         return {renamed.get(name, name): getattr(self, name) for name in own}
+
+
+@dataclass
+class Rehearsal(Method):
+    """A method with a memory, of which some images join every step. Only `loss` is missing.
+
+    A subclass changes how the memory works by a class attribute or an option of the same name."""
+
+    size: Annotated[int, Ge(0)] = 500  # of the memory, in images; 0: none
+    replay: Annotated[int, Ge(0)] = 32  # images of the memory that join each step
+    policy: ClassVar[str] = "reservoir"  # which images stay
+    selection: ClassVar[str] = "random"  # of "quota": which images of a class stay
+    draw: ClassVar[str] = "uniform"  # how images are drawn
+    memory: ReplayBuffer = state()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.memory = ReplayBuffer(self.size, self.policy, self.selection, self.draw)
+
+    def rehearse(self, clip: Clip, batch: Batch) -> Batch:
+        return self.memory.join(batch, self.replay)
+
+    def after_step(self, clip: Clip, batch: Batch) -> None:
+        self.memory.add(batch)  # "quota" waits for the end of the stage
+
+    def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
+        self.memory.refill(batches, clip)  # "quota" alone
+
+
+def frozen_copy(clip: Clip) -> Clip:
+    """Return a copy of the model in evaluation mode, without gradients: a teacher."""
+    return deepcopy(clip).eval().requires_grad_(False)

@@ -1,19 +1,20 @@
-"""CLIB: trains on its memory only, and the memory keeps what lowers its loss. Koh et al. 2022,
+"""CLIB trains on its memory alone, and keeps the images that lower the loss most. Koh et al. 2022,
 i-Blurry, arXiv 2110.10031.
 
     L = −(1/M) Σ_{i ∈ draw} log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m)
         └──────────── task ────────────┘
-    H_i ← ρ H_i + (1 − ρ) (ℓ − ℓ')   for each image i drawn between two looks at the memory's loss, ℓ and then ℓ'
+    H_i ← ρ H_i + (1 − ρ) (ℓ − ℓ')   for each image i drawn between two looks at the memory's loss:
+                                     first ℓ, then ℓ'
 
-    symbol   field    meaning                                                                       unit
-    s        –        inverse temperature, frozen                                                   –
-    K        –        candidates: classes seen so far                                               classes
-    M        replay   images of a step, drawn from the memory                                       images
-    H_i      –        importance: expected decrease of the memory's loss when image i is trained    –
-    ρ        decay    of the moving average                                                         –
-    –        every    steps between two looks                                                       steps
-    –        look     images of the memory that stand for it in a look                              images
-    –        size     of the memory                                                                 images
+    symbol  field   unit     meaning
+    s       –       –        inverse temperature, frozen
+    K       –       classes  candidates: classes seen so far
+    M       replay  images   images of a step, drawn from the memory
+    H_i     –       –        importance: expected decrease of the memory's loss by a step on i
+    ρ       decay   –        of the moving average
+    –       every   steps    steps between two looks
+    –       look    images   images of the memory that stand for it in a look
+    –       size    images   of the memory
 
 Estimator: a batch enters the memory before the first step on it. Once the memory is full, an image
 of the class that holds most, the new one counted, makes room: the one with the smallest H. A new
@@ -24,7 +25,7 @@ added to, by (1 − ρ) (ℓ − ℓ' + mean H of the draw / M): a sum that grow
 here it is a moving average. No adaptive learning rate, since a method does not step the optimiser.
 No CutMix.
 """
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -34,13 +35,13 @@ from torch import Tensor
 from clstudy.data.replay_buffer import ReplayBuffer
 from clstudy.data.types import Batch
 from clstudy.losses.functional import match_batch
-from clstudy.methods.base import Beside, Method
+from clstudy.methods.base import Beside, Method, state
 from clstudy.models.clip import Clip
 
 
 @dataclass
 class CLIB(Method):
-    """Trains on its memory alone, which keeps what lowers the loss."""
+    """Trains on its memory alone, which keeps the images that lower the loss most."""
 
     title = "CLIB"
     source = "Koh et al. 2022, i-Blurry, arXiv 2110.10031"
@@ -55,14 +56,12 @@ class CLIB(Method):
     every: Annotated[int, Ge(1)] = 3  # steps between two looks at the memory's loss
     look: Annotated[int, Ge(1)] = 64  # images of the memory in a look
     decay: Annotated[float, Ge(0), Lt(1)] = 0.9  # of the moving average of an image's importance
-    memory: ReplayBuffer = field(init=False, repr=False)
-    importance: dict[int, float] = field(default_factory=dict, init=False, repr=False)  # H, by id
-    steps: int = field(default=0, init=False, repr=False)
-    looked: tuple[Batch, Tensor] | None = field(default=None, init=False,
-                                                repr=False)  # at what, and ℓ
-    drawn: set[int] = field(default_factory=set, init=False, repr=False)  # since the last look
-    found: list[tuple[set, Tensor]] = field(default_factory=list, init=False,
-                                            repr=False)  # drawn, ℓ − ℓ'
+    memory: ReplayBuffer = state()
+    importance: dict[int, float] = state(default_factory=dict)  # H, by id
+    steps: int = state(default=0)
+    looked: tuple[Batch, Tensor] | None = state(default=None)  # at what, and ℓ
+    drawn: set[int] = state(default_factory=set)  # ids of images since the last look
+    found: list[tuple[set, Tensor]] = state(default_factory=list)  # ids drawn, ℓ − ℓ'
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,37 +84,35 @@ class CLIB(Method):
         return joined
 
     def take(self, batch: Batch) -> None:
-        """The stream's images into the memory, once; what was found is read from the device then,
-        all in one."""
+        """Put the images of a batch that are new into the memory.
+
+        What was found is read from the device only then, all at once."""
         new = [(i, label) for i, label in zip(batch.index, batch.labels, strict=True)
                if i not in self.memory.arrived]
         if not new:
             return
-        H = self.importance
+        H, memory = self.importance, self.memory
         found, self.found = self.found, []
-        for (drawn, _), value in zip(found,
-                                     torch.stack([v for _, v in found]).tolist() if found else [],
-                                     strict=True):
+        decreases = torch.stack([each for _, each in found]).tolist() if found else []
+        for (drawn, _), value in zip(found, decreases, strict=True):
             H.update({i: self.decay * H[i] + (1 - self.decay) * value for i in drawn if i in H})
         for i, label in new:
-            mates = [
-                H[j] for j, other in zip(self.memory.index, self.memory.labels, strict=True)
-                if other == label
-            ]
-            everyone = mates or [H[j] for j in self.memory.index] or [0.0]
-            H[i] = sum(everyone) / len(everyone)
-        self.memory.add(batch, importance=H)
-        self.importance = {i: H[i] for i in self.memory.index}
+            of_class = [H[j] for j, other in zip(memory.index, memory.labels, strict=True)
+                        if other == label]
+            known = of_class or [H[j] for j in memory.index] or [0.0]
+            H[i] = sum(known) / len(known)
+        memory.add(batch, importance=H)
+        self.importance = {i: H[i] for i in memory.index}
 
 
 def only(batch: Batch, image: Tensor, labels: tuple[int, ...], index: tuple[int, ...]) -> Batch:
-    """The batch with these images of the memory instead of its own."""
+    """Return the batch with these images of the memory instead of its own."""
     return replace(batch, image=image, labels=labels, index=index, replayed=len(labels))
 
 
 @torch.no_grad()
 def loss_of(clip: Clip, batch: Batch) -> Tensor:
-    """The task loss as it is, without dropout and without training."""
+    """Return the task loss without dropout and without a gradient."""
     training = clip.training
     loss = match_batch(clip.eval(), batch)
     clip.train(training)

@@ -1,22 +1,23 @@
-"""DualPrompt: prompts for all stages, and an expert prompt for each. Wang et al. 2022, arXiv
+"""DualPrompt has prompts for all stages, and an expert prompt for each. Wang et al. 2022, arXiv
 2204.04799, on CLIP.
 
     L = −(1/B) Σ_i log p_{i,y_i}  +  λ · (1/B) Σ_i (1 − cos(q_i, κ_e))
         └──────── task ────────┘     └───────────── pull ────────────┘
 
-    symbol   field        meaning                                                              unit
-    p_ik     –            softmax of s f_i·t_k over the candidates                             –
-    –        candidates   "seen": all classes seen so far; "batch": those present (SIT)        classes
-    λ        weight       of the pull of the stage's key to the queries                        –
-    q, κ     –            query of an image, key of an expert (tuner `dualprompt`)             –
-    e        –            in training the expert of the stage; in evaluation that of the nearest key, of those used
+    symbol  field       unit     meaning
+    p_ik    –           –        softmax of s f_i·t_k over the candidates
+    –       candidates  classes  whose texts compete: "seen", or "batch" as in SIT
+    λ       weight      –        of the pull of the stage's key to the queries
+    q, κ    –           –        query of an image, key of an expert (tuner `dualprompt`)
+    e       –           –        in training the expert of the stage; in evaluation the used one
+                                 with the nearest key
 
 Estimator: exact on the batch. It is told where stages begin, also in a blurred stream, where images
 of one class train several experts. The expert of a stage starts as a copy of the one before, its
 key does not (released code); with more stages than experts, each image of the later ones takes the
 nearest (the same). Departures: CLIP's texts classify, the released code trains a linear layer, and
-lets only the classes of the current task compete in training. See `tuners/pool.py` for those of the
-pool.
+lets only the classes of the current task compete in training. See `models/tuners/prompt_pool.py`
+for those of the pool.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from clstudy.models.tuners.prompt_pool import pool_of
 
 @dataclass
 class DualPrompt(Method):
-    """Prompts for all stages and one expert each."""
+    """Trains prompts for all stages, and an expert prompt for each stage."""
 
     title = "DualPrompt"
     source = "Wang et al. 2022, DualPrompt, arXiv 2204.04799"

@@ -1,12 +1,12 @@
-"""Asymmetric tuning: every class seen so far competes. Baseline of Wang et al. 2024, SIT, arXiv
+"""Asymmetric tuning: all classes seen so far compete. Baseline of Wang et al. 2024, SIT, arXiv
 2405.15155; with the classes of the phase alone, of Ding et al. 2022, VR-LwF, arXiv 2207.09248.
 
-    L = −(1/B) Σ_i log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m),   K = candidates
+    L = −(1/B) Σ_i log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m)
         └──────── task ────────┘
 
-    symbol   field        meaning                                                             unit
-    s        –            inverse temperature, frozen                                         –
-    K        candidates   "seen": classes seen so far; "phase": those of the stage (VR-LwF)   classes
+    symbol  field       unit     meaning
+    s       –           –        inverse temperature, frozen
+    K       candidates  classes  "seen": classes seen so far; "phase": those of the stage (VR-LwF)
 
 Estimator: the exact loss of the batch. A class that was seen earlier but is absent from the batch
 gets no attraction, only repulsion: ∂L/∂t_k = (s/B) Σ_i p_ik f_i. Departures: one softmax; the
@@ -25,7 +25,7 @@ from clstudy.models.clip import Clip
 
 @dataclass
 class Finetune(Method):
-    """Asymmetric: every class seen so far competes."""
+    """Asymmetric: all classes seen so far compete."""
 
     title = "asymmetric"
     source = "baseline of Wang et al. 2024, SIT, arXiv 2405.15155"

@@ -1,10 +1,10 @@
-"""Frozen CLIP among all classes seen so far. Thengane et al. 2022, Continual-CLIP, arXiv
+"""Frozen CLIP classifies among all classes seen so far. Thengane et al. 2022, Continual-CLIP, arXiv
 2210.03114.
 
     no objective; prediction = argmax_k f_i·t_k over the classes seen so far
 
-The reference that every tuned model has to beat on the stream, and cannot beat on what it knew
-before but forgot.
+It is the reference that a tuned model has to beat on the stream. On what a tuned model has
+forgotten, frozen CLIP is better.
 """
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from clstudy.models.clip import Clip
 
 @dataclass
 class Frozen(Method):
-    """CLIP as it is, among all classes seen."""
+    """CLIP without training, among all classes seen so far."""
 
     title = "frozen CLIP"
     source = "Thengane et al. 2022, Continual-CLIP, arXiv 2210.03114"

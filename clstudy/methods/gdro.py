@@ -1,22 +1,22 @@
-"""Global contrastive loss with robust class weights: hard classes count more, and small ones are
-not drowned. King et al. 2026, "Memory-Efficient Continual Learning with CLIP Models", arXiv
-2605.03866: a reconstruction, since the paper's objective is not public; the identity behind the
-first form is standard (KL-regularised group DRO).
+"""Global contrastive loss with robust class weights: classes with a higher loss count more. King et
+al. 2026, "Memory-Efficient Continual Learning with CLIP Models", arXiv 2605.03866: a
+reconstruction, since the paper's objective is not public; the identity behind the first form is
+standard (KL-regularised group DRO).
 
     L = (1/B) Σ_i w_i ℓ_i,   ℓ_i = τ log(ε + u1_i) + τ log(ε + u2_i),   w_i = p_{y_i} / r_{y_i}
         └── robust ───┘
 
     min_θ max_{p ∈ Δ_C} Σ_c p_c F_c − λ Σ_c p_c log(C p_c)  =  min_θ λ log( (1/C) Σ_c exp(F_c / λ) )
 
-    symbol   field       meaning                                                                         unit
-    ℓ_i      –           the loss of `gcl`, with its fields: size, replay, selection, gamma, decay,      –
-                         exact, temperature, candidates
-    F_c      beta        moving average of the class's ℓ; β is the weight of a new value                 –
-    p        robust      "kl", "cvar", "eg" or "balanced" (`robust.py`); constants to the gradient       –
-    λ        strength    of "kl": → ∞ is the mean over classes, → 0 the worst class                      –
-    α        share       of "cvar": the worst α of the classes                                           –
-    η        rate        of "eg"                                                                         –
-    r_c      correct     share of the class among the images drawn in the stage, or 1/C if False         –
+    symbol  field     unit  meaning
+    ℓ_i     –         –     the loss of `gcl`, with its fields: size, replay, selection, gamma,
+                            decay, exact, temperature, candidates
+    F_c     beta      –     moving average of the class's ℓ; β is the weight of a new value
+    p       robust    –     "kl", "cvar", "eg" or "balanced" (`losses/class_weights.py`)
+    λ       strength  –     of "kl": → ∞ is the mean over classes, → 0 the worst class
+    α       share     –     of "cvar": the worst α of the classes
+    η       rate      –     of "eg"
+    r_c     correct   –     share of the class among the images drawn; False: 1/C
 
 Estimator: with r the sum is, in expectation, Σ_c p_c F_c however seldom a class is drawn; without
 it, classes of which the memory holds few images stay under-trained by the factor by which they are
@@ -24,24 +24,24 @@ drawn less. w is cut at `cap` times its mean 1, since a class may be drawn once 
 counted from the stage's start.
 """
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from clstudy.data.replay_buffer import ReplayBuffer, Selection
+from clstudy.data.replay_buffer import Selection
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch, Candidates
 from clstudy.losses.class_weights import ClassWeights, Weighting
 from clstudy.losses.global_contrastive import GlobalContrast, Temperature
-from clstudy.methods.base import Method
+from clstudy.methods.base import Rehearsal, state
 from clstudy.models.clip import Clip
 
 
 @dataclass
-class GDRO(Method):
-    """`gcl` with robust class weights, by KL, CVaR or exponentiated gradient."""
+class GDRO(Rehearsal):
+    """Weights the loss of `gcl` by class: robust, by KL, CVaR or exponentiated gradient."""
 
     title = "GDRO"
     source = "reconstruction of King et al. 2026, arXiv 2605.03866; group DRO, arXiv 1911.08731"
@@ -54,8 +54,7 @@ class GDRO(Method):
         "GDRO, reconstructed, if it is an exponentiated gradient": {"robust": "eg"}}
     checked = "weights by hand, both limits"
 
-    size: Annotated[int, Ge(0)] = 500  # of the memory, in images; 0: none
-    replay: Annotated[int, Ge(0)] = 32  # images of the memory that join each step
+    policy = "quota"
     selection: Selection = "random"  # which images of a class stay
     gamma: Annotated[float, Gt(0), Le(1)] = 0.8  # weight of a new estimate
     decay: Annotated[int, Ge(0)] = 0  # steps of a cosine from 1 to gamma; 0: constant
@@ -69,13 +68,11 @@ class GDRO(Method):
     beta: Annotated[float, Gt(0), Le(1)] = 0.1  # weight of a new class loss in its average
     correct: bool = True  # for how often a class is drawn
     cap: Annotated[float, Gt(0)] = 10.0  # largest weight of an image
-    memory: ReplayBuffer = field(init=False, repr=False)
-    contrast: GlobalContrast = field(init=False, repr=False)
-    weights: ClassWeights = field(init=False, repr=False)
+    contrast: GlobalContrast = state()
+    weights: ClassWeights = state()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory = ReplayBuffer(self.size, "quota", self.selection)
         self.contrast = GlobalContrast(self.gamma, self.decay, self.exact, self.temperature)
         weights = (self.strength, self.share, self.rate, self.beta, self.correct, self.cap)
         self.weights = ClassWeights(self.robust, *weights)
@@ -89,11 +86,8 @@ class GDRO(Method):
     def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         self.weights.stage()
 
-    def rehearse(self, clip: Clip, batch: Batch) -> Batch:
-        return self.memory.join(batch, self.replay)
-
     def after_stage(self, clip: Clip, batches: Iterable[Batch]) -> None:
-        self.memory.refill(batches, clip)
+        super().after_stage(clip, batches)
         self.contrast.keep(self.memory.index)
 
     @property
@@ -102,6 +96,5 @@ class GDRO(Method):
         return found | {"denominator": "moving", "policy": "quota"}
 
     def table(self) -> list[dict]:
-        """The weight of every class seen, step by step: rows of stage, step, class, weight (mean
-        1)."""
+        """Return a row for each step and class seen: stage, step, class, weight (mean 1)."""
         return self.weights.table()

@@ -1,16 +1,16 @@
-"""Geodesic distillation: features may move, but not along the path between what they span now and
-what they spanned before the stage. Simon et al. 2021, GeoDL, arXiv 2104.08572; in the CLIP form of
+"""Geodesic distillation: features may not move along the path between the subspace that they span
+now and the one before the stage. Simon et al. 2021, GeoDL, arXiv 2104.08572; in the CLIP form of
 Ding et al. 2022, VR-LwF, arXiv 2207.09248 (released code).
 
-    L = CE(z) + α · (1/B) Σ_i (f_i − f°_i)ᵀ G (f_i − f°_i) + α · (1/K) Σ_k (t_k − t°_k)ᵀ G' (t_k − t°_k)
-        └task┘  └─────────────── geo_image ──────────────┘   └─────────────── geo_text ────────────────┘
+    L = CE(z) + α (1/B) Σ_i (f_i − f°_i)ᵀ G (f_i − f°_i) + α (1/K) Σ_k (t_k − t°_k)ᵀ G' (t_k − t°_k)
+        └task┘  └────────────── geo_image ─────────────┘   └────────────── geo_text ───────────────┘
 
-    symbol   field        meaning                                                                         unit
-    f°, t°   –            features by the teacher: a copy of the model at the start of the stage          –
-    G, G'    –            flow kernels of the subspaces of f and f°, of t and t° (`losses.geodesic`)      –
-    –        candidates   of the task: "seen", or "phase" as in VR-LwF's code; the text term's are        classes
-                          always all classes seen so far
-    α        weight       of both terms                                                                   –
+    symbol  field       unit     meaning
+    f°, t°  –           –        features by the teacher: the model at the start of the stage
+    G, G'   –           –        flow kernels of the subspaces of f, f° and of t, t° (`geodesic`)
+    –       candidates  classes  of the task: "seen", or "phase" as in VR-LwF's code; the text
+                                 term's are always all classes seen so far
+    α       weight      –        of both terms
 
 Estimator: the subspaces are those of the batch, with two dimensions fewer than it has images, or
 texts; the smaller a batch, the more directions are free. Below three rows a term is 0. G is a
@@ -22,8 +22,7 @@ which cannot hold the way from one subspace to the other, and diagonalises by tw
 inverses (see DEVIATIONS.md). By default all classes seen compete in the task term.
 """
 from collections.abc import Iterable
-from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -33,13 +32,13 @@ from torch import Tensor
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch, Candidates
 from clstudy.losses.functional import geodesic, match
-from clstudy.methods.base import Beside, Method
+from clstudy.methods.base import Beside, Method, frozen_copy, state
 from clstudy.models.clip import Clip
 
 
 @dataclass
 class GeoDL(Method):
-    """Features may not move along the path between old and new subspace."""
+    """Keeps features from moving along the path between their old and new subspaces."""
 
     title = "GeoDL"
     source = "Simon et al. 2021, GeoDL, arXiv 2104.08572, as in VR-LwF's code"
@@ -50,26 +49,23 @@ class GeoDL(Method):
 
     weight: Annotated[float, Ge(0)] = 0.5  # of each of the two terms on features
     candidates: Candidates = "seen"  # which texts compete in the task term
-    teacher: Clip | None = field(default=None, init=False, repr=False)
-    texts: dict[tuple, Tensor] = field(default_factory=dict, init=False,
-                                       repr=False)  # the teacher's, by candidates
+    teacher: Clip | None = state(default=None)
+    texts: dict[tuple, Tensor] = state(default_factory=dict)  # the teacher's, by candidates
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         encoded, among = clip.encode(batch), batch.narrow(self.candidates)
         image, text = self.taught(batch)
-        return {
-            "task": match(encoded.image, encoded.text[batch.rows(among)], encoded.scale,
-                          among.target), "geo_image": self.weight * geodesic(encoded.image, image),
-            "geo_text": self.weight * geodesic(encoded.text, text)
-        }
+        offered = encoded.text[batch.rows(among)]
+        return {"task": match(encoded.image, offered, encoded.scale, among.target),
+                "geo_image": self.weight * geodesic(encoded.image, image),
+                "geo_text": self.weight * geodesic(encoded.text, text)}
 
     def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
-        self.teacher, self.texts = deepcopy(clip).eval().requires_grad_(False), {}
+        self.teacher, self.texts = frozen_copy(clip), {}
 
     @torch.no_grad()
     def taught(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The teacher's features. Its texts are encoded when the candidates change, which is when a
-        class arrives."""
+        """Return the teacher's features. Texts are encoded again when a class has arrived."""
         if batch.classes not in self.texts:
             self.texts = {batch.classes: self.teacher.encode_text(batch.text)}
         return self.teacher.encode_image(batch.image), self.texts[batch.classes]

@@ -1,5 +1,5 @@
-"""Incremental moment matching: after each stage, the model between its start and its end. Lee et
-al. 2017, arXiv 1703.08475; with CLIP as the first start, Ding et al. 2022, VR-LwF, arXiv
+"""Incremental moment matching: after each stage, the models of its start and its end are merged.
+Lee et al. 2017, arXiv 1703.08475; with CLIP as the first start, Ding et al. 2022, VR-LwF, arXiv
 2207.09248.
 
     L = −(1/B) Σ_i log p_{i,y_i};   at the end of the stage
@@ -8,15 +8,16 @@ al. 2017, arXiv 1703.08475; with CLIP as the first start, Ding et al. 2022, VR-L
     mean   θ ← (1 − α) θ° + α θ
     mode   θ ← ((1 − α) F° θ° + α F θ) / ((1 − α) F° + α F),   F° ← (1 − α) F° + α F
 
-    symbol   field        meaning                                                                     unit
-    α        alpha        share of the new weights                                                    –
-    θ°       –            tuned weights at the start of the stage                                     –
-    F        –            diagonal Fisher information of the stage's answers at θ (`fisher.py`)       –
-    –        mode         "mean" or "mode"                                                            –
-    –        draws        label draws per batch in the estimate of F ("mode")                         –
-    –        carry        the next stage starts from the fused model (several sessions in VR-LwF);    –
-                          False: it is evaluated only, and training goes on from θ (its one session)
-    –        candidates   "seen": classes seen so far; "phase": those of the stage (VR-LwF)           classes
+    symbol  field       unit     meaning
+    α       alpha       –        share of the new weights
+    θ°      –           –        tuned weights at the start of the stage
+    F       –           –        diagonal Fisher information at θ (`models/fisher.py`)
+    –       mode        –        "mean" or "mode"
+    –       draws       –        label draws per batch in the estimate of F ("mode")
+    –       carry       –        the next stage starts from the fused model (several sessions in
+                                 VR-LwF); False: it is evaluated only, and training goes on from θ
+                                 (its one session)
+    –       candidates  classes  whose texts compete: "seen", "phase" (VR-LwF) or "batch"
 
 Estimator: what is fused is what is tuned, with LoRA the factors A and B, so that the path between
 the two models is not straight in the weights that they make; buffers are those of θ. An evaluation
@@ -29,7 +30,7 @@ for every model.
 """
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -39,7 +40,7 @@ from torch import Tensor
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch, Candidates
 from clstudy.losses.functional import match_batch
-from clstudy.methods.base import Beside, Method
+from clstudy.methods.base import Beside, Method, state
 from clstudy.models.clip import Clip
 from clstudy.models.fisher import mean_one, squared_scores
 from clstudy.models.weight_space import Values, between, named, put, put_beside, tuned
@@ -47,7 +48,7 @@ from clstudy.models.weight_space import Values, between, named, put, put_beside,
 
 @dataclass
 class IMM(Method):
-    """After a stage the model between its start and its end, by mean or by Fisher."""
+    """Merges the models of a stage's start and end, by mean or by Fisher information."""
 
     title = "IMM"
     source = "Lee et al. 2017, IMM, arXiv 1703.08475"
@@ -60,12 +61,10 @@ class IMM(Method):
     carry: bool = True  # the next stage starts from the fused model; False: for evaluation only
     draws: Annotated[int, Ge(1)] = 4  # label draws per batch in the estimate of the Fisher
     candidates: Candidates = "seen"  # which texts compete
-    start: Values | None = field(default=None, init=False, repr=False)  # θ°
-    share: float | Values = field(default=1.0, init=False,
-                                  repr=False)  # of the model as it is, in the fused one
-    fisher: Tensor | None = field(default=None, init=False,
-                                  repr=False)  # F°, all tuned weights in a row
-    fused: Clip | None = field(default=None, init=False, repr=False)
+    start: Values | None = state(default=None)  # θ°
+    share: float | Values = state(default=1.0)  # of the model as it is, in the fused one
+    fisher: Tensor | None = state(default=None)  # F°, all tuned weights in a row
+    fused: Clip | None = state(default=None)
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         return {"task": match_batch(clip, batch.narrow(self.candidates))}
@@ -87,8 +86,7 @@ class IMM(Method):
         return put_beside(self.fused, clip, between(self.start, tuned(clip), self.share))
 
     def precise(self, clip: Clip, batches: Iterable[Batch]) -> float | Values:
-        """α F / ((1 − α) F° + α F) for each weight, α where both are zero; and F° for the next
-        stage."""
+        """Return α F / ((1 − α) F° + α F) for each weight, α where both are zero; and keep F°."""
         before, old, new = put_beside(self.fused, clip, self.start), 0, 0
         for batch in (batch.narrow(self.candidates) for batch in batches):
             new = new + squared_scores(clip.eval(), self.trainable(clip), batch, self.draws)

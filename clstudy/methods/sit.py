@@ -1,12 +1,12 @@
-"""Symmetric Image-Text tuning: only the classes present in the batch compete. Wang et al. 2024,
+"""Symmetric image-text tuning: only the classes present in the batch compete. Wang et al. 2024,
 SIT, arXiv 2405.15155.
 
-    L = −(1/B) Σ_i log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m),   K = classes in the batch
+    L = −(1/B) Σ_i log p_{i,y_i},   p_ik = exp(s f_i·t_k) / Σ_{m ∈ K} exp(s f_i·t_m)
         └──────── task ────────┘
 
-    symbol   field   meaning                                        unit
-    s        –       inverse temperature, frozen                    –
-    K        –       candidates: `batch.present()`                  classes
+    symbol  field  unit     meaning
+    s       –      –        inverse temperature, frozen
+    K       –      classes  classes in the batch: `batch.present()`
 
 Estimator: the exact loss of the batch. "Symmetric" says that the texts and the images of the loss
 cover the same classes; it does not mean CLIP's two-direction loss, and there is no text-to-image
@@ -17,22 +17,21 @@ Departures: one softmax; the released code applies a second one, which `double_s
 the released code silently takes all classes seen for K as soon as there is a memory, here K stays
 symmetric (see DEVIATIONS.md).
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import Ge
 from torch import Tensor
 
-from clstudy.data.replay_buffer import ReplayBuffer
 from clstudy.data.types import Batch
 from clstudy.losses.functional import match_batch
-from clstudy.methods.base import Beside, Method
+from clstudy.methods.base import Beside, Rehearsal
 from clstudy.models.clip import Clip
 
 
 @dataclass
-class SIT(Method):
-    """Symmetric: the classes of the batch compete; with or without a memory."""
+class SIT(Rehearsal):
+    """Symmetric: only the classes of the batch compete, with or without a memory."""
 
     title = "symmetric (SIT)"
     source = "Wang et al. 2024, SIT, arXiv 2405.15155"
@@ -41,22 +40,10 @@ class SIT(Method):
     checked = "loss and gradients against their closed forms; no published number to compare with"
 
     size: Annotated[int, Ge(0)] = 0  # of the memory, in images; 0: none
-    replay: Annotated[int, Ge(0)] = 32  # images of the memory that join each step
     double_softmax: bool = False  # cross-entropy of softmax(p), as in the released code
-    memory: ReplayBuffer = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.memory = ReplayBuffer(self.size, "reservoir")
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         return {"task": match_batch(clip, batch.present(), self.double_softmax)}
-
-    def rehearse(self, clip: Clip, batch: Batch) -> Batch:
-        return self.memory.join(batch, self.replay)
-
-    def after_step(self, clip: Clip, batch: Batch) -> None:
-        self.memory.add(batch)
 
     @property
     def place_on_map(self) -> dict[str, Any] | Beside:

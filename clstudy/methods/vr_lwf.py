@@ -1,24 +1,24 @@
-"""Learning without forgetting via a replayed vocabulary: the model as it was before the stage says
-how images of today compare with texts that stand for all others. Ding et al. 2022, arXiv
+"""Learning without forgetting via a replayed vocabulary: the model before the stage teaches the
+similarities of the images to random texts. Ding et al. 2022, arXiv
 2207.09248, official code.
 
-    L = CE(z) + α T² · D(softmax(z°_·v / T), softmax(z_·v / T)) + 1[stage > 1] · α · KL over the classes seen
-        └task┘  └───────────────── vocabulary ────────────────┘   └──────────────── classes ────────────────┘
+    L = CE(z) + α T² D(softmax(z°_·v / T), softmax(z_·v / T)) + 1[stage > 1] α KL(classes seen)
+        └task┘  └──────────────── vocabulary ───────────────┘   └────────── classes ──────────┘
 
-    symbol   field         meaning                                                                        unit
-    z_iv     –             s f_i·t_v for a text v of the vocabulary V; z° by the teacher                  –
-    –        form          what D is and how V is drawn: "official", "zscl" or "wildclip", see below      –
-    V        vocabulary    "random", "words", "classes", "captions" or "file:PATH" (`vocabulary.py`)      –
-    –        size, length  texts, and tokens of each where they are drawn token by token                  –
-    α        weight        of both distillations                                                          –
-    T        temperature   of the vocabulary's                                                            –
-    –        candidates    of the task: "seen", or "phase" as in the code                                 classes
-    –        classes       whether the last term is there                                                 –
+    symbol  field         unit     meaning
+    z_iv    –             –        s f_i·t_v for a text v of the vocabulary V; z° by the teacher
+    –       form          –        what D is and how V is drawn, see below
+    V       vocabulary    –        what the texts are (`losses/vocabularies.py`)
+    –       size, length  –        texts, and tokens of each where they are drawn token by token
+    α       weight        –        of both distillations
+    T       temperature   –        of the vocabulary's
+    –       candidates    classes  of the task: "seen", or "phase" as in the code
+    –       classes       –        whether the last term is there
 
-    form       V                               text features    softmax over          D                T, size, length
-    official   drawn anew at every step        each its own     texts                 KL(z° ‖ z)       1, 100, 8
-    zscl       drawn once                      the teacher's    texts, and images     KL(z° ‖ z) both  2, 1000, 10
-    wildclip   drawn once, whole sentences     the teacher's    images                CE of z° under z 1, 100, –
+    form      V                     text features  softmax over   D                 T, size, length
+    official  drawn at each step    each its own   texts          KL(z° ‖ z)        1, 100, 8
+    zscl      drawn once            the teacher's  texts, images  KL(z° ‖ z), both  2, 1000, 10
+    wildclip  drawn once, captions  the teacher's  images         CE of z° under z  1, 100, –
 
 Three things are called VR-LwF. The second is that of ZSCL's comparison (arXiv 2303.06628, code),
 which moves no text tower by distillation; the third that of WildCLIP (Gabeff et al. 2024, doi
@@ -29,8 +29,7 @@ session. Departures: the random numbers of V come from a generator of their own,
 `finetune`; WildCLIP's sentences are its own, here captions of the benchmark's reference pairs.
 """
 from collections.abc import Iterable
-from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -41,7 +40,7 @@ from clstudy.data.streams import Stage
 from clstudy.data.types import Batch, Candidates
 from clstudy.losses import vocabularies
 from clstudy.losses.functional import distillation, match, reversed_distillation
-from clstudy.methods.base import Beside, Method
+from clstudy.methods.base import Beside, Method, frozen_copy, state
 from clstudy.models.clip import Clip
 
 
@@ -63,7 +62,7 @@ FORMS = {"official": Form("random", 100, 8, 1.0, True, True, ("texts",)),
 
 @dataclass
 class VRLwF(Method):
-    """Similarities to texts that stand for all others stay those of the stage's start."""
+    """Distils the similarities to random texts from the model before the stage."""
 
     title = "VR-LwF"
     source = "Ding et al. 2022, VR-LwF, arXiv 2207.09248"
@@ -80,10 +79,9 @@ class VRLwF(Method):
     temperature: Annotated[float, Gt(0)] | None = None  # of the distillation on them
     candidates: Candidates = "seen"  # which texts compete in the task term
     classes: bool = True  # from the second stage on distil on the classes seen, too
-    teacher: Clip | None = field(default=None, init=False, repr=False)
-    draws: torch.Generator | None = field(default=None, init=False, repr=False)
-    kept: tuple[Tensor, Tensor] | None = field(default=None, init=False,
-                                               repr=False)  # tokens, teacher's features
+    teacher: Clip | None = state(default=None)
+    draws: torch.Generator | None = state(default=None)
+    kept: tuple[Tensor, Tensor] | None = state(default=None)  # tokens, the teacher's features
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,12 +110,12 @@ class VRLwF(Method):
         if self.classes and batch.stage.number > 1:
             with torch.no_grad():
                 taught = old_scale * old_image @ self.teacher.encode_text(batch.text).T
-            terms["classes"] = self.weight * distillation(scale * encoded.image @ encoded.text.T,
-                                                          taught)
+            logits = scale * encoded.image @ encoded.text.T
+            terms["classes"] = self.weight * distillation(logits, taught)
         return terms
 
     def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
-        self.teacher, self.kept = deepcopy(clip).eval().requires_grad_(False), None
+        self.teacher, self.kept = frozen_copy(clip), None
         self.draws = self.draws or torch.Generator().manual_seed(torch.initial_seed())
 
     @property
@@ -130,8 +128,9 @@ class VRLwF(Method):
         return found
 
     def texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Tokens of the vocabulary and the teacher's features of it. What is drawn once is encoded
-        once a stage, and class prompts follow the classes."""
+        """Return tokens of the vocabulary and the teacher's features of them.
+
+        Texts that are drawn once are encoded once a stage; class prompts follow the classes."""
         if FORMS[self.form].fresh or self.kept is None or self.vocabulary == "classes":
             tokens = vocabularies.draw(self.vocabulary, self.teacher, batch, self.size, self.length,
                                        self.draws)
@@ -139,7 +138,7 @@ class VRLwF(Method):
         return self.kept
 
     def distance(self, new: Tensor, old: Tensor) -> Tensor:
-        """D, summed over the softmax axes of the form; (images, texts)."""
+        """Return D, summed over the softmax axes of the form. new, old: (images, texts)."""
         loss = reversed_distillation if FORMS[self.form].reverse else distillation
         pairs = [(new, old) if axis == "texts" else (new.T, old.T)
                  for axis in FORMS[self.form].over]

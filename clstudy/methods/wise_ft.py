@@ -1,14 +1,14 @@
-"""Weight-space ensemble: trained as fine-tuning, evaluated between the model of the beginning and
-the model of now. Wortsman et al. 2021, WiSE-FT, arXiv 2109.01903; as a baseline of continual
+"""Weight-space ensemble: fine-tuning, but the model that is evaluated lies between the first and
+the current weights. Wortsman et al. 2021, WiSE-FT, arXiv 2109.01903; as a baseline of continual
 learning Zheng et al. 2023, ZSCL, arXiv 2303.06628.
 
     L = −(1/B) Σ_i log p_{i,y_i};   evaluated:  θ_0 + α (θ − θ_0)
         └──────── task ────────┘
 
-    symbol   field        meaning                                                               unit
-    α        alpha        mixing coefficient                                                    –
-    θ_0      –            tuned weights before any training; θ: as they are now                 –
-    –        candidates   "seen": classes seen so far; "phase": those of the stage; "batch"     classes
+    symbol  field       unit     meaning
+    α       alpha       –        mixing coefficient
+    θ_0     –           –        tuned weights before any training; θ: as they are now
+    –       candidates  classes  whose texts compete: "seen", "phase" or "batch"
 
 Estimator: training never sees the ensemble, so one run of fine-tuning serves every α. α = 0.5,
 which the paper advises where it cannot be chosen. What is mixed is what is tuned: with LoRA the
@@ -19,7 +19,7 @@ texts, beside the image tower; here the texts' tower is mixed where it is tuned.
 """
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Le
@@ -28,14 +28,14 @@ from torch import Tensor
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch, Candidates
 from clstudy.losses.functional import match_batch
-from clstudy.methods.base import Beside, Method
+from clstudy.methods.base import Beside, Method, state
 from clstudy.models.clip import Clip
 from clstudy.models.weight_space import Values, between, put_beside, tuned
 
 
 @dataclass
 class WiSEFT(Method):
-    """Evaluated between CLIP and the tuned model."""
+    """Averages the weights of CLIP and of the tuned model for evaluation."""
 
     title = "WiSE-FT"
     source = "Wortsman et al. 2021, WiSE-FT, arXiv 2109.01903"
@@ -46,8 +46,8 @@ class WiSEFT(Method):
 
     alpha: Annotated[float, Ge(0), Le(1)] = 0.5  # 1: fine-tuning, 0: the model before training
     candidates: Candidates = "seen"  # which texts compete
-    start: Values | None = field(default=None, init=False, repr=False)  # θ_0
-    mixed: Clip | None = field(default=None, init=False, repr=False)
+    start: Values | None = state(default=None)  # θ_0
+    mixed: Clip | None = state(default=None)
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         return {"task": match_batch(clip, batch.narrow(self.candidates))}

@@ -1,6 +1,5 @@
-"""Zero-shot continual learning: similarities of reference images to reference texts stay those of
-the pretrained CLIP, and weights are averaged along the way. Zheng et al. 2023, ZSCL, arXiv
-2303.06628.
+"""Zero-shot continual learning: CLIP before training teaches the similarities of reference images
+and texts, and weights are averaged. Zheng et al. 2023, ZSCL, arXiv 2303.06628.
 
     L = CE(z) + w T² · mean_r KL( softmax_v(z*_r / T) ‖ softmax_v(z_r / T) )
         └task┘  └──────────────────────── images ─────────────────────────┘
@@ -9,15 +8,14 @@ the pretrained CLIP, and weights are averaged along the way. Zheng et al. 2023, 
 
     z_rv = s f_r·t*_v,   z*_rv = s f*_r·t*_v;   θ̂ ← (n θ̂ + θ) / (n + 1) every k steps
 
-    symbol   field           meaning                                                                   unit
-    r, v     references      images, and texts, drawn anew each step; not of one another               –
-    f*, t*   –               features of the teacher: CLIP before any training                         –
-    w        weight          of each of the two distillations                                          –
-    T        temperature     of both                                                                   –
-    λ        anchor          of the distance to the weights θ° at the start of the stage               –
-    k        average_every   steps between two models of the average θ̂; 0: no average                  steps
-    –        candidates      of the task: "seen": classes seen so far; "phase": those of the stage;    classes
-                             "batch"
+    symbol  field          unit     meaning
+    r, v    references     –        images, and texts, drawn anew each step; not of one another
+    f*, t*  –              –        features of the teacher: CLIP before any training
+    w       weight         –        of each of the two distillations
+    T       temperature    –        of both
+    λ       anchor         –        of the distance to the weights θ° at the start of the stage
+    k       average_every  steps    steps between two models of the average θ̂; 0: no average
+    –       candidates     classes  whose texts compete in the task: "seen", "phase" or "batch"
 
 Estimator: the student's images are compared with the *teacher's* texts (released code,
 github.com/Thunderbeee/ZSCL), so the distillation reaches the image tower only; the text tower is
@@ -32,7 +30,7 @@ step, and the weights at the end are not in it unless k divides them.
 """
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -42,14 +40,14 @@ from torch import Tensor
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch, Candidates
 from clstudy.losses.functional import distillation, match
-from clstudy.methods.base import Beside, Method
+from clstudy.methods.base import Beside, Method, frozen_copy, state
 from clstudy.models.clip import Clip
 from clstudy.models.weight_space import Values, between, put, put_beside, tuned
 
 
 @dataclass
 class ZSCL(Method):
-    """Similarities of reference images to reference texts stay CLIP's; weights are averaged."""
+    """Distils CLIP's similarities of reference images and texts, and averages weights."""
 
     title = "ZSCL"
     source = "Zheng et al. 2023, ZSCL, arXiv 2303.06628"
@@ -65,16 +63,15 @@ class ZSCL(Method):
     anchor: Annotated[float, Ge(0)] = 0.0  # weight of the squared distance to the stage's start
     average_every: Annotated[int, Ge(0)] = 100  # steps between two models of the average; 0: none
     candidates: Candidates = "seen"  # which texts compete in the task term
-    teacher: Clip | None = field(default=None, init=False, repr=False)
-    images: dict[int, Tensor] = field(default_factory=dict, init=False,
-                                      repr=False)  # the teacher's, by row
-    texts: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
-    drawn: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # for this step
-    start: Values = field(default_factory=dict, init=False, repr=False)  # θ°
-    mean: Values | None = field(default=None, init=False, repr=False)  # θ̂
-    count: int = field(default=0, init=False, repr=False)  # models in it
-    steps: int = field(default=0, init=False, repr=False)  # of this stage
-    averaged: Clip | None = field(default=None, init=False, repr=False)
+    teacher: Clip | None = state(default=None)
+    images: dict[int, Tensor] = state(default_factory=dict)  # the teacher's, by row
+    texts: dict[int, Tensor] = state(default_factory=dict)
+    drawn: dict[str, Tensor] = state(default_factory=dict)  # the references of this step
+    start: Values = state(default_factory=dict)  # θ°
+    mean: Values | None = state(default=None)  # θ̂
+    count: int = state(default=0)  # models in it
+    steps: int = state(default=0)  # of this stage
+    averaged: Clip | None = state(default=None)
 
     @property
     def needs_reference(self) -> bool:
@@ -85,45 +82,46 @@ class ZSCL(Method):
         encoded = clip.encode(batch)
         terms = {"task": match(encoded.image, encoded.text, encoded.scale, batch.target)}
         if self.weight:
-            images, text = (clip.encode_image(
-                self.drawn["pixels"]), self.drawn["image"]), self.drawn["text"].T
-            z, taught = (encoded.scale * image @ text for image in images)
-            terms |= {"images": self.weight * distillation(z, taught, self.temperature),
-                      "texts": self.weight * distillation(z.T, taught.T, self.temperature)}
+            image, text = clip.encode_image(self.drawn["pixels"]), self.drawn["text"].T
+            z, taught = encoded.scale * image @ text, encoded.scale * self.drawn["image"] @ text
+            terms["images"] = self.weight * distillation(z, taught, self.temperature)
+            terms["texts"] = self.weight * distillation(z.T, taught.T, self.temperature)
         if self.anchor:
-            moved = [
-                p - self.start[name] for name, p in clip.named_parameters() if name in self.start
-            ]
+            moved = [p - self.start[name] for name, p in clip.named_parameters()
+                     if name in self.start]
             terms["anchor"] = self.anchor * sum(step.square().sum() for step in moved)
         return terms
 
     def before_stage(self, clip: Clip, stage: Stage, batches: Iterable[Batch] = ()) -> None:
         if self.teacher is None:
-            self.teacher = deepcopy(clip).eval().requires_grad_(False)
+            self.teacher = frozen_copy(clip)
             self.averaged = deepcopy(clip) if self.average_every else None
         self.start, self.steps = tuned(clip), 0
         self.mean, self.count = (self.start, 1) if self.average_every else (None, 0)
 
     @torch.no_grad()
     def rehearse(self, clip: Clip, batch: Batch) -> Batch:
-        """Draw the references of this step, on the host; the batch stays as it is."""
+        """Draw the references of this step, and return the batch as it is."""
         if not self.weight:
             return batch
-        pairs = batch.reference()
-        rows, columns = (torch.randperm(len(kind))[:self.references].tolist()
-                         for kind in (pairs, pairs.captions))
-        self.drawn = {
-            "pixels": pairs.images[rows].to(clip.device), "image": known(
-                self.images, rows,
-                lambda new: self.teacher.encode_image(pairs.images[new].to(clip.device))),
-            "text": known(
-                self.texts, columns, lambda new: self.teacher.encode_text(
-                    clip.tokenize([pairs.captions[i] for i in new]).to(clip.device)))
-        }
+        pairs, device = batch.reference(), clip.device
+        rows = torch.randperm(len(pairs))[:self.references].tolist()
+        columns = torch.randperm(len(pairs.captions))[:self.references].tolist()
+
+        def encode_images(new: list[int]) -> Tensor:
+            return self.teacher.encode_image(pairs.images[new].to(device))
+
+        def encode_texts(new: list[int]) -> Tensor:
+            tokens = clip.tokenize([pairs.captions[i] for i in new])
+            return self.teacher.encode_text(tokens.to(device))
+
+        self.drawn = {"pixels": pairs.images[rows].to(device),
+                      "image": known(self.images, rows, encode_images),
+                      "text": known(self.texts, columns, encode_texts)}
         return batch
 
     def edit_gradients(self, clip: Clip) -> None:
-        """Called once in each step, before it: the weights have made `steps` steps."""
+        """Update the average. The loop calls this before each step, when `steps` are made."""
         if self.mean is not None and self.steps and self.steps % self.average_every == 0:
             self.mean, self.count = self.average(clip), self.count + 1
         self.steps += 1
@@ -137,12 +135,12 @@ class ZSCL(Method):
         return clip if self.mean is None else put_beside(self.averaged, clip, self.average(clip))
 
     def average(self, clip: Clip) -> Values:
-        """(n θ̂ + θ) / (n + 1)"""
+        """Return (n θ̂ + θ) / (n + 1)."""
         return between(self.mean, tuned(clip), 1 / (self.count + 1))
 
 
 def known(store: dict[int, Tensor], rows: list[int], encode: Callable) -> Tensor:
-    """Features of these rows; `encode` is asked for those that are new."""
+    """Return the features of these rows; `encode` makes those that are not in the store yet."""
     new = [row for row in rows if row not in store]
     if new:
         store.update(zip(new, encode(new), strict=True))

@@ -1,11 +1,11 @@
-"""CLIP, as this project sees it: two towers and a temperature.
+"""CLIP as this project uses it: two towers and a temperature.
 
-Three exact changes are made to open_clip's model when it is loaded. Its fused attention becomes
-`Attention`, whose projections are plain linear layers that tuners and probes can reach. Text is cut
-to the longest prompt at hand, since behind a causal mask what comes after the end token cannot
-matter (difference 4e-6, 8 to 10 times faster on class prompts). And where a feature is read at one
-token, the last block computes that one alone. open_clip costs seconds to import, so only a function
-that needs it imports it.
+Three changes are made to open_clip's model when it is loaded, none of which changes its outputs.
+Its fused attention becomes `Attention`, whose projections are plain linear layers that tuners and
+probes can reach. Text is cut to the longest prompt at hand: under a causal mask, what comes after
+the end token cannot matter (difference 4e-6, 8 to 10 times faster on class prompts). Where a
+feature is read at one token, the last block computes only that one. open_clip takes seconds to
+import, so only functions that need it import it.
 """
 import re
 from collections.abc import Iterator, Sequence
@@ -20,21 +20,18 @@ from torch.utils.checkpoint import checkpoint
 
 from clstudy.utils import distributed
 
-TEXTS, PART = 512, 64  # more texts than these, the CPU encodes in such parts where a gradient is wanted
+TEXTS, PART = 512, 64  # for a gradient, the CPU encodes more texts than TEXTS in such parts
 
 
 def openclip_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The way back: parameter names as open_clip writes them. (timm's towers have an `attn.qkv` of
-    their own.)"""
-    return {
-        re.sub(r"(resblocks\.\d+\.attn\.)qkv\.", r"\1in_proj_", name): value
-        for name, value in state.items()
-    }
+    """Return a state under the names of open_clip. (timm's towers have their own `attn.qkv`.)"""
+    return {re.sub(r"(resblocks\.\d+\.attn\.)qkv\.", r"\1in_proj_", name): value
+            for name, value in state.items()}
 
 
 @dataclass
 class Encoded:
-    """What the loss sees of a batch: unit-norm features and the inverse temperature s = 1/τ."""
+    """What a loss gets of a batch: unit-norm features and the inverse temperature s = 1/τ."""
 
     image: Float[Tensor, "batch dim"]
     text: Float[Tensor, "texts dim"]
@@ -42,7 +39,7 @@ class Encoded:
 
 
 class Clip(nn.Module):
-    """An open_clip model with the few verbs that this project needs.
+    """An open_clip model with the functions that this project needs.
 
     precision: "fp32", or "bf16" for autocast inside the towers; features, similarities and losses
     are fp32 either way. towers: parameters whose name starts with `model.visual.` belong to the
@@ -74,29 +71,30 @@ class Clip(nn.Module):
         return self.model.logit_scale.device
 
     def tower(self, tower: str) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters of the "image" tower, of the "text" tower, or of "both"; never the
-        temperature."""
+        """Yield named parameters of the "image" tower, the "text" tower, or "both".
+
+        The temperature belongs to none."""
         for name, parameter in self.named_parameters():
-            if not name.startswith("model.logit_"):
-                if tower == "both" or (tower == "image") == name.startswith("model.visual."):
-                    yield name, parameter
+            own = "image" if name.startswith("model.visual.") else "text"
+            if tower in (own, "both") and not name.startswith("model.logit_"):
+                yield name, parameter
 
     def scale(self) -> Float[Tensor, ""]:
-        """s, at most 100, as in CLIP. At the bound, where released weights stand, a gradient still
-        passes."""
+        """Return s, at most 100 as in CLIP. At the bound (released weights) a gradient passes."""
         scale = self.model.logit_scale.exp()
         return torch.where(scale > 100, scale - scale.detach() + 100, scale)
 
     def pixels(self, images: UInt8[Tensor, "batch 3 _ _"] | Float[Tensor, "batch 3 _ _"]) -> Tensor:
-        """uint8 or float in [0, 1] → normalised float at the model's resolution."""
-        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-        if pixels.shape[-1] != self.image_size or pixels.shape[-2] != self.image_size:
-            pixels = F.interpolate(pixels, size=(self.image_size, ) * 2, mode="bicubic",
-                                   antialias=True).clamp(0, 1)
+        """Turn uint8 or float in [0, 1] into normalised float at the model's resolution."""
+        pixels, size = images, (self.image_size, self.image_size)
+        if images.dtype == torch.uint8:
+            pixels = images.float() / 255
+        if pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
         return (pixels - self.mean) / self.std
 
     def encode_image(self, images: Tensor) -> Float[Tensor, "batch dim"]:
-        """Images (uint8, or float in [0, 1]) → unit-norm features."""
+        """Turn images (uint8, or float in [0, 1]) into unit-norm features."""
         return distributed.encode(self._encode_image, images, self.model.visual.modules)
 
     def _encode_image(self, images: Tensor) -> Float[Tensor, "batch dim"]:
@@ -105,19 +103,17 @@ class Clip(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
     def encode_text(self, tokens: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts dim"]:
-        """Token rows, of any length up to the context where the tower is causal → unit-norm
-        features.
+        """Turn token rows into unit-norm features; they may be cut where the tower is causal.
 
-        For a gradient on the CPU, many texts are encoded in parts whose activations are not kept
-        but computed again in the backward pass: those of a thousand class prompts would take more
-        memory than all else."""
+        For a gradient on the CPU, many texts are encoded in parts, whose activations are computed
+        again in the backward pass: for a thousand class prompts they would take more memory than
+        all else."""
         return distributed.encode(self._encode_texts, tokens, self._text_modules)
 
     def _encode_texts(self, tokens: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts dim"]:
         if tokens.device.type == "cpu" and len(tokens) > TEXTS and torch.is_grad_enabled():
-            parts = tokens.split(PART)
-            return torch.cat(
-                [checkpoint(self._encode_text, part, use_reentrant=False) for part in parts])
+            return torch.cat([checkpoint(self._encode_text, part, use_reentrant=False)
+                              for part in tokens.split(PART)])
         return self._encode_text(tokens)
 
     def _encode_text(self, tokens: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts dim"]:
@@ -130,49 +126,45 @@ class Clip(nn.Module):
                 if not name.startswith("visual"))
 
     def _text_tower(self, tokens: Tensor) -> Tensor:
-        """open_clip's `encode_text`, for tokens that were cut."""
+        """Do what open_clip's `encode_text` does, for tokens that were cut."""
         from clstudy.models.open_clip_blocks import through
 
-        model, length, end = self.model, tokens.shape[1], tokens.argmax(
-            dim=-1)  # the end token has the highest number
+        model, length = self.model, tokens.shape[1]
+        end = tokens.argmax(dim=-1)  # the end token has the highest number
         x = model.token_embedding(tokens) + model.positional_embedding[:length]
-        x = model.ln_final(through(model.transformer, x, model.attn_mask[:length, :length], end))[:,
-                                                                                                  0]
-        projection = model.text_projection
-        return projection(x) if isinstance(
-            projection, nn.Linear) else x if projection is None else x @ projection
+        x = through(model.transformer, x, model.attn_mask[:length, :length], end)
+        x, projection = model.ln_final(x)[:, 0], model.text_projection
+        if isinstance(projection, nn.Linear):
+            return projection(x)
+        return x if projection is None else x @ projection
 
     def encode(self, batch) -> Encoded:
-        """The doorway: every batch that a method scores passes here, and a probe can watch."""
+        """Encode a batch. Methods encode their batches only here, so that a probe can watch."""
         return Encoded(self.encode_image(batch.image), self.encode_text(batch.text), self.scale())
 
     def tokenize(self, texts: list[str]) -> Int[Tensor, "texts tokens"]:
-        """Texts → token rows, cut to the longest of them where that is exact."""
+        """Turn texts into token rows, cut to the longest of them where that is exact."""
         return self.cut(self.tokenizer(texts))
 
     def cut(self, tokens: Tensor) -> Tensor:
-        """Drop the columns after the last end token of any row. Tokens must still be on the
-        host."""
-        if not self.causal:
-            return tokens
-        return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+        """Drop the columns after the last end token of any row. tokens: still on the host."""
+        return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1] if self.causal else tokens
 
     def random_text(self, count: int, length: int, generator: torch.Generator | None = None,
                     words: Sequence[int] | None = None) -> Int[Tensor, "count tokens"]:
-        """`count` texts of `length` tokens drawn uniformly from the tokenizer's vocabulary, without
-        its special ones (the replayed vocabulary of VR-LwF, arXiv 2207.09248), between a start and
-        an end token; on the host.
+        """Draw `count` texts of `length` tokens, between a start and an end token; on the host.
 
-        words: the token ids to draw from instead. ValueError: the text does not fit; another
-        tokenizer than CLIP's."""
+        Tokens are uniform over the tokenizer's vocabulary without its special ones (the replayed
+        vocabulary of VR-LwF, arXiv 2207.09248). words: the token ids to draw from instead.
+        ValueError: the text does not fit, or the tokenizer is not CLIP's."""
         import open_clip
 
         tokenizer = self.tokenizer
         if not isinstance(tokenizer, open_clip.SimpleTokenizer):
             raise ValueError(f"model={self.name!r}: random texts need CLIP's own tokenizer")
         if not 1 <= length <= tokenizer.context_length - 2:
-            raise ValueError(
-                f"length={length!r}: must be from 1 to {tokenizer.context_length - 2} tokens")
+            raise ValueError(f"length={length!r}: must be from 1 to {tokenizer.context_length - 2} "
+                             "tokens")
         start, end = tokenizer.sot_token_id, tokenizer.eot_token_id  # the two highest ids
         among = torch.arange(start) if words is None else torch.tensor(list(words))
         drawn = among[torch.randint(len(among), (count, length), generator=generator)]
@@ -180,18 +172,16 @@ class Clip(nn.Module):
         return text if self.causal else F.pad(text, (0, tokenizer.context_length - text.shape[1]))
 
     def words(self) -> list[int]:
-        """Ids of the tokens that end a word and have four letters or more: some 28,000, most of
+        """Return ids of tokens that end a word and have four letters or more: some 28,000, most of
         them English words."""
         return _words(self.tokenizer)
 
     def class_text(self, names: list[str], template: str) -> Int[Tensor, "texts tokens"]:
-        """Tokens of one prompt per class name; `{}` in the template stands for the name."""
+        """Return tokens of one prompt per class name; `{}` in the template stands for the name."""
         return self.tokenize([template.format(name) for name in names])
 
 
 @lru_cache(maxsize=2)
 def _words(tokenizer) -> list[int]:
-    return [
-        i for i, piece in getattr(tokenizer, "decoder", {}).items()
-        if re.fullmatch(r"[a-z]{4,}</w>", piece)
-    ]
+    pieces = getattr(tokenizer, "decoder", {})
+    return [i for i, piece in pieces.items() if re.fullmatch(r"[a-z]{4,}</w>", piece)]

@@ -1,4 +1,4 @@
-"""A CLIP by name: the embedded one, an open_clip architecture with a tag, or a folder."""
+"""Load a CLIP by name: the embedded one, an open_clip architecture with a tag, or a folder."""
 import difflib
 import json
 import zipfile
@@ -14,26 +14,27 @@ from clstudy.utils.paths import EMBEDDED
 
 def load_clip(name: str = "icon-clip", pretrained: str | None = None,
               device: str | torch.device = "cpu") -> Clip:
-    """A CLIP by name: the embedded one, any open_clip architecture with a tag, or a folder.
+    """Load a CLIP by name: the embedded one, any open_clip architecture with a tag, or a folder.
 
-    name: "icon-clip"; an architecture that `open_clip.list_models()` knows; or a folder in the form that open_clip
-        reads (`open_clip_config.json` with `open_clip_model.safetensors`).
-    pretrained: a tag of `open_clip.list_pretrained()`, a checkpoint file, "random" for untrained weights, or None for
-        the weights that come with the name.
-    ValueError: unknown names and tags (near ones are listed); a tag whose activation (QuickGELU) does not
-        fit the architecture, which a checkpoint file does not tell; a TorchScript archive."""
+    name: "icon-clip"; an architecture that `open_clip.list_models()` knows; or a folder in the form
+        that open_clip reads (`open_clip_config.json` with `open_clip_model.safetensors`).
+    pretrained: a tag of `open_clip.list_pretrained()`, a checkpoint file, "random" for untrained
+        weights, or None for the weights that come with the name.
+    ValueError: unknown names and tags (near ones are listed); a tag whose activation (QuickGELU)
+        does not fit the architecture, which a checkpoint file does not tell; a TorchScript
+        archive."""
     folder = EMBEDDED.get(name) or (Path(name) if Path(name).is_dir() else None)
     if folder:
         return _from_folder(folder, pretrained, name).to(device)
     known = open_clip.list_models()
     if name not in known:
         near = difflib.get_close_matches(name, [*EMBEDDED, *known], 6, 0.4)
-        raise ValueError(
-            f"model={name!r} is unknown. Near: {', '.join(near) or '-'}. Choices: icon-clip, a folder, or "
-            f"one of open_clip.list_models() ({len(known)} names)")
+        raise ValueError(f"model={name!r} is unknown. Near: {', '.join(near) or '-'}. Choices: "
+                         "icon-clip, a folder, or one of open_clip.list_models() "
+                         f"({len(known)} names)")
     if pretrained is None:
-        raise ValueError(
-            f"model={name!r} needs pretrained=: {', '.join(_tags(name))}, a file, or 'random'")
+        tags = ", ".join(_tags(name))
+        raise ValueError(f"model={name!r} needs pretrained=: {tags}, a file, or 'random'")
     if pretrained == "random":
         model = open_clip.create_model(name)
     else:
@@ -44,8 +45,7 @@ def load_clip(name: str = "icon-clip", pretrained: str | None = None,
 
 @lru_cache(maxsize=4)
 def _tokenizer(context_length: int) -> open_clip.SimpleTokenizer:
-    """CLIP's own, of which every model can have the same: reading its vocabulary takes longer than
-    loading a model."""
+    """Return CLIP's tokenizer; reading its vocabulary takes longer than loading a model."""
     return open_clip.SimpleTokenizer(context_length=context_length)
 
 
@@ -54,12 +54,13 @@ def _tags(name: str) -> list[str]:
 
 
 def _check_weights(name: str, pretrained: str) -> None:
+    """Refuse a file or tag that is not there, or does not fit the architecture."""
     if Path(pretrained).exists():
-        if zipfile.is_zipfile(pretrained) and any(
-                "/code/" in file for file in zipfile.ZipFile(pretrained).namelist()):
-            raise ValueError(
-                f"pretrained={pretrained!r} is a TorchScript archive (OpenAI's first form): use the tag "
-                "pretrained='openai', or save its state_dict as safetensors first")
+        files = zipfile.ZipFile(pretrained).namelist() if zipfile.is_zipfile(pretrained) else []
+        if any("/code/" in file for file in files):
+            raise ValueError(f"pretrained={pretrained!r} is a TorchScript archive (OpenAI's first "
+                             "form): use the tag pretrained='openai', or save its state_dict as "
+                             "safetensors first")
         return  # a state_dict does not tell its activation
     if pretrained not in _tags(name):
         near = difflib.get_close_matches(pretrained, _tags(name), 3, 0.3)
@@ -69,28 +70,26 @@ def _check_weights(name: str, pretrained: str) -> None:
     has = bool(open_clip.get_model_config(name).get("quick_gelu", False))
     if wants != has:
         right = f"{name}-quickgelu" if wants else name.removesuffix("-quickgelu")
-        raise ValueError(
-            f"pretrained={pretrained!r} was trained with{'' if wants else 'out'} QuickGELU, but "
-            f"model={name!r} is {'with' if has else 'without'} it: use model={right!r}")
+        theirs, ours = ("with" if flag else "without" for flag in (wants, has))
+        raise ValueError(f"pretrained={pretrained!r} was trained {theirs} QuickGELU, but "
+                         f"model={name!r} is {ours} it: use model={right!r}")
 
 
 def _from_folder(folder: Path, pretrained: str | None, name: str) -> Clip:
-    config = folder / "open_clip_config.json"
+    file = folder / "open_clip_config.json"
     weights = folder / "open_clip_model.safetensors"
-    if not config.exists():
-        raise ValueError(
-            f"model={name!r}: {config} is missing; such a folder holds open_clip_config.json and "
-            "open_clip_model.safetensors")
+    if not file.exists():
+        raise ValueError(f"model={name!r}: {file} is missing; such a folder holds "
+                         "open_clip_config.json and open_clip_model.safetensors")
     if pretrained not in (None, "random") and not Path(pretrained).exists():
-        raise ValueError(
-            f"pretrained={pretrained!r}: for a model folder it is None, 'random' or a file")
+        raise ValueError(f"pretrained={pretrained!r}: for a model folder it is None, 'random' or a "
+                         "file")
     if pretrained is None and not weights.exists():
-        raise ValueError(
-            f"model={name!r}: {weights} is missing; rebuild it with `clstudy pretrain`, or use "
-            "pretrained='random'")
-    cfg = json.loads(config.read_text())["model_cfg"]
+        raise ValueError(f"model={name!r}: {weights} is missing; rebuild it with `clstudy pretrain`"
+                         ", or use pretrained='random'")
+    config = json.loads(file.read_text())
+    cfg, pre = config["model_cfg"], config.get("preprocess_cfg", {})
     model = open_clip.model.CLIP(**cfg)
-    pre = json.loads(config.read_text()).get("preprocess_cfg", {})
     model.visual.image_mean, model.visual.image_std = pre.get("mean"), pre.get("std")
     if pretrained != "random":
         from safetensors.torch import load_file

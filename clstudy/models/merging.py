@@ -1,5 +1,5 @@
-"""A tuned model as a plain one: LoRA and RKR folded into the weights, and the folder that open_clip
-reads.
+"""Turn a tuned model into a plain one: fold LoRA and RKR into the weights, and write the folder
+that open_clip reads.
 
     LoRA     W  ←  W + (alpha / rank) · B A
     rescale  W  ←  σ ⊙ (W + U D),   b  ←  σ ⊙ b
@@ -16,19 +16,18 @@ from clstudy.utils.paths import EMBEDDED
 
 @torch.no_grad()
 def merge(clip: Clip) -> Clip:
-    """Fold LoRA, or rectified layers, into the weights, in place: the same features, with the
-    parameters of an untouched model alone.
+    """Fold LoRA, or rectified layers, into the weights, in place; features stay the same.
 
-    A model that was tuned as a whole, or not at all, is returned as it is. ValueError: a tuner that
-    is not linear in the weights."""
+    A model with the tuner `full` or `none` is returned as it is. ValueError: a tuner that is not
+    linear in the weights."""
     ours = {type(module).__module__.rpartition(".") for module in clip.modules()
             if not isinstance(module, Rescaled) and not hasattr(module, "lora_A")}
     other = sorted(name for package, _, name in ours if package == "clstudy.models.tuners")
     if other:
-        raise ValueError(
-            f"what tuners/{other[0]}.py adds is not linear in the weights, so it cannot be merged into "
-            "them; keep the run's tuned parameters with load_or_train(config, keep_model=True), and read "
-            "them with load_tuned(run)")
+        raise ValueError(f"what tuners/{other[0]}.py adds is not linear in the weights, so it "
+                         "cannot be merged into them; keep the run's tuned parameters with "
+                         "load_or_train(config, keep_model=True), and read them with "
+                         "load_tuned(run)")
     for parent in list(clip.modules()):
         for name, layer in list(parent.named_children()):
             if hasattr(layer, "lora_A"):
@@ -42,23 +41,20 @@ def merge(clip: Clip) -> Clip:
 
 
 def export(clip: Clip, folder: Path, like: str | Path | None = None) -> Path:
-    """Write a model, merged, as a folder that `load_clip` and open_clip read; returns the folder.
+    """Write a model, merged, as a folder that `load_clip` and open_clip read; return the folder.
 
     like: the model whose configuration it has, "icon-clip" or a folder; None: the one that it was
-    loaded from. ValueError: where that has no configuration."""
+    loaded from. ValueError: that has no configuration."""
     like = clip.name if like is None else like
     config = Path(EMBEDDED.get(like, like)) / "open_clip_config.json"
     if not config.exists():
-        raise ValueError(
-            f"like={str(like)!r} has no {config.name}. Choices: {', '.join(EMBEDDED)}, or a model folder"
-        )
+        raise ValueError(f"like={str(like)!r} has no {config.name}. Choices: "
+                         f"{', '.join(EMBEDDED)}, or a model folder")
     from safetensors.torch import save_file
 
     weights = openclip_keys(merge(clip).model.state_dict())
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(
-        config,
-        folder / config.name)  # refused, before any weight is written, where it is the same folder
+    shutil.copyfile(config, folder / config.name)  # an error if it is the same folder
     save_file({name: value.cpu().contiguous() for name, value in weights.items()},
               folder / "open_clip_model.safetensors")
     return folder

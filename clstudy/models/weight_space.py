@@ -21,29 +21,23 @@ Values = dict[str, Tensor]  # by the parameter's name
 
 
 def tuned(clip: Clip) -> Values:
-    """Copies of what is tuned, in the order of the parameters."""
+    """Return copies of what is tuned, in the order of the parameters."""
     return {name: p.detach().clone() for name, p in clip.named_parameters() if p.requires_grad}
 
 
 def between(start: Values, end: Values, share: float | Values) -> Values:
-    """start + share · (end − start), exact at 0 and 1; a share per weight is a tensor for each
-    name.
+    """Return start + share · (end − start), exact at 0 and 1.
 
-    ValueError: the names differ."""
-    if start.keys() != end.keys():
-        raise ValueError(
-            f"not between two models of one kind: only one has {sorted(start.keys() ^ end.keys())[0]}"
-        )
-    return {
-        name: torch.lerp(value, end[name], share[name] if isinstance(share, dict) else float(share))
-        for name, value in start.items()
-    }
+    share: one number, or a tensor for each name. ValueError: the names differ."""
+    if other := sorted(start.keys() ^ end.keys()):
+        raise ValueError(f"not between two models of one kind: only one has {other[0]}")
+    shares = share if isinstance(share, dict) else dict.fromkeys(start, float(share))
+    return {name: torch.lerp(value, end[name], shares[name]) for name, value in start.items()}
 
 
 @torch.no_grad()
 def put(clip: Clip, values: Values) -> Clip:
-    """The same model, in place, with these parameters or buffers. ValueError: it has none of that
-    name."""
+    """Put these parameters or buffers into a model, in place. ValueError: it has none so named."""
     own = dict(clip.named_parameters()) | dict(clip.named_buffers())
     for name, value in values.items():
         if name not in own:
@@ -53,14 +47,12 @@ def put(clip: Clip, values: Values) -> Clip:
 
 
 def put_beside(other: Clip, clip: Clip, values: Values) -> Clip:
-    """`other`, a copy of `clip`, in place, with these values and with the buffers of `clip` as they
-    are now."""
+    """Put these values, and the buffers of `clip` as they are now, into `other`, a copy of it."""
     return put(other, dict(clip.named_buffers()) | values)
 
 
 def named(row: Float[Tensor, " weights"], like: Values) -> Values:
-    """All weights in a row, in the order of `like`, as values of its names and shapes."""
+    """Turn all weights in a row, in the order of `like`, into values of its names and shapes."""
     parts = row.split([value.numel() for value in like.values()])
-    return {
-        name: part.view_as(value) for (name, value), part in zip(like.items(), parts, strict=True)
-    }
+    return {name: part.view_as(value)
+            for (name, value), part in zip(like.items(), parts, strict=True)}

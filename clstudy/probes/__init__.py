@@ -1,8 +1,8 @@
 """Read-only measurements of a training loop: gradients of every term, the push on every class,
 drift.
 
-A probe is a context manager with one verb, `look`, called after the loss is computed and before
-`backward()`. It works in `train` (by name), and in a loop of your own, on a `Clip` or on any
+A probe is a context manager with one verb, `look`. Call it after the loss is computed and before
+`backward()`. Probes work in `train` (by name), and in a loop of your own, on a `Clip` or on any
 open_clip model:
 
     with Gradients(model) as probe:
@@ -10,13 +10,13 @@ open_clip model:
         probe.look({"task": loss})
     probe.table()
 
-A probe changes nothing: parameters, their `.grad`, random numbers and modes are after a look as
-they were before.
+A probe changes nothing: a look leaves parameters, their `.grad`, random numbers and modes as they
+are.
 
 What SIT's paper (arXiv 2405.15155) plots is not known: the released code calls a routine that it
-does not hold, with the features, labels and candidate classes of each step. So the analysis is of
-features, per class. What is measured here follows from the loss (`Classes`); norms and angles of
-parameter gradients (`Gradients`) and `Drift` go beyond.
+does not contain, with the features, labels and candidate classes of each step. So the analysis is
+of features, per class. `Classes` measures what follows from the loss; norms and angles of parameter
+gradients (`Gradients`) and `Drift` go beyond.
 """
 from clstudy.probes.class_gradients import Classes, Seen, pulls, reachable
 from clstudy.probes.drift import Drift

@@ -1,4 +1,4 @@
-"""Gradients of the features: what the loss does to the text and the images of every class."""
+"""Gradients of the features: how the loss pushes the text and the images of every class."""
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -13,43 +13,39 @@ from clstudy.probes.common import Names, cosine, listed, to_table
 
 
 def pulls(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"],
-          image_gradient: Tensor | None,
-          text_gradient: Tensor | None) -> tuple[Float[Tensor, "batch texts"], float]:
-    """C_ik = ∂L/∂(f_i·t_k), from the gradients on the features: below zero image and text attract
-    each other.
+          image_gradient: Tensor | None, text_gradient: Tensor | None
+          ) -> tuple[Float[Tensor, "batch texts"], float]:
+    """Return C_ik = ∂L/∂(f_i·t_k), found from the gradients on the features, and what it leaves.
 
         ∂L/∂t_k = Σ_i C_ik f_i      ∂L/∂f_i = Σ_k C_ik t_k
 
-    For the matching loss C_ik = (s/B)(p_ik − 1[y_i = k]). Here it is solved for, so it holds for
-    any loss that sees features through their similarities alone: least squares over both equations,
-    F Fᵀ C + C T Tᵀ = F G_tᵀ + G_f Tᵀ. Also returns how much of the gradients is left unexplained
-    (relative norm): near 0, or the loss is of another kind. Where images and texts are both more
-    than dimensions, gradients do not determine C, and the smallest is returned. A gradient that is
-    None (frozen features) is left out. NaN where a number is not finite. float64, on the host."""
-    f, t = image.detach().cpu().double(), text.detach().cpu().double()
-    given = [(None if g is None else g.detach().cpu().double())
-             for g in (image_gradient, text_gradient)]
-    if not all(x.isfinite().all()
-               for x in (f, t, *given) if x is not None):  # the run stops by itself
+    Below zero, image and text attract each other. For the matching loss C_ik = (s/B)(p_ik −
+    1[y_i = k]). Here C is solved for, so it holds for any loss that sees features only through
+    their similarities: least squares over both equations, F Fᵀ C + C T Tᵀ = F G_tᵀ + G_f Tᵀ. The
+    second value is the part of the gradients left unexplained (relative norm): near 0, or the loss
+    is of another kind. Where both images and texts are more than dimensions, gradients do not
+    determine C, and the smallest is returned. A gradient that is None (frozen features) is left
+    out. NaN where a number is not finite. float64, on the host."""
+    f, t, g_f, g_t = (None if x is None else x.detach().cpu().double()
+                      for x in (image, text, image_gradient, text_gradient))
+    if not all(x.isfinite().all() for x in (f, t, g_f, g_t) if x is not None):
         return torch.full((len(f), len(t)), torch.nan, dtype=f.dtype), float("nan")
-    right, rows, columns = torch.zeros(len(f), len(t), dtype=f.dtype), torch.zeros(
-        len(f)), torch.zeros(len(t))
+    right = torch.zeros(len(f), len(t), dtype=f.dtype)
+    rows, columns = torch.zeros(len(f)), torch.zeros(len(t))
     u, v = torch.eye(len(f), dtype=f.dtype), torch.eye(len(t), dtype=f.dtype)
-    if given[0] is not None:
+    if g_f is not None:
         columns, v = torch.linalg.eigh(t @ t.T)
-        right += given[0] @ t.T
-    if given[1] is not None:
+        right += g_f @ t.T
+    if g_t is not None:
         rows, u = torch.linalg.eigh(f @ f.T)
-        right += f @ given[1].T
+        right += f @ g_t.T
     weight = rows[:, None] + columns[None, :]
-    weight = torch.where(weight > 1e-9 * weight.max(), weight,
-                         torch.inf)  # directions that no feature has
+    weight = torch.where(weight > 1e-9 * weight.max(), weight, torch.inf)  # else no feature's
     found = u @ (u.T @ right @ v / weight) @ v.T
-    left = [
-        g - made for g, made in zip(given, (found @ t, found.T @ f), strict=True) if g is not None
-    ]
-    size = torch.cat([g.flatten() for g in given if g is not None]).norm()
-    return found, float(torch.cat([g.flatten() for g in left]).norm() / size) if size > 0 else 0.0
+    pairs = [(g, made) for g, made in ((g_f, found @ t), (g_t, found.T @ f)) if g is not None]
+    left = torch.cat([(g - made).flatten() for g, made in pairs]).norm()
+    size = torch.cat([g.flatten() for g, _ in pairs]).norm()
+    return found, float(left / size) if size > 0 else 0.0
 
 
 @dataclass
@@ -63,37 +59,41 @@ class Seen:
 
     def check(self) -> None:
         if (len(self.image), len(self.text)) != (len(self.labels), len(self.classes)):
-            raise ValueError(
-                f"labels={len(self.labels)}, classes={len(self.classes)}: there are {len(self.image)} "
-                f"images and {len(self.text)} texts")
+            raise ValueError(f"labels={len(self.labels)}, classes={len(self.classes)}: there are "
+                             f"{len(self.image)} images and {len(self.text)} texts")
         for name, feature in (("image", self.image), ("text", self.text)):
             if ((feature.detach().float().norm(dim=-1) - 1).abs() > 1e-2).any():
-                raise ValueError(
-                    f"{name} features are not unit-norm: call encode_{name} with normalize=True, or give "
-                    "image= and text= as the loss sees them")
+                raise ValueError(f"{name} features are not unit-norm: call encode_{name} with "
+                                 "normalize=True, or give image= and text= as the loss sees them")
         if not (self.image.requires_grad or self.text.requires_grad):
-            raise ValueError(
-                "image, text: neither has a gradient; give those that the loss was made of")
+            raise ValueError("image, text: neither has a gradient; give those that the loss was "
+                             "made of")
 
 
 class Classes:
-    """Per step, term and class: the push on the class's text and on its images, attraction apart
-    from repulsion.
+    """A probe of the push on the text and the images of each class, per step and term.
 
-    model: a `Clip`, whose `encode(batch)` is watched; an open_clip model, whose `encode_image` and `encode_text` are
-        (called once each before a look, with normalize=True); or None: `look` is given the features then.
-    image_means, text_starts: per class, the unit mean image feature and the text feature before training (frozen).
-    Columns: step, stage, images_seen, term, class, present (in the batch, or seen but absent), and with C of `pulls`
-        gradient, attraction, repulsion   ‖Σ_i C_ik f_i‖, over all i, over C_ik < 0, over C_ik > 0
-        push, push attraction, push repulsion   −(I − t tᵀ)(the same sums) · m_k with m_k of image_means: what a small
-            step along the gradient adds to the similarity of the text with the class's own images
-        image gradient, image attraction, image repulsion present, image repulsion absent   ‖Σ_k C_ik t_k‖, mean over
-            the class's images: all texts, C < 0, C > 0 of classes in the batch, C > 0 of classes that are not
-        image push   −(I − f fᵀ)(Σ_k C_ik t_k) · (text_starts of the class), mean over the class's images
-        meeting      cos(descent of the text, mean descent of its images): below 0 they go opposite ways, as where one
-            attracts the other; above 0 they go together
-        unexplained  of `pulls`: near 0, or the columns above do not describe this term
-    """
+    model: a `Clip`, whose `encode(batch)` is watched; an open_clip model, whose `encode_image` and
+    `encode_text` are (called once each before a look, with normalize=True); or None: `look` is
+    given the features then. image_means, text_starts: per class, the unit mean image feature and
+    the text feature before training. Columns: step, stage, images_seen, term, class, present (in
+    the batch, or seen but absent), and with C of `pulls`
+
+        gradient, attraction, repulsion
+            ‖Σ_i C_ik f_i‖ over all i, over C_ik < 0, over C_ik > 0
+        push, push attraction, push repulsion
+            −(I − t tᵀ)(the same sums) · m_k with m_k of image_means: what a small step along the
+            gradient adds to the similarity of the text with the class's own images
+        image gradient, image attraction, image repulsion present, image repulsion absent
+            ‖Σ_k C_ik t_k‖, mean over the class's images: over all texts, C < 0, C > 0 of classes in
+            the batch, C > 0 of classes that are not
+        image push
+            −(I − f fᵀ)(Σ_k C_ik t_k) · (text_starts of the class), mean over the class's images
+        meeting
+            cos(descent of the text, mean descent of its images): below 0 they go opposite ways, as
+            where one attracts the other; above 0 they go together
+        unexplained
+            of `pulls`: near 0, or the columns above do not describe this term"""
 
     def __init__(self, model: nn.Module | None = None,
                  image_means: dict[Hashable, Tensor] | None = None,
@@ -117,8 +117,8 @@ class Classes:
     def _batch(self, encoded, batch):
         if not torch.is_grad_enabled():
             return encoded  # in no loss
-        (image, passed_image), (text, passed_text) = reachable(encoded.image), reachable(
-            encoded.text)
+        image, passed_image = reachable(encoded.image)
+        text, passed_text = reachable(encoded.text)
         self.waiting.append(Seen(image, text, batch.labels, batch.classes))
         return replace(encoded, image=passed_image, text=passed_text)
 
@@ -131,12 +131,14 @@ class Classes:
             return feature
         return keep
 
-    def look(self, terms: dict[str,
-                               Tensor], stage: int = 1, images_seen: int = 0, *, labels: Names = (),
-             classes: Names = (), image: Tensor | None = None, text: Tensor | None = None) -> None:
-        """terms: named scalars with their graph. For an open_clip model, or none: labels, the class
-        of each image, and classes, the class of each text; for none also image and text, unit-norm
-        features that the loss was made of. ValueError: features that do not fit."""
+    def look(self, terms: dict[str, Tensor], stage: int = 1, images_seen: int = 0, *,
+             labels: Names = (), classes: Names = (), image: Tensor | None = None,
+             text: Tensor | None = None) -> None:
+        """Measure, at every `every`-th look. terms: named scalars with their graph.
+
+        For an open_clip model, or none: labels, the class of each image, and classes, the class of
+        each text; for none also image and text, unit-norm features that the loss was made of.
+        ValueError: features that do not fit."""
         waiting, self.waiting = self.waiting, []
         self.looks += bool(terms)
         if not terms or (self.looks - 1) % self.every:
@@ -160,23 +162,23 @@ class Classes:
                 self.rows += [{**head, "term": term, **row} for row in self._rows(value, seen)]
 
     def _pair(self, waiting: list, labels, classes) -> Seen:
-        found = [[x for name, x in waiting if name == wanted]
-                 for wanted in ("encode_image", "encode_text")]
-        found = [[x for x in features if x.requires_grad] or features
-                 for features in found]  # no evaluation between
-        if [len(features) for features in found] != [1, 1]:
+        images, texts = ([x for name, x in waiting if name == wanted]
+                         for wanted in ("encode_image", "encode_text"))
+        images = [x for x in images if x.requires_grad] or images  # not of an evaluation between
+        texts = [x for x in texts if x.requires_grad] or texts
+        if len(images) != 1 or len(texts) != 1:
             raise ValueError("one encode_image and one encode_text must come before each look, not "
                              f"{[name for name, _ in waiting]}; or give image= and text=")
-        return Seen(found[0][0], found[1][0], labels, classes)
+        return Seen(images[0], texts[0], labels, classes)
 
     def _rows(self, value: Tensor, seen: list[Seen]) -> Iterator[dict]:
+        """Yield the columns of each class for one term."""
         reached = []
         for each in seen:
             features = [x for x in (each.image, each.text) if x.requires_grad]
             grads = iter(torch.autograd.grad(value, features, retain_graph=True, allow_unused=True))
             grads = [next(grads) if x.requires_grad else None for x in (each.image, each.text)]
-            if any(g is not None
-                   for g in grads):  # otherwise it was encoded for another term, or for no loss
+            if any(g is not None for g in grads):  # else it was encoded for another term, or none
                 reached.append((each, grads))
         here = {label for each, _ in reached for label in each.labels}
         sums, images = {}, {}
@@ -191,27 +193,23 @@ class Classes:
                     mine[sign] = mine.get(sign, 0) + part[:, k] @ f
             inside = torch.tensor([name in here for name in each.classes])
             away = signs[" repulsion"]
-            parts = {
-                "gradient": c, "attraction": signs[" attraction"],
-                "repulsion present": away * inside, "repulsion absent": away * ~inside
-            }
+            parts = {"gradient": c, "attraction": signs[" attraction"],
+                     "repulsion present": away * inside, "repulsion absent": away * ~inside}
             for i, label in enumerate(each.labels):
-                images.setdefault(label, []).append(
-                    {"image": f[i], **{n: part[i] @ t for n, part in parts.items()}})
+                pulled = {name: part[i] @ t for name, part in parts.items()}
+                images.setdefault(label, []).append({"image": f[i], **pulled})
         for name, mine in sums.items():
-            yield {
-                "class": name, "present": name in here, **self._text(name, mine), **self._image(
-                    name, images.get(name, []), mine), "unexplained": mine["unexplained"]
-            }
+            yield {"class": name, "present": name in here, **self._text(name, mine),
+                   **self._image(name, images.get(name, []), mine),
+                   "unexplained": mine["unexplained"]}
 
     def _text(self, name: Hashable, mine: dict) -> dict[str, float]:
         words = {"": "gradient", " attraction": "attraction", " repulsion": "repulsion"}
         row = {word: float(mine[sign].norm()) for sign, word in words.items()}
         if name in self.image_means:
             mean = self.image_means[name].cpu().double()
-            row |= {
-                f"push{sign}": -float(tangent(mine[sign], mine["text"]) @ mean) for sign in words
-            }
+            row |= {f"push{sign}": -float(tangent(mine[sign], mine["text"]) @ mean)
+                    for sign in words}
         return row
 
     def _image(self, name: Hashable, images: list[dict], mine: dict) -> dict[str, float]:
@@ -219,11 +217,10 @@ class Classes:
             return {}
         row = {f"image {part}": float(np.mean([float(one[part].norm()) for one in images]))
                for part in ("gradient", "attraction", "repulsion present", "repulsion absent")}
-        falls = [-tangent(one["gradient"], one["image"]) for one in images]
+        fall = torch.stack([-tangent(one["gradient"], one["image"]) for one in images]).mean(0)
         if name in self.text_starts:
-            row["image push"] = float(
-                torch.stack(falls).mean(0) @ self.text_starts[name].cpu().double())
-        row["meeting"] = float(cosine(-tangent(mine[""], mine["text"]), torch.stack(falls).mean(0)))
+            row["image push"] = float(fall @ self.text_starts[name].cpu().double())
+        row["meeting"] = float(cosine(-tangent(mine[""], mine["text"]), fall))
         return row
 
     def table(self) -> pd.DataFrame:
@@ -231,26 +228,24 @@ class Classes:
 
 
 def tangent(g: Tensor, at: Tensor) -> Tensor:
-    """The part of a gradient that turns a unit vector; what is along it only changes a length that
-    is divided out."""
+    """Return the part of a gradient that turns a unit vector; the rest only changes its length."""
     return g - (g @ at) * at
 
 
 def reachable(feature: Tensor) -> tuple[Tensor, Tensor]:
-    """A leaf with these values, and the same values with a way to it: a loss made of them has its
-    gradient on the leaf.
+    """Return a leaf with these values, and the same values connected to it.
 
-    So it has where the tower is frozen, and who keeps the leaf keeps no graph."""
+    A loss made of the second has its gradient on the leaf, also where the tower is frozen. Whoever
+    keeps the leaf keeps no graph."""
     leaf = feature.detach().requires_grad_()
     return leaf, feature + (leaf - leaf.detach()) if feature.requires_grad else leaf
 
 
 @contextmanager
 def intercepted(owner: object, name: str, see: Callable) -> Iterator[None]:
-    """While open, what `owner.name(…)` returns goes through `see(result, *arguments, **options)`.
+    """Pass what `owner.name(…)` returns through `see(result, *arguments, **options)`.
 
-    The class is changed and not the object, for a copy of the object (a teacher) must not be
-    seen."""
+    The class is changed, not the object: a copy of the object (a teacher) would keep the change."""
     kind, own = type(owner), name in vars(type(owner))
     plain = getattr(kind, name)
 

@@ -1,5 +1,4 @@
-"""What the probes share: names of classes as plain values, the angle of two gradients, rows as a
-table."""
+"""What the probes share: names of classes, the cosine of two gradients, tables of rows."""
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -11,25 +10,25 @@ Names = Sequence[Hashable] | Tensor | np.ndarray
 
 
 def listed(names: Names) -> list[Hashable]:
-    """Plain values, which are equal where they look equal."""
+    """Return names as plain values, of which equal ones compare as equal."""
     return names.tolist() if isinstance(names, Tensor | np.ndarray) else list(names)
 
 
 def cosine(a: Tensor, b: Tensor | None) -> Tensor | float:
-    """NaN where there is no direction to compare with."""
+    """Return the cosine of two vectors; NaN where there is no direction to compare with."""
     if b is None or a.shape != b.shape:
         return float("nan")
-    return torch.where((norms := a.norm() * b.norm()) > 0, a @ b / norms,
-                       torch.full_like(norms, torch.nan))
+    norms = a.norm() * b.norm()
+    return torch.where(norms > 0, a @ b / norms, torch.nan)
 
 
 def to_table(rows: list[dict]) -> pd.DataFrame:
-    """Rows with numbers that may still be on the device, as a table."""
+    """Return rows, whose numbers may still be on the device, as a table."""
     return pd.DataFrame(settled(rows))
 
 
 def settled(rows: list[dict]) -> list[dict]:
-    """The same rows with all numbers on the host, in place."""
+    """Bring all numbers of the rows to the host, in place and at once; return the rows."""
     keys = [(i, key) for i, row in enumerate(rows) for key, value in row.items()
             if isinstance(value, Tensor)]
     if keys:

@@ -1,4 +1,5 @@
-"""A run that was killed resumes from its last saved state, and ends with the same tables.
+"""Saved states of a run: a run that was killed resumes from the last one, and ends with the same
+tables.
 
     state-7.pt   a zip, written by `torch.save`, with the environment it was made in (`about.json`)
 
@@ -24,15 +25,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from clstudy.models.clip import Clip
-from clstudy.training.serialization import Baseline, StateFormat, attributes, restore, verify
+from clstudy.training.serialization import Baseline, StateFormat, restore, verify
 from clstudy.utils import paths
 
 GRACE = 25.0  # seconds for a state after SIGTERM; Slurm sends SIGKILL after 30
 BUDGET = 0.05  # share of the time that saving may take; slow states are saved less often
-# what the numbers of a run can depend on: this room and those below it
+# the folders on which the numbers of a run can depend: this one and those below it
 ROOMS = ("utils", "data", "models", "probes", "losses", "evaluation", "methods", "training")
 
 
@@ -46,15 +46,15 @@ class Position:
     images: int = 0  # of the stream, in all
     order: np.ndarray | None = None  # of the images in this epoch
     seen: list[int] = field(default_factory=list)  # classes, in order of their first appearance
-    moving: dict[str, bool] = field(
-        default_factory=lambda: {"image": False, "text": False})  # towers trained so far
+    # tower → whether it was trained so far
+    moving: dict[str, bool] = field(default_factory=lambda: {"image": False, "text": False})
     evals: list[dict] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)
     correct: list[dict] = field(default_factory=list)  # which images were right at stage ends
 
     @property
     def inside(self) -> bool:
-        """In the middle of a stage."""
+        """Whether the run is in the middle of a stage."""
         return self.epoch + self.batch > 0
 
 
@@ -62,7 +62,7 @@ class Saver:
     """Saves the state of one run in a folder, and restores it. Without a folder it does nothing.
 
     every: seconds between two states; 0: at stage ends only. environment: what the numbers depend
-    on besides the settings; a state that was made in another one is not used."""
+    on besides the settings; a state of another environment is not used."""
 
     def __init__(self, folder: Path | None = None, every: float = 60.0,
                  environment: Mapping[str, Any] | None = None):
@@ -70,7 +70,9 @@ class Saver:
         self.number = 0  # of the newest state
         self.taken_up, self.seconds = 0, 0.0  # times resumed; seconds before this process
         self.started = self.latest = time.monotonic()
-        self.took, self.warned, self.stopping, self.kept = 0.0, False, False, ""
+        self.took = 0.0  # seconds of the last save
+        self.warned = self.stopping = False
+        self.kept = ""  # a sentence about the newest state
 
     @contextmanager
     def open(self, clip: Clip, shared: dict[str, Any], **parts: Any) -> Iterator[None]:
@@ -79,12 +81,11 @@ class Saver:
         shared: what a state may refer to, the same in every process. parts: what is saved, and
         restored in place."""
         self.parts, self.optimizer, self.saved_optimizer = parts, None, None
-        named = [*clip.named_parameters(), *clip.named_buffers()]
-        shared = {**shared, **parts, "clip": clip}
-        shared |= {f"clip.{name}": value for name, value in named}
-        own = type(parts["method"]).__module__.partition(".")[0]
-        self.baseline = Baseline(clip, set(), attributes(clip))
-        self.format = StateFormat(shared, self.baseline, () if own == "clstudy" else (own,))
+        weights = [*clip.named_parameters(), *clip.named_buffers()]
+        shared = shared | parts | {"clip": clip} | {f"clip.{name}": w for name, w in weights}
+        package = type(parts["method"]).__module__.partition(".")[0]
+        self.baseline = Baseline(clip)
+        self.format = StateFormat(shared, self.baseline, () if package == "clstudy" else (package,))
         self.latest = time.monotonic()
         if self.folder is None:
             yield
@@ -94,7 +95,7 @@ class Saver:
             yield
 
     def resumed(self, optimizer: torch.optim.Optimizer | None) -> torch.optim.Optimizer | None:
-        """The optimiser of a stage that begins; of one that was interrupted, as it was then."""
+        """Return the optimiser of a stage, in its saved state if the stage was interrupted."""
         self.optimizer, saved, self.saved_optimizer = optimizer, self.saved_optimizer, None
         groups = optimizer.param_groups if optimizer else ()
         trained = {id(p) for group in groups for p in group["params"]}
@@ -105,52 +106,51 @@ class Saver:
         return optimizer
 
     def due(self) -> bool:
-        """Whether to save now: it is time, or somebody wants to stop."""
-        return self.stopping or (self.folder is not None and 0 < self.every <= self._waited()
-                                 and not self._over_budget())
+        """Return whether to save now: it is time, or somebody wants to stop."""
+        waited = time.monotonic() - self.latest
+        return self.stopping or (self.folder is not None and 0 < self.every <= waited
+                                 and self._affordable())
 
     def save(self) -> None:
         """Write a state. Where the disk is full, warn once and go on.
 
-        Raises KeyboardInterrupt after Ctrl-C."""
-        if self.folder is not None and (self.stopping or not self._over_budget()):
-            self.attempt()
+        KeyboardInterrupt: somebody wants to stop."""
+        if self.folder is not None and (self.stopping or self._affordable()):
+            begun = time.monotonic()
+            try:
+                self._write()
+            except OSError as error:
+                self._tell(error)
+            self.latest = time.monotonic()
+            self.took = self.latest - begun
         if self.stopping:
             none = "No state is saved. The same call starts from the beginning."
             said = f"The run stopped. {self.kept or none}"
             print(f"\nclstudy: {said}", file=sys.stderr)
             raise KeyboardInterrupt(said)
 
-    def _waited(self) -> float:
-        return time.monotonic() - self.latest
+    def _affordable(self) -> bool:
+        """Return whether saving keeps to its share of the time: a model can be large."""
+        return self.took <= 1 or time.monotonic() - self.latest >= self.took / BUDGET
 
-    def _over_budget(self) -> bool:
-        """Whether saving would take more than its share: stages can be short, and models large."""
-        return self.took > 1 and self._waited() < self.took / BUDGET
-
-    def attempt(self) -> None:
-        """Write a state, if the disk takes it."""
-        begun = time.monotonic()
-        try:
-            self._write()
-        except OSError as error:
-            for draft in self.folder.glob("state-*.new"):
-                draft.unlink(missing_ok=True)
-            if not self.warned:
-                start = "resumes from the state before" if self.kept else "starts again"
-                warnings.warn(f"The state of the run could not be saved in {self.folder}: {error}. "
-                              f"The run goes on. If it is killed, the next call {start}.",
-                              stacklevel=2)
-            self.warned = True
-        self.latest = time.monotonic()
-        self.took = self.latest - begun
+    def _tell(self, error: OSError) -> None:
+        """Warn, the first time, that the disk did not take a state."""
+        for draft in self.folder.glob("state-*.new"):
+            draft.unlink(missing_ok=True)
+        if not self.warned:
+            start = "resumes from the state before" if self.kept else "starts again"
+            warnings.warn(f"The state of the run could not be saved in {self.folder}: {error}. "
+                          f"The run goes on. If it is killed, the next call {start}.", stacklevel=3)
+        self.warned = True
 
     def _write(self) -> None:
-        at = self.parts["at"]
+        at, device = self.parts["at"], self.baseline.model.device
+        state = {name: _state(part) for name, part in self.parts.items()}
         inside = at.inside and self.optimizer is not None
-        state = {**{name: _state(part) for name, part in self.parts.items()},
-                 "optimizer": self.optimizer.state_dict() if inside else None,
-                 "random": _random(self.baseline.model)}
+        state["optimizer"] = self.optimizer.state_dict() if inside else None
+        state["random"] = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            state["random"]["cuda"] = torch.cuda.get_rng_state(device)
         about = {"environment": self.environment, "taken_up": self.taken_up, "images": at.images,
                  "seconds": self.seconds + time.monotonic() - self.started}
         file = self.folder / f"state-{self.number + 1}.pt"
@@ -165,13 +165,13 @@ class Saver:
             old.unlink(missing_ok=True)
 
     def _resume(self) -> None:
-        """Restore the newest whole state, if its environment was the same; otherwise remove all."""
+        """Restore the newest undamaged state; remove all of them if its environment was another."""
         for file in states(self.folder):
             try:
                 about = verify(file)
                 other = self._different(about["environment"])
                 whole = None if other else self.format.read(file)
-            except Exception as error:  # whatever a damaged file brings about
+            except Exception as error:  # damage can raise anything
                 warnings.warn(f"{file} is damaged: {error}. The run resumes from the state before.",
                               stacklevel=3)
                 continue
@@ -189,7 +189,7 @@ class Saver:
         self.clear()
 
     def _different(self, there: dict[str, Any]) -> str:
-        """What of the environment of a state is not as it is here; empty if all is."""
+        """Return the first difference between the environment of a state and ours, or ""."""
         here = json.loads(json.dumps(self.environment))
         other = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
         return f"{other[0]}: {there.get(other[0])!r}, not {here.get(other[0])!r}" if other else ""
@@ -210,31 +210,30 @@ class Saver:
             torch.cuda.set_rng_state(state["random"]["cuda"], model.device)
 
     def clear(self) -> None:
-        """Remove all states, whole or not."""
+        """Remove all states, also those that are half written."""
         for file in self.folder.glob("state-*"):
             file.unlink(missing_ok=True)
 
 
 def states(folder: Path) -> list[Path]:
-    """The states of a folder, the newest first."""
-    found = [path for path in folder.glob("state-*.pt")
-             if path.stem.removeprefix("state-").isdigit()]
-    return sorted(found, key=lambda path: -int(path.stem.removeprefix("state-")))
+    """Return the states of a folder, the newest first."""
+    numbers = {path: path.stem.removeprefix("state-") for path in folder.glob("state-*.pt")}
+    found = [path for path, number in numbers.items() if number.isdigit()]
+    return sorted(found, key=lambda path: int(numbers[path]), reverse=True)
 
 
 @contextmanager
 def interruptible(saver: Saver) -> Iterator[None]:
-    """While open, Ctrl-C and SIGTERM ask the run to save and stop; a second one stops it at once.
+    """Let Ctrl-C and SIGTERM ask the run to save and stop; a second one stops it at once.
 
-    SIGTERM then ends the process as it does otherwise, at the latest after `GRACE` seconds. Signals
-    that somebody else handles are left to them (a worker is not to hear Ctrl-C), and so are runs
-    outside of the main thread."""
-    here = threading.current_thread() is threading.main_thread()
+    After SIGTERM the process ends in the usual way, at the latest after `GRACE` seconds. A signal
+    that has another handler is left alone (workers ignore Ctrl-C), and so are runs outside of the
+    main thread."""
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    ours = {
-        number: known for number, known in usual.items()
-        if here and signal.getsignal(number) is known
-    }
+    if threading.current_thread() is not threading.main_thread():
+        usual = {}
+    ours = {number: handler for number, handler in usual.items()
+            if signal.getsignal(number) is handler}
     came = []
 
     def ask(number: int, *_) -> None:
@@ -251,20 +250,19 @@ def interruptible(saver: Saver) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, known in ours.items():
-            signal.signal(number, known)
+        for number, handler in ours.items():
+            signal.signal(number, handler)
         if signal.SIGTERM in came:
             signal.raise_signal(signal.SIGTERM)
 
 
 def code(method: type) -> str:
-    """sha256 of the sources that a number can depend on, as they were when this module was
-    imported."""
+    """Return the sha256 of the sources that a number can depend on, as they were at import."""
     if method.__module__.startswith("clstudy."):
         return SOURCES
     try:
         own = inspect.getsource(method)
-    except (OSError, TypeError):  # written where no source is kept
+    except (OSError, TypeError):  # it was written where no source is kept
         own = method.__qualname__
     return hashlib.sha256((SOURCES + own).encode()).hexdigest()
 
@@ -276,7 +274,7 @@ def _sources() -> str:
     return found.hexdigest()
 
 
-SOURCES = _sources()  # now: what is imported stays what it is, while files may change
+SOURCES = _sources()  # now: files may change later, but not the code that was imported
 
 
 def _state(part: Any) -> Any:
@@ -296,9 +294,3 @@ def _restore(part: Any, state: Any) -> None:
         part.restore(state)
     else:
         vars(part).update(state)
-
-
-def _random(clip: Clip) -> dict[str, Tensor]:
-    """States of torch's global generators."""
-    cuda = {"cuda": torch.cuda.get_rng_state(clip.device)} if clip.device.type == "cuda" else {}
-    return {"cpu": torch.get_rng_state(), **cuda}

@@ -1,8 +1,7 @@
-"""A run, as one small frozen object. A notebook, a test, the command line and a worker build the
-same thing.
+"""The settings of a run, as one small frozen object for notebooks, tests, the command and workers.
 
-Names are checked here, before anything is loaded; `run_id` is a hash of everything that can change
-the numbers."""
+Construction checks all names and options before anything is loaded. `run_id` is a hash of
+everything that can change the numbers."""
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,11 +16,11 @@ from clstudy.utils.paths import DATA
 from clstudy.utils.validation import choose
 
 AXES = ("benchmark", "stream", "tuner", "method")  # each a field with its options in `<axis>_args`
-RESULTS = 1  # raised whenever a change of the code can move results: runs of before are then not taken for new ones
+RESULTS = 1  # part of `run_id`; raised whenever a change of the code can change results
 
 
 def registry(axis: str) -> Mapping[str, Any]:
-    """Name → class of an axis (name → function for augmentations), imported when asked for."""
+    """Import and return the choices of an axis, or the augmentations, by name."""
     if axis == "benchmark":
         from clstudy.data.benchmarks import BENCHMARKS as known
     elif axis == "stream":
@@ -36,8 +35,7 @@ def registry(axis: str) -> Mapping[str, Any]:
 
 
 def check_choice(name: str, value: Any) -> None:
-    """Refuse a word that no RunConfig has in the field of this name; what is no field, or free,
-    passes."""
+    """Refuse a text that is no choice of the RunConfig field of this name; let all else pass."""
     field = RunConfig.model_fields.get(name)
     if field is None or not isinstance(value, str):
         return
@@ -48,8 +46,9 @@ def check_choice(name: str, value: Any) -> None:
 
 
 def with_path(benchmark: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """`folder:PATH` as the benchmark `folder` with that path, which is made absolute: workers may
-    stand elsewhere."""
+    """Turn `folder:PATH` into the benchmark `folder` with that path.
+
+    The path is made absolute, because workers may run in another folder."""
     if benchmark.startswith("folder:"):
         benchmark, options = "folder", {**options, "path": benchmark.removeprefix("folder:")}
     if benchmark == "folder" and isinstance(options.get("path"), str | Path):
@@ -61,8 +60,9 @@ def with_path(benchmark: str, options: dict[str, Any]) -> tuple[str, dict[str, A
 
 
 class RunConfig(BaseModel):
-    """One point of the grid benchmark × stream × tuner × method, and how to optimise it. Impossible
-    values fail here."""
+    """One point of the grid benchmark × stream × tuner × method, and how to optimise it.
+
+    ValueError: impossible values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -82,15 +82,12 @@ class RunConfig(BaseModel):
     weight_decay: float = Field(1e-5, ge=0)
     clip_norm: float | None = Field(None, gt=0)  # largest gradient norm; None: not clipped
     batch_size: int = Field(64, ge=1)  # images
-    steps_per_batch: int = Field(
-        3, ge=1)  # optimiser steps on each incoming batch, each with a fresh augmentation
+    steps_per_batch: int = Field(3, ge=1)  # optimiser steps on a batch, each with new augmentation
     epochs: int = Field(1, ge=1)  # passes over a stage; 1 is online
     milestones: list[int] = []  # epochs of each stage after which lr is divided by ten
     augmentation: str = "light"
-    eval_every: int | None = Field(
-        None, ge=1)  # images of the stream between two evaluations; None: at stage ends only
-    held_out_every: int = Field(
-        1, ge=1)  # stages between two looks at the held-out sets; before and last always
+    eval_every: int | None = Field(None, ge=1)  # images between evaluations; None: at stage ends
+    held_out_every: int = Field(1, ge=1)  # stages between held-out sets; first and last always
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
     compile: bool = False
     channels_last: bool = False
@@ -108,50 +105,48 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _path(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(given.get("benchmark"), str) \
-                or not isinstance(given.get("benchmark_args", {}), dict):
+        if not isinstance(given, dict):
             return given
-        return given | dict(zip(("benchmark", "benchmark_args"), with_path(given["benchmark"],
-                                given.get("benchmark_args", {})), strict=True))
+        name, options = given.get("benchmark"), given.get("benchmark_args", {})
+        if not isinstance(name, str) or not isinstance(options, dict):
+            return given  # refused later
+        name, options = with_path(name, options)
+        return given | {"benchmark": name, "benchmark_args": options}
 
     @model_validator(mode="after")
     def _names(self) -> "RunConfig":
         choose("augmentation", self.augmentation, registry("augmentation"))
-        for epoch in self.milestones:
-            if not 1 <= epoch < self.epochs:
-                raise ValueError(
-                    f"milestones={self.milestones!r}: must be numbers from 1 to epochs - 1 = "
-                    f"{self.epochs - 1}")
+        last = self.epochs - 1
+        if not all(1 <= epoch <= last for epoch in self.milestones):
+            raise ValueError(f"milestones={self.milestones!r}: must be numbers from 1 to "
+                             f"epochs - 1 = {last}")
         _, _, tuner, method = (self.make(axis) for axis in AXES)
         tuner.check_tower(self.tower)
         needs = method.needs_tuner or self.tuner
         if self.tuner != needs:
             raise ValueError(f"method={self.method!r} needs tuner={needs!r}, not {self.tuner!r}")
         if self.tuner == "none" and self.method != "frozen":
-            raise ValueError(
-                f"tuner='none' leaves method={self.method!r} nothing to train; choose another tuner, or "
-                "method='frozen'")
+            raise ValueError(f"tuner='none' leaves method={self.method!r} nothing to train; choose "
+                             "another tuner, or method='frozen'")
         return self
 
     def make(self, axis: str) -> Any:
-        """The benchmark, stream, tuner or method of this run, with its options."""
+        """Return the benchmark, stream, tuner or method of this run, with its options."""
         return make(axis, getattr(self, axis), registry(axis), getattr(self, f"{axis}_args"))
 
     @property
     def run_id(self) -> str:
-        """The identity of the run with the files as they are now; a run that is being made keeps
-        the one it began with."""
+        """The identity of the run with the files as they are now."""
         return self.id_of(self.fingerprints())
 
     def id_of(self, fingerprints: list[str]) -> str:
-        """Twelve hexadecimal digits of a hash: the settings, the files behind them, and the version
-        of the results."""
+        """Return twelve hexadecimal digits: a hash of settings, files and `RESULTS`."""
         settings = self.model_dump(mode="json", exclude={"device"})
-        return hashlib.sha256(
-            json.dumps([RESULTS, settings, fingerprints], sort_keys=True).encode()).hexdigest()[:12]
+        whole = json.dumps([RESULTS, settings, fingerprints], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
     def fingerprints(self) -> list[str]:
-        """Of the files that the numbers depend on: embedded data and weights, folders."""
+        """Return those of the files that the numbers depend on: data and weights."""
         named = []
         if self.model == "icon-clip":
             named.append(DATA / "icon-clip" / "open_clip_model.safetensors")
@@ -161,5 +156,5 @@ class RunConfig(BaseModel):
         return self.make("benchmark").fingerprint() + weights
 
     def replace(self, **changes) -> "RunConfig":
-        """The same run with other settings, checked again."""
+        """Return the same run with other settings, checked again."""
         return RunConfig(**{**self.model_dump(), **changes})

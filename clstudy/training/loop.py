@@ -1,9 +1,8 @@
 """The loop. `train(config)` runs one point of the grid and returns its tables; read it from top to
 bottom.
 
-A method is called by its verbs, all of them below. Nothing on the device is waited for in a step:
-losses are gathered and looked at every `LOOK` steps (on the CPU, where nothing waits, at every
-step).
+A method is called by its verbs, all of them below. A step does not wait for the device: losses are
+gathered and read every `LOOK` steps (every step on the CPU, where nothing waits).
 """
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,53 +20,45 @@ from clstudy.evaluation.accuracy import evaluate
 from clstudy.models.clip import Clip
 from clstudy.training.checkpoint import Position, Saver
 from clstudy.training.config import RunConfig
-from clstudy.training.monitor import Cost, Step, check_weights, gather, own_table
+from clstudy.training.monitor import Cost, Step, check_weights, gather
 from clstudy.training.probing import open_probes
-from clstudy.training.setup import _start, make_optimizer, prepare, towers_of, unchanging
+from clstudy.training.setup import make_optimizer, prepare, start_cache, towers_of, unchanging
 from clstudy.utils import distributed
 from clstudy.utils.progress import bar
 
-LOOK = 20  # steps between two looks at the losses
+LOOK = 20  # steps between two looks at the losses, on a GPU
 STEPS = ("stage", "images_seen", "step", "term", "value")  # columns of `Trained.steps`
 
 
 def batches(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: Tensor, size: int,
             order: np.ndarray) -> Iterator[Batch]:
-    """The stage's images in the order given; classes join `seen` when their first image arrives."""
+    """Yield the stage's images in this order; a class joins `seen` when its first image arrives."""
+    images = benchmark.train.images
     for chunk in np.array_split(order, range(size, len(order), size)) if len(order) else []:
-        labels = benchmark.train.labels[chunk]
-        seen.extend(label for label in dict.fromkeys(labels.tolist()) if label not in seen)
-        images = benchmark.train.images
+        labels = benchmark.train.labels[chunk].tolist()
+        seen.extend(label for label in dict.fromkeys(labels) if label not in seen)
         image = images[torch.from_numpy(chunk).to(images.device)].to(prompts.device).float() / 255
-        yield Batch(image, tuple(labels.tolist()), tuple(chunk.tolist()), tuple(seen), prompts,
-                    stage, reference=benchmark.reference)
+        yield Batch(image, tuple(labels), tuple(chunk.tolist()), tuple(seen), prompts, stage,
+                    reference=benchmark.reference)
 
 
 def one_pass(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: Tensor,
              config: RunConfig) -> Iterator[Batch]:
-    """The stage once, without augmentation: what a method may look at before and after it."""
+    """Yield the stage once, without augmentation: what a method may see before and after it."""
     return batches(stage, benchmark, seen, prompts, config.batch_size, stage.index)
-
-
-def own_bar(config: RunConfig, stages: Sequence[Stage]):
-    """Progress over all images of a run."""
-    return bar(total=total(config, stages), unit="img", desc=f"{config.method} {config.tuner}",
-               leave=False)
-
-
-def total(config: RunConfig, stages: Sequence[Stage]) -> int:
-    """Images of a run, each as often as it is seen."""
-    return config.epochs * sum(len(stage.index) for stage in stages)
 
 
 def arriving(at: Position, stage: Stage, benchmark: BenchmarkData, prompts: Tensor,
              config: RunConfig, shuffle: np.random.Generator,
              optimizer: torch.optim.Optimizer | None) -> Iterator[Batch]:
-    """The batches of a stage that are still to come, epoch by epoch. Who takes one counts it in
-    `at.batch`."""
+    """Yield the batches of a stage that are still to come, epoch by epoch.
+
+    The caller counts them in `at.batch`. At a milestone the learning rate is divided by ten."""
     while at.epoch < config.epochs:
         if at.batch == 0:
-            decay(optimizer, config, at.epoch)
+            decays = optimizer and at.epoch in config.milestones
+            for group in optimizer.param_groups if decays else ():
+                group["lr"] /= 10
             at.order = stage.index if at.epoch == 0 else shuffle.permutation(stage.index)
         yield from batches(stage, benchmark, at.seen, prompts, config.batch_size,
                            at.order[at.batch * config.batch_size:])
@@ -78,21 +69,15 @@ def augmented(batch: Batch, augmentation: Callable, generator: torch.Generator) 
     return replace(batch, image=augmentation(batch.image, generator))
 
 
-def decay(optimizer: torch.optim.Optimizer | None, config: RunConfig, epoch: int) -> None:
-    """Divide the learning rate by ten where `epoch` epochs are a milestone."""
-    for group in optimizer.param_groups if optimizer and epoch in config.milestones else ():
-        group["lr"] /= 10
-
-
 def class_prompts(clip: Clip, benchmark: BenchmarkData) -> Tensor:
-    """Tokens of one prompt for each class of the benchmark, on the model's device."""
+    """Return the tokens of one prompt for each class, on the model's device."""
     train = benchmark.train
     return clip.class_text(list(train.class_names), train.template).to(clip.device)
 
 
 def passed(before: int, now: int, every: int | None) -> bool:
-    """Whether a multiple of `every` images lies between two counts."""
-    return bool(every) and before // every < now // every
+    """Return whether a multiple of `every` images lies between two counts."""
+    return every is not None and before // every < now // every
 
 
 @dataclass
@@ -100,8 +85,8 @@ class Trained:
     """What a run gives."""
 
     evals: pd.DataFrame  # what was measured over the stream (`evaluation/rows.py`)
-    steps: pd.DataFrame  # stage, images_seen, step, term, value: every term of the loss at every optimiser step
-    correct: pd.DataFrame  # stage, set, candidates, count, bits: which images were right at stage ends, one bit each
+    steps: pd.DataFrame  # stage, images_seen, step, term, value: each loss term at each step
+    correct: pd.DataFrame  # stage, set, candidates, count, bits: which images were right, as bits
     probes: dict[str, pd.DataFrame]  # by name; "method": what the method tells of itself
     cost: dict[str, Any]  # images per second, tuned parameters, memory
     model: Clip  # as it is deployed
@@ -109,20 +94,21 @@ class Trained:
 
 def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
           saver: Saver | None = None) -> Trained:
-    """Run the stream once.
+    """Run the stream once, and return its tables.
 
     progress: has `update(images)` and `close()`, and may have `begin(position, probes, total)`.
-    probes: of `PROBES`. saver: saves now and then, and resumes. NotFinite: a loss or a weight.
-    KeyboardInterrupt: Ctrl-C, once saved."""
+    probes: names of `PROBES`. saver: saves states now and then, and resumes from them.
+    NotFinite: a loss or a weight. KeyboardInterrupt: Ctrl-C, once a state is saved."""
     clip, benchmark, stages = prepare(config)
-    method = config.make("method")
-    augmentation = AUGMENTATIONS[config.augmentation]
+    method, augmentation = config.make("method"), AUGMENTATIONS[config.augmentation]
     generator = torch.Generator().manual_seed(config.seed)
     shuffle = np.random.default_rng(config.seed)
     prompts = class_prompts(clip, benchmark)
-    at, cost, waiting, cache = Position(), Cost(clip.device), [], _start(config)
-    shown, saver = progress or own_bar(config, stages), saver or Saver()
-    least = 1 if clip.device.type == "cpu" else LOOK  # on the CPU nobody waits for a look
+    at, cost, waiting, cache = Position(), Cost(clip.device), [], start_cache(config)
+    total = config.epochs * sum(len(stage.index) for stage in stages)  # images
+    name, saver = f"{config.method} {config.tuner}", saver or Saver()
+    shown = progress or bar(total=total, unit="img", desc=name, leave=False)
+    least = 1 if clip.device.type == "cpu" else LOOK  # steps between two looks at the losses
 
     def look(stage: int, complete: bool) -> None:
         cache.forget(**at.moving)
@@ -138,7 +124,8 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
     with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # resumes in place
             clip, unchanging(benchmark, stages, prompts), at=at, method=method, cost=cost,
             probes=watching, augmentation=generator, shuffle=shuffle):
-        getattr(progress, "begin", lambda *_: None)(at, watching, total(config, stages))
+        if hasattr(progress, "begin"):
+            progress.begin(at, watching, total)
         shown.update(distributed.agreed("at the start", at.images))
         if not at.evals:
             look(0, complete=True)
@@ -182,13 +169,12 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
             at.stage, at.epoch = at.stage + 1, 0
             distributed.save(saver)
     shown.close()
-    tables = {**watching.tables(), **own_table(method)}
-    return Trained(pd.DataFrame(at.evals), pd.DataFrame(at.steps, columns=STEPS),
-                   pd.DataFrame(at.correct), tables, cost.table(method), method.deploy(clip))
+    evals, steps = pd.DataFrame(at.evals), pd.DataFrame(at.steps, columns=STEPS)
+    return Trained(evals, steps, pd.DataFrame(at.correct), watching.tables(method),
+                   cost.table(method), method.deploy(clip))
 
 
 def packed(stage: int, correct: dict[tuple[str, str], np.ndarray]) -> list[dict]:
-    """Rows of `Trained.correct`: truth values of the images of a set, eight to a byte, the first in
-    the highest bit."""
+    """Return rows of `Trained.correct`: eight images to a byte, the first in the highest bit."""
     return [{"stage": stage, "set": name, "candidates": candidates, "count": len(right),
              "bits": np.packbits(right).tobytes()} for (name, candidates), right in correct.items()]

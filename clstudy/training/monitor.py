@@ -3,7 +3,6 @@ import time
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -11,34 +10,18 @@ from clstudy.utils import distributed
 
 
 class NotFinite(RuntimeError):
-    """A loss term or a weight became NaN or infinite; the message names stage, step, term and
-    images, and so does `where`."""
-
-    def __init__(self, message: str, where: dict[str, Any] | None = None):
-        super().__init__(message)
-        self.where = where or {}
-
-    def __reduce__(self):  # between processes
-        return NotFinite, (str(self), self.where)
-
-
-def own_table(method) -> dict[str, pd.DataFrame]:
-    """What a method has to tell beside its terms, as "method": the rows of its `table()`, if
-    any."""
-    rows = method.table()
-    return {"method": pd.DataFrame(rows)} if rows else {}
+    """A loss or a weight is NaN or infinite. The message names stage, step, term and images."""
 
 
 class Cost:
-    """What training took, evaluation aside: images per second, tuned parameters, and on a GPU the
-    largest memory.
+    """What training took, without evaluation: images per second, tuned parameters, GPU memory.
 
-    The GPU is not waited for at each batch, only at the end of training and before evaluations,
-    which wait anyway."""
+    A batch does not wait for the GPU; the end of training and evaluations wait anyway."""
 
     def __init__(self, device: torch.device):
-        self.device, self.images, self.seconds, self.parameters, self.started = device, 0, 0.0, 0, 0.0
-        self.before = 0  # the largest memory before the run was taken up here
+        self.device, self.images, self.seconds, self.started = device, 0, 0.0, 0.0
+        self.parameters = 0
+        self.before = 0  # the largest memory before the run was resumed here
 
     def start(self) -> None:
         self.started = time.perf_counter()
@@ -49,14 +32,16 @@ class Cost:
         self.parameters = max(self.parameters, sum(p.numel() for p in trained))
 
     def table(self, method) -> dict:
-        """images_per_second of the stream; parameters; peak_memory in bytes, None on the CPU;
-        memory_bytes, of the images that the method holds at the end, 0 without a memory."""
+        """Return images_per_second of the stream, parameters, peak_memory and memory_bytes.
+
+        peak_memory: in bytes, None on the CPU. memory_bytes: of the images that the method keeps at
+        the end, 0 without a memory."""
         return {"images_per_second": round(self.images / self.seconds, 1) if self.seconds else None,
                 "parameters": self.parameters, "peak_memory": self.peak(),
                 "memory_bytes": method.memory_bytes}
 
     def peak(self) -> int | None:
-        """The largest memory so far, in bytes."""
+        """Return the largest memory so far, in bytes."""
         if self.device.type != "cuda":
             return None
         return max(self.before, torch.cuda.max_memory_allocated(self.device))
@@ -70,16 +55,14 @@ class Cost:
 
 
 def check_weights(parameters: list, stage: int) -> None:
-    """Stop where a weight is not finite: a gradient can be NaN where the loss is not, and the last
-    step has no loss after it."""
+    """Stop where a weight is not finite. The last step of a stage has no loss that would tell."""
     if parameters and not torch.stack([p.detach().isfinite().all() for p in parameters]).all():
-        raise NotFinite(f"weights are not finite after stage {stage}: lower lr, or set clip_norm",
-                        {"stage": stage})
+        raise NotFinite(f"weights are not finite after stage {stage}: lower lr, or set clip_norm")
     distributed.agreed(f"after stage {stage}", parameters)
 
 
 class Step:
-    """The losses of a step, on the device until `gather` looks at them."""
+    """The losses of a step, on the device until `gather` reads them."""
 
     def __init__(self, stage: int, images: int, index: tuple[int, ...], terms: dict[str, Tensor]):
         self.stage, self.images, self.index = stage, images, index
@@ -87,22 +70,22 @@ class Step:
 
 
 def gather(waiting: list[Step], steps: list[dict], least: int = 1) -> None:
-    """Losses from the device to rows (stage, images_seen, step, term, value), all at once, where at
-    least so many wait; stop where one is not finite."""
+    """Move the losses that wait to `steps`, all at once, if there are at least so many.
+
+    steps: rows of stage, images_seen, step, term, value. NotFinite: a loss is not finite."""
     if len(waiting) < least:
         return
-    names = [(one, name) for one in waiting for name in one.terms]
-    values = torch.stack([term for one in waiting for term in one.terms.values()]).float().cpu()
+    values = torch.stack([term for one in waiting for term in one.terms.values()])
+    values = iter(values.float().cpu().tolist())
     first = steps[-1]["step"] + 1 if steps else 0
-    numbers = [first + i for i, one in enumerate(waiting) for _ in one.terms]
+    for number, one in enumerate(waiting, first):
+        for name in one.terms:
+            value = next(values)
+            if not np.isfinite(value):
+                raise NotFinite(
+                    f"term {name!r} is {value} at stage {one.stage}, step {number}, after "
+                    f"{one.images} images, on the images {list(one.index)}: lower lr, or set "
+                    "clip_norm")
+            steps.append({"stage": one.stage, "images_seen": one.images, "step": number,
+                          "term": name, "value": value})
     waiting.clear()
-    for (one, name), value, number in zip(names, values.tolist(), numbers, strict=True):
-        if not np.isfinite(value):
-            raise NotFinite(
-                f"term {name!r} is {value} at stage {one.stage}, step {number}, after {one.images} images, "
-                f"on the images {list(one.index)}: lower lr, or set clip_norm",
-                {"stage": one.stage, "step": number, "term": name, "images": list(one.index)})
-        steps.append({
-            "stage": one.stage, "images_seen": one.images, "step": number, "term": name,
-            "value": value
-        })

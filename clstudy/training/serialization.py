@@ -4,15 +4,15 @@
     about = verify(path)                          value = form.read(path)["value"]
 
 Reading runs no code of the file. Numbers come back to the bit, objects that stand in two places
-come back as one, and tensors share memory again. Three things are stored in a form of ours:
+come back as one, and tensors share memory again. Three things are stored in a form of our own:
 
-    what every process has (parameters, stages, prompts)    its name; known by identity, and tensors
-                                                            also by their memory
+    what every process has (parameters, stages, prompts)    its name; it is recognised by identity,
+                                                            a tensor also by its memory
     the model and copies of it                              what differs from the model as loaded
     random generators, arrays of numbers                    tensors
 
-The file is a zip. torch reads it without looking at its checksums, so `verify` does. `about` is
-JSON in the same zip, and is read before anything else.
+The file is a zip. torch does not look at its checksums, so `verify` does. `about` is JSON in the
+same zip, and is read before anything else.
 """
 import json
 import os
@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-PLAIN = (type(None), bool, int, float, str)
 ALLOWED = (set, complex, Counter, OrderedDict, torch.Size, torch.device, torch.dtype)  # by torch
 ADDED = (list, dict, int, float, frozenset, deque, defaultdict)  # by us
 HOMES = ("torch", "torch._utils", "torch.storage", "_codecs", __name__)  # of makers
@@ -42,52 +41,38 @@ READING = threading.Lock()  # torch keeps one list of what a file may hold, for 
 
 
 class Unstorable(TypeError):
-    """A value that cannot be saved; the message says where it stands."""
+    """A value cannot be saved; the message says where it stands."""
 
 
-@dataclass
 class Baseline:
-    """The model as it was loaded. Of it and of its copies a file holds only what has changed since.
+    """The model as it was loaded. A file holds only what has changed since, in it and its copies.
 
-    moved: names of parameters that were trained; those that require a gradient always count.
-    start: `attributes` of the model before training."""
+    moved: names of parameters that were trained; those that require a gradient always count."""
 
-    model: nn.Module
-    moved: set[str] = field(default_factory=set)
-    start: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, int] = field(init=False)
-
-    def __post_init__(self):
-        self.versions = {name: p._version for name, p in self.model.named_parameters()}
-
-    def changed(self) -> set[str]:
-        """Names of parameters that may differ from those loaded.
-
-        A fused optimiser raises no version, so `moved` counts too."""
-        return self.moved | {name for name, p in self.model.named_parameters()
-                             if p._version != self.versions[name]}
-
-    def unchanged_attributes(self) -> dict[str, Any]:
-        """Attributes that are as they were."""
-        return {name: value for name, value in attributes(self.model).items()
-                if type(value) in PLAIN and name in self.start
-                and (type(value), value) == (type(self.start[name]), self.start[name])}
+    def __init__(self, model: nn.Module):
+        self.model, self.moved = model, set()
+        self.versions = {name: p._version for name, p in model.named_parameters()}
 
     def differences(self, model: nn.Module) -> dict[str, Any]:
-        """What `restore` needs to make this model of the one that was loaded."""
-        named, changed = dict(model.named_parameters()), self.changed()
-        unchanged, own = self.unchanged_attributes(), model is self.model
-        parts = {name: p for name, p in named.items() if name in changed or p.requires_grad
-                 or p._version != (self.versions[name] if own else 0)}  # a copy begins at version 0
+        """Return what `restore` needs to make this model of the one that was loaded.
+
+        torch counts a version with each change of a tensor; a fused optimiser does not raise it, so
+        `moved` counts too. A copy begins at version 0, and has all that had changed before."""
+        changed = self.moved | {name for name, p in self.model.named_parameters()
+                                if p._version != self.versions[name]}
+        start = self.versions if model is self.model else dict.fromkeys(self.versions, 0)
+        named = dict(model.named_parameters())
+        parts = {name: p for name, p in named.items()
+                 if name in changed or p.requires_grad or p._version != start[name]}
         parts |= dict(model.named_buffers())
-        return {"tensors": {name: p.detach() for name, p in parts.items()},
-                "attributes": {name: value for name, value in attributes(model).items()
-                               if name not in unchanged or unchanged[name] != value},
+        # detached: `Reducer` would write a name for a tensor that is shared itself
+        return {"tensors": {name: part.detach() for name, part in parts.items()},
+                "attributes": attributes(model),
                 "free": [name for name, p in named.items() if p.requires_grad],
                 "training": model.training}
 
     def copy(self, differences: dict[str, Any]) -> nn.Module:
-        """Another model, with these differences."""
+        """Return a copy of the model with these differences."""
         return restore(deepcopy(self.model), differences)
 
 
@@ -106,19 +91,19 @@ def restore(model: nn.Module, differences: dict[str, Any]) -> nn.Module:
 
 
 def attributes(model: nn.Module) -> dict[str, Any]:
-    """Numbers, words and tensors that modules keep as plain attributes, by their dotted name.
+    """Return the numbers, words and tensors that modules keep as attributes, by dotted name.
 
     A prompt pool keeps the number of its open prompt so."""
+    kinds = (type(None), bool, int, float, str)
     return {f"{name}.{key}".lstrip("."): value for name, module in model.named_modules()
-            for key, value in vars(module).items()
-            if not key.startswith("_") and key != "training"
-            and (type(value) in PLAIN or isinstance(value, Tensor))}
+            for key, value in vars(module).items() if not key.startswith("_") and key != "training"
+            and (type(value) in kinds or isinstance(value, Tensor))}
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """What a file says about itself, once its checksums are found right.
+    """Check the checksums of a file, and return what it says about itself.
 
-    Raises ValueError where one is wrong, and other errors where the file cannot be read at all."""
+    ValueError: a checksum is wrong. Other errors: the file cannot be read at all."""
     with ZipFile(path) as archive:
         if wrong := archive.testzip():
             raise ValueError(f"the checksum of {wrong} is wrong")
@@ -139,10 +124,10 @@ class StateFormat:
     def write(self, path: Path, value: Any, about: dict[str, Any]) -> None:
         """Write a file, and wait until it is on the disk.
 
-        Raises Unstorable where a value cannot be saved, and OSError where the disk fails."""
+        Unstorable: a value cannot be saved. OSError: the disk fails."""
         model = self.baseline and self.baseline.differences(self.baseline.model)
-        stored = model["tensors"].values() if model else ()
-        reduce = staticmethod(Reducer(self, value, {id(each) for each in stored}))
+        stored = {id(each) for each in model["tensors"].values()} if model else set()
+        reduce = staticmethod(Reducer(self, value, stored))
         pickler = type("Pickler", (pickle.Pickler,), {"reducer_override": reduce})
         module = SimpleNamespace(__name__="pickle", Pickler=pickler)
         try:
@@ -158,25 +143,28 @@ class StateFormat:
             raise
 
     def read(self, path: Path) -> dict[str, Any]:
-        """The "value" of a file, and under "model" the differences of the model, to be restored.
+        """Return the "value" of a file, and under "model" the differences for `restore`.
 
-        Raises errors of all kinds where the file holds what it may not, or what is not there."""
+        Errors of many kinds: the file is damaged, or refers to what is not here."""
         here = [(self.shared.__getitem__, f"{__name__}.shared_object")]
-        here += [(self.baseline.copy, f"{__name__}.model_copy")] if self.baseline else []
+        if self.baseline:
+            here.append((self.baseline.copy, f"{__name__}.model_copy"))
         allowed = [*here, *MAKERS, *ADDED, *self.classes()]
         with READING, torch.serialization.safe_globals(allowed):
             return torch.load(path, weights_only=True)
 
     def classes(self) -> set[type]:
-        """Classes whose objects a file may hold."""
+        """Return the classes whose objects a file may hold."""
         homes = tuple(f"{package}." for package in (*OURS, *self.packages))
-        return {kind for name, module in list(sys.modules.items()) if f"{name}.".startswith(homes)
-                for kind in vars(module).values() if isinstance(kind, type)
-                and kind.__module__ == name and kind.__reduce__ is object.__reduce__}
+        modules = [(name, module) for name, module in list(sys.modules.items())
+                   if f"{name}.".startswith(homes)]
+        return {kind for name, module in modules for kind in vars(module).values()
+                if isinstance(kind, type) and kind.__module__ == name
+                and kind.__reduce__ is object.__reduce__}
 
 
 class Reducer:
-    """Called with each object of a value, says by which function and arguments the file makes it.
+    """Tells pickle by which function and arguments a file makes each object of a value.
 
     stored: ids of the model's tensors, which the file holds although they are shared."""
 
@@ -188,7 +176,7 @@ class Reducer:
                        if isinstance(each, Tensor) and each.numel()}
 
     def __call__(self, value: Any) -> Any:
-        """NotImplemented leaves it to pickle and torch."""
+        """Return a function and its arguments; NotImplemented leaves it to pickle and torch."""
         kind = type(value)
         if id(value) in self.names:
             return shared_object, (self.names[id(value)],)
@@ -213,7 +201,7 @@ class Reducer:
                               "plain values, tensors, or objects of the method's own classes")
 
     def makes_values(self, value: Any) -> bool:
-        """Whether it is a class or function by which a file makes values."""
+        """Return whether this is a class or function by which a file makes values."""
         return callable(value) and (getattr(value, "__module__", None) in HOMES
                                     or value in (*ALLOWED, *ADDED) or value in self.classes)
 
@@ -231,51 +219,49 @@ class Reducer:
 
     def module(self, value: nn.Module) -> Any:
         model = self.baseline and self.baseline.model
-        if type(value) is not type(model) or names(value) != names(model):
+        if type(value) is not type(model) or value.state_dict().keys() != model.state_dict().keys():
             what = f"{type(value).__name__} and no copy of the run's model"
             raise self.unstorable(value, what, "its tensors")
         return model_copy, (self.baseline.differences(value),)
 
     def unstorable(self, value: Any, what: str, advice: str) -> Unstorable:
-        where = place(self.value, value) or "something in the state"
+        where = place(self.value, value, "state", set()) or "something in the state"
         return Unstorable(f"{where} is a {what}, which cannot be saved: keep {advice}")
 
 
-def names(model: nn.Module) -> list[str]:
-    return [name for name, _ in model.named_parameters()]
-
-
-def place(whole: Any, thing: Any, path: str = "state", seen: set[int] | None = None) -> str | None:
-    """Where a thing stands in a whole: "state.rules[1]"."""
-    seen = set() if seen is None else seen
-    if whole is thing or id(whole) in seen:
-        return path if whole is thing else None
+def place(whole: Any, thing: Any, path: str, seen: set[int]) -> str | None:
+    """Return where a thing stands in a whole, such as "state.rules[1]"."""
+    if whole is thing:
+        return path
+    if id(whole) in seen:
+        return None
     seen.add(id(whole))
-    parts = whole if isinstance(whole, dict) else getattr(whole, "__dict__", {})
-    parts = [(f".{key}" if isinstance(key, str) else f"[{key!r}]", each)
-             for key, each in parts.items()]
     if isinstance(whole, list | tuple | set | frozenset | deque):
-        parts += [(f"[{i}]", each) for i, each in enumerate(whole)]
-    found = (place(each, thing, path + step, seen) for step, each in parts)
+        parts = {f"[{i}]": each for i, each in enumerate(whole)}
+    else:
+        named = whole if isinstance(whole, dict) else getattr(whole, "__dict__", {})
+        parts = {f".{key}" if isinstance(key, str) else f"[{key!r}]": each
+                 for key, each in named.items()}
+    found = (place(each, thing, path + step, seen) for step, each in parts.items())
     return next(filter(None, found), None)
 
 
-# ---- what stands in a file for an object
+# ---- by what a file makes an object
 
 
 def shared_object(name: str) -> Any:
-    """Stands for what both sides have; `read` knows what that is."""
+    """Stand for an object that every process has; `read` puts it in its place."""
     raise NotImplementedError
 
 
 def model_copy(differences: dict[str, Any]) -> nn.Module:
-    """Stands for a copy of the model; `read` makes it."""
+    """Stand for a copy of the model; `read` makes it."""
     raise NotImplementedError
 
 
 def view(owner: Tensor, dtype: torch.dtype, shape: torch.Size, stride: tuple[int, ...], offset: int,
          free: bool) -> Tensor:
-    """A tensor in the memory of another."""
+    """Return a tensor in the memory of another."""
     made = torch.empty(0, dtype=dtype, device=owner.device)
     return made.set_(owner.untyped_storage(), offset, shape, stride).requires_grad_(free)
 
@@ -295,6 +281,7 @@ def numpy_generator(state: dict[str, Any]) -> np.random.Generator:
 
 
 def memory(tensor: Tensor) -> tuple[str, int, int]:
+    """Return what identifies the memory of a tensor."""
     storage = tensor.untyped_storage()
     return str(tensor.device), storage.data_ptr(), storage.nbytes()
 

@@ -15,48 +15,41 @@ from clstudy.training.config import RunConfig, registry
 from clstudy.utils import distributed
 from clstudy.utils.malloc import keep_freed_memory
 
+_LATEST: dict[tuple, BenchmarkData] = {}  # the last benchmark, for the next run of this process
+_START: dict[tuple, Cache] = {}  # and its features under models before any training
+
 
 def prepare(config: RunConfig) -> tuple[Clip, BenchmarkData, list[Stage]]:
-    """Model, benchmark and stages of a run, on its device, tuner in place."""
+    """Return model, benchmark and stages of a run, on its device, with the tuner applied."""
     device = pick_device(config.device)
     benchmark = _benchmark(config, device)
     if device.type == "cpu":
         keep_freed_memory(len(benchmark.train.class_names) <= TEXTS)
     if benchmark.reference is None and config.make("method").needs_reference:
-        raise ValueError(
-            f"method={config.method!r} needs reference pairs; benchmark={config.benchmark!r} has none"
-        )
+        raise ValueError(f"method={config.method!r} needs reference pairs; "
+                         f"benchmark={config.benchmark!r} has none")
     stream = config.make("stream")
     if config.stream_args.get("tasks") == "groups":
         stream = replace(stream, tasks=list(benchmark.groups.values()))
     if stream.needs_domains and benchmark.train.domains is None:
-        raise ValueError(
-            f"stream={config.stream!r} needs images with domains; benchmark={config.benchmark!r} has none"
-        )
+        raise ValueError(f"stream={config.stream!r} needs images with domains; "
+                         f"benchmark={config.benchmark!r} has none")
     seed = config.seed if config.stream_seed is None else config.stream_seed
     stages = stream.stages(benchmark.train.labels, seed, benchmark.train.domains)
     torch.manual_seed(config.seed)
     clip = load_clip(config.model, config.pretrained)
     clip.precision = config.precision
     config.make("tuner").apply(clip, config.tower)
-    clip = clip.to(
-        device,
-        memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    layout = torch.channels_last if config.channels_last else torch.preserve_format
+    clip = clip.to(device, memory_format=layout)
     if config.compile:
         clip.model.visual.compile()
     return clip, benchmark, stages
 
 
-_LATEST: dict[tuple, BenchmarkData] = {
-}  # the benchmark of the run before, for the next run of this process
-
-
-_START: dict[tuple, Cache] = {}  # and its features under models that nothing has touched yet
-
-
 def _benchmark(config: RunConfig, device: torch.device) -> BenchmarkData:
-    key = (registry("benchmark")[config.benchmark], repr(
-        config.benchmark_args), str(device), *config.fingerprints())
+    key = (registry("benchmark")[config.benchmark], repr(config.benchmark_args), str(device),
+           *config.fingerprints())
     if key not in _LATEST:
         _LATEST.clear()
         _START.clear()
@@ -64,9 +57,10 @@ def _benchmark(config: RunConfig, device: torch.device) -> BenchmarkData:
     return _LATEST[key]
 
 
-def _start(config: RunConfig) -> Cache:
-    """What is known of the benchmark under the model as loaded: nothing where an untrained tuner
-    changes it already."""
+def start_cache(config: RunConfig) -> Cache:
+    """Return the known features of the benchmark under the model before training.
+
+    It is empty where the untrained tuner changes the model already."""
     if config.pretrained == "random" or not config.make("tuner").neutral:
         return Cache()
     key = (config.model, config.pretrained, config.precision, config.compile, config.channels_last)
@@ -74,32 +68,30 @@ def _start(config: RunConfig) -> Cache:
 
 
 def pick_device(name: str) -> torch.device:
+    """Return the device of this name; "auto" is a GPU where there is one."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available(
-        ) else "cpu"
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        name = next((kind for kind, available in there.items() if available), "cpu")
     return distributed.own(torch.device(name))
 
 
 def make_optimizer(config: RunConfig, parameters: list) -> torch.optim.Optimizer | None:
     if not parameters:
         return None
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam,
-            "sgd": torch.optim.SGD}[config.optimizer]
+    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    kind = kinds[config.optimizer]
     return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def towers_of(clip: Clip, trained: list) -> dict[str, bool]:
-    """True for each tower that has one of these parameters."""
-    return {
-        tower: True for tower in ("image", "text")
-        if any(p is q for _, p in clip.tower(tower) for q in trained)
-    }
+    """Return True for each tower that has one of these parameters."""
+    ids = {id(p) for p in trained}
+    return {tower: True for tower in ("image", "text")
+            if any(id(p) in ids for _, p in clip.tower(tower))}
 
 
 def unchanging(benchmark: BenchmarkData, stages: Sequence[Stage],
                prompts: Tensor) -> dict[str, Any]:
-    """What a method may refer to and every process has: a saved state holds no copy of it."""
-    return {
-        "benchmark": benchmark, "reference": benchmark.reference, "images": benchmark.train.images,
-        "prompts": prompts, **{f"stage {stage.number}": stage for stage in stages}
-    }
+    """Return what a method may refer to and every process has, so that no state needs a copy."""
+    return {"benchmark": benchmark, "reference": benchmark.reference, "prompts": prompts,
+            "images": benchmark.train.images, **{f"stage {each.number}": each for each in stages}}

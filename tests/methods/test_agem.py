@@ -26,11 +26,11 @@ def weights(clip) -> torch.Tensor:
 
 
 def test_the_projection_by_hand():
-    g, r = [torch.tensor([1.0, 0.0]), torch.tensor(
-        [[-3.0]])], [torch.tensor([1.0, 2.0]), torch.tensor([[1.0]])]
+    g = [torch.tensor([1.0, 0.0]), torch.tensor([[-3.0]])]
+    r = [torch.tensor([1.0, 2.0]), torch.tensor([[1.0]])]
     found = projected(g, r)  # g·r = −2, |r|² = 6
-    assert found[0].tolist() == pytest.approx(
-        [1 + 1 / 3, 2 / 3]) and found[1].tolist() == [[pytest.approx(-3 + 1 / 3)]]
+    assert found[0].tolist() == pytest.approx([1 + 1 / 3, 2 / 3])
+    assert found[1].tolist() == [[pytest.approx(-3 + 1 / 3)]]
     assert [tensor.shape for tensor in found] == [tensor.shape for tensor in g]
 
 
@@ -46,8 +46,8 @@ def test_nothing_is_left_against_the_reference_and_what_agrees_is_untouched(seed
     else:
         assert abs(float(row(found) @ row(r))) < 1e-5 * abs(product) + 1e-5
         assert row(found).norm() < row(g).norm()
-        assert torch.allclose(
-            row(g) - row(found), product / float(row(r).square().sum()) * row(r), atol=1e-6)
+        along = product / float(row(r).square().sum()) * row(r)
+        assert torch.allclose(row(g) - row(found), along, atol=1e-6)
     against = projected(g, [-b for b in g])
     assert row(against).abs().max() < 1e-6  # nothing but what hurts
     assert all(torch.equal(a, b) for a, b in zip(g, projected(g, [0 * b for b in r]), strict=True))
@@ -75,12 +75,10 @@ def test_the_replayed_loss_by_hand(clip, batch, toy):
     """All 18 pairs of the reference and 4 images kept; each direction a mean over its positives."""
     method, pairs = replay(clip, batch, replay=99, size=4), toy().load().reference()
     memory, names = method.kept[0], list(pairs.captions)
-    image = torch.cat(
-        [clip.encode_image(pairs.images[pairs.owner]),
-         clip.encode_image(memory.image)])
-    text = torch.cat(
-        [clip.encode_text(clip.tokenize(names)),
-         clip.encode_text(batch.prompts[memory.labels])])
+    pixels = pairs.images[pairs.owner], memory.image
+    tokens = clip.tokenize(names), batch.prompts[memory.labels]
+    image = torch.cat([clip.encode_image(part) for part in pixels])
+    text = torch.cat([clip.encode_text(part) for part in tokens])
     captions = names + [("class", label) for label in memory.labels]
     owner = [*pairs.owner.tolist(), *(("kept", i) for i in range(4))]
     z = (clip.scale() * image @ text.T).double().tolist()
@@ -96,8 +94,8 @@ def test_the_replayed_loss_by_hand(clip, batch, toy):
 def test_pairs_are_drawn_anew_from_the_reference_and_from_what_was_kept(clip, batch, toy):
     pairs, method = toy().load().reference(), METHODS["agem"](replay=5, size=6)
     method.rehearse(clip, batch)
-    assert set(method.drawn) == {"same", "pixels", "tokens"
-                                 } and method.drawn["same"].shape == (5, 5)
+    assert set(method.drawn) == {"same", "pixels", "tokens"}
+    assert method.drawn["same"].shape == (5, 5)
     method.after_stage(clip, [batch])
     method.after_stage(clip, [])  # a stage without images
     assert [len(memory) for memory in method.kept] == [6]
@@ -113,9 +111,8 @@ def test_pairs_are_drawn_anew_from_the_reference_and_from_what_was_kept(clip, ba
             assert (padded == tokens).all(1).any()  # one of its own captions
             drawn |= rows
         for image, tokens in zip(kept, method.drawn.get("own tokens", []), strict=True):
-            label = next(
-                label for one, label in zip((batch.image * 255).round(), batch.labels, strict=True)
-                if torch.equal(one, image.float()))
+            known = zip((batch.image * 255).round(), batch.labels, strict=True)
+            label = next(label for one, label in known if torch.equal(one, image.float()))
             assert torch.equal(tokens, batch.prompts[label])
         own += len(kept)
     assert 45 < own < 105  # 6 of 24 pairs are kept ones: 75 of 300 expected
@@ -128,6 +125,12 @@ def test_nothing_is_kept_and_nothing_drawn_where_nothing_is_wanted(clip, batch):
     none, state = METHODS["agem"](replay=0), torch.get_rng_state()
     none.rehearse(clip, batch)
     assert none.drawn == {} and torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_images_of_all_stages_count_as_memory(clip, batch):
+    method = replay(clip, batch, size=4)
+    method.after_stage(clip, [batch])
+    assert method.memory_bytes == sum(memory.image.nbytes for memory in method.kept) > 0
 
 
 def test_pairs_are_scored_on_the_device_without_waiting(clip, batch):
@@ -144,9 +147,8 @@ def test_pairs_are_scored_on_the_device_without_waiting(clip, batch):
 
 
 def reference_gradient(method, clip) -> list[torch.Tensor]:
-    return list(
-        torch.autograd.grad(method.replayed(clip), method.trainable(clip), allow_unused=True,
-                            materialize_grads=True))
+    return list(torch.autograd.grad(method.replayed(clip), method.trainable(clip),
+                                    allow_unused=True, materialize_grads=True))
 
 
 @pytest.mark.parametrize("tuner", ["lora", "full"])
@@ -176,8 +178,8 @@ def test_what_the_loss_does_not_reach_takes_no_part(clip, batch):
     for name, p in clip.named_parameters():
         p.grad = torch.ones_like(p) if name == "model.visual.proj" else None
     method.edit_gradients(clip)
-    assert all(
-        (p.grad is None) == (name != "model.visual.proj") for name, p in clip.named_parameters())
+    reached = [name for name, p in clip.named_parameters() if p.grad is not None]
+    assert reached == ["model.visual.proj"]
 
 
 # ---- runs
@@ -224,11 +226,12 @@ def test_a_run_depends_on_the_pairs_that_are_replayed(monkeypatch, tiny, toy):
     train(tiny.replace(method="agem"), keep=ends.append)
     pairs = toy().load().reference()
     wrong = replace(pairs, captions=pairs.captions[::-1])
-    prepare = setup.prepare
-    monkeypatch.setattr(
-        module, "prepare", lambda config:
-        (lambda clip, benchmark, stages:
-         (clip, replace(benchmark, reference=lambda: wrong), stages))(*prepare(config)))
+
+    def prepare(config):
+        clip, benchmark, stages = setup.prepare(config)
+        return clip, replace(benchmark, reference=lambda: wrong), stages
+
+    monkeypatch.setattr(module, "prepare", prepare)
     train(tiny.replace(method="agem"), keep=ends.append)
     assert (weights(ends[0]) - weights(ends[1])).abs().max() > 1e-4
 
@@ -242,9 +245,10 @@ def test_the_loss_on_the_pairs_is_lower_than_after_fine_tuning(tiny, toy):
         train(tiny.replace(method=name, optimizer="sgd", lr=0.05, tuner="full", steps_per_batch=3),
               keep=ends.append)
         clip = ends[0].eval()
+        captions = list(pairs.captions)
+        same = together(captions, pairs.owner.tolist())
         with torch.no_grad():
-            found[name] = contrastive(clip.encode_image(pairs.images[pairs.owner]),
-                                      clip.encode_text(clip.tokenize(list(pairs.captions))),
-                                      clip.scale(),
-                                      together(list(pairs.captions), pairs.owner.tolist())).item()
+            image = clip.encode_image(pairs.images[pairs.owner])
+            text = clip.encode_text(clip.tokenize(captions))
+            found[name] = contrastive(image, text, clip.scale(), same).item()
     assert found["agem"] < found["finetune"] - 1e-3

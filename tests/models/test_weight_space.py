@@ -36,10 +36,16 @@ def watched(monkeypatch, config, method):
         after(clip, batches)
         seen["after"].append(weights(clip))
 
-    method.before_stage = lambda clip, *stage: seen["start"].append(weights(clip)) or before(
-        clip, *stage)
-    method.edit_gradients = lambda clip: seen["step"].append(weights(clip)) or edit(clip)
-    method.after_stage = after_stage
+    def before_stage(clip, *stage):
+        seen["start"].append(weights(clip))
+        before(clip, *stage)
+
+    def edit_gradients(clip):
+        seen["step"].append(weights(clip))
+        edit(clip)
+
+    method.before_stage, method.after_stage = before_stage, after_stage
+    method.edit_gradients = edit_gradients
     register(monkeypatch, "watched", method)
     evals, steps = train(config.replace(method="watched"), keep=kept.append)
     return evals, steps, kept[0], seen
@@ -62,8 +68,8 @@ def test_tuned_weights_are_copies_of_what_is_tuned(clip):
 
 
 def test_between_by_hand():
-    start, end = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor(
-        [[0.0]])}, {"a": torch.tensor([3.0, 2.0]), "b": torch.tensor([[8.0]])}
+    start = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([[0.0]])}
+    end = {"a": torch.tensor([3.0, 2.0]), "b": torch.tensor([[8.0]])}
     found = between(start, end, 0.25)
     assert found["a"].tolist() == [1.5, -1.0] and found["b"].tolist() == [[2.0]]
     each = between(start, end, {"a": torch.tensor([1.0, 0.5]), "b": torch.tensor([[0.0]])})
@@ -75,9 +81,8 @@ def test_between_by_hand():
 def test_the_ends_of_a_path_are_exact():
     start, end = ({"a": torch.randn(1000, generator=torch.Generator().manual_seed(seed))}
                   for seed in (0, 1))
-    for share, expected in ((0, start), (1, end), ({"a": torch.ones(1000)}, end), ({
-            "a": torch.zeros(1000)
-    }, start)):
+    ones, zeros = {"a": torch.ones(1000)}, {"a": torch.zeros(1000)}
+    for share, expected in ((0, start), (1, end), (ones, end), (zeros, start)):
         assert torch.equal(between(start, end, share)["a"], expected["a"])
 
 
@@ -86,14 +91,14 @@ def test_values_are_put_into_the_model_that_they_came_from(clip):
     values = tuned(clip)
     frozen = {name: p.clone() for name, p in clip.named_parameters() if not p.requires_grad}
     changed = tuned(shaken(clip))
-    assert put(clip, values) is clip and torch.equal(
-        weights(clip), torch.cat([v.flatten() for v in values.values()]))
+    assert put(clip, values) is clip
+    assert torch.equal(weights(clip), torch.cat([v.flatten() for v in values.values()]))
     used = next(name for name, _ in clip.named_buffers() if name.endswith("used"))
     put(clip, changed | {used: torch.arange(len(dict(clip.named_buffers())[used]))})
     assert torch.equal(weights(clip), torch.cat([v.flatten() for v in changed.values()]))
     assert dict(clip.named_buffers())[used].tolist()[:3] == [0, 1, 2]
-    assert all(
-        torch.equal(dict(clip.named_parameters())[name], value) for name, value in frozen.items())
+    named_now = dict(clip.named_parameters())
+    assert all(torch.equal(named_now[name], value) for name, value in frozen.items())
     assert [name for name, p in clip.named_parameters() if p.requires_grad] == list(values)
     with pytest.raises(ValueError, match="no weights 'other'"):
         put(clip, {"other": torch.ones(1)})
@@ -102,10 +107,10 @@ def test_values_are_put_into_the_model_that_they_came_from(clip):
 def test_a_row_of_weights_by_their_names(clip):
     values = tuned(clip)
     again = named(torch.cat([value.flatten() for value in values.values()]), values)
-    assert again.keys() == values.keys() and all(
-        torch.equal(again[name], values[name]) for name in values)
-    assert parameters_to_vector(values.values()).equal(
-        weights(clip))  # the order of the optimiser and of the Fisher
+    assert again.keys() == values.keys()
+    assert all(torch.equal(again[name], values[name]) for name in values)
+    in_order = parameters_to_vector(values.values())  # of the optimiser and of the Fisher
+    assert in_order.equal(weights(clip))
 
 
 def test_buffers_are_those_of_the_trained_model(clip, toy_model):
@@ -118,8 +123,8 @@ def test_buffers_are_those_of_the_trained_model(clip, toy_model):
     dict(clip.named_buffers())[used].add_(7)
     start = tuned(other)
     assert put_beside(other, shaken(clip), start) is other
-    assert (dict(other.named_buffers())[used] == 7).all() and torch.equal(weights(other), torch.cat(
-        [value.flatten() for value in start.values()]))
+    assert (dict(other.named_buffers())[used] == 7).all()
+    assert torch.equal(weights(other), torch.cat([value.flatten() for value in start.values()]))
 
 
 def test_the_path_between_two_loras_is_curved(clip):
@@ -155,17 +160,14 @@ def test_at_zero_the_model_of_the_start_is_deployed(tiny, name, args):
     evals, steps = train(tiny.replace(method=name, method_args=args | {"alpha": 0}, eval_every=8),
                          keep=ends.append)
     train(tiny.replace(method="finetune", lr=1e-30), keep=starts.append)
-    rows = {
-        stage: [
-            row["value"] for row in evals if row["stage"] == stage and row["candidates"] == "all"
-        ] for stage in (0, 1, 2)
-    }
+    rows = {stage: [row["value"] for row in evals
+                    if row["stage"] == stage and row["candidates"] == "all"] for stage in (0, 1, 2)}
     assert steps and rows[0] == rows[1]
     if args == {"carry": False}:
         assert not torch.equal(weights(ends[0]), weights(starts[0]))
     else:
-        assert rows[0] == rows[2] and torch.allclose(weights(ends[0]), weights(starts[0]),
-                                                     atol=1e-12)
+        assert rows[0] == rows[2]
+        assert torch.allclose(weights(ends[0]), weights(starts[0]), atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "args"), [("imm", {"alpha": 1, "carry": False}), ("imm", {"alpha": 1}),
@@ -186,8 +188,8 @@ def test_at_one_it_is_fine_tuning_to_the_bit(tiny, name, args, candidates):
 def test_the_mean_is_taken_at_the_end_of_each_stage_and_carried_on(monkeypatch, tiny):
     _, _, deployed, seen = watched(monkeypatch, tiny, METHODS["imm"](alpha=0.3))
     for start, end, after in zip(seen["start"], seen["end"], seen["after"], strict=True):
-        assert torch.allclose(after, 0.7 * start + 0.3 * end,
-                              atol=1e-7) and (end - start).abs().max() > 1e-3
+        assert torch.allclose(after, 0.7 * start + 0.3 * end, atol=1e-7)
+        assert (end - start).abs().max() > 1e-3
     assert torch.equal(seen["start"][1], seen["after"][0])
     assert torch.equal(weights(deployed), seen["after"][1])
 
@@ -232,14 +234,13 @@ def test_the_mode_weighs_each_weight_by_its_precision(monkeypatch, clip, batch, 
         end = weights(shaken(clip, stage))
         method.after_stage(clip, [batch, batch])
         new = ends[stage] / ends[stage][ends[stage] > 0].mean()
+        rows = [row.double().tolist() for row in (start, end, old, new)]
         expected = [
             s * 0.7 + e * 0.3 if f + g == 0 else (0.7 * f * s + 0.3 * g * e) / (0.7 * f + 0.3 * g)
-            for s, e, f, g in zip(*(row.double().tolist()
-                                    for row in (start, end, old, new)), strict=True)
+            for s, e, f, g in zip(*rows, strict=True)
         ]
-        assert torch.allclose(
-            weights(method.deploy(clip)).double(),
-            torch.tensor(expected).double(), atol=1e-6)
+        deployed = weights(method.deploy(clip)).double()
+        assert torch.allclose(deployed, torch.tensor(expected).double(), atol=1e-6)
         assert torch.equal(weights(clip), weights(method.deploy(clip)) if carry else end)
         old = 0.7 * old + 0.3 * new if carry else new
         done.append(stage)

@@ -64,7 +64,7 @@ def test_a_look_changes_nothing(toy, clip, batch, name):
         sum(terms.values()).backward()  # the graph is still there
         before = everything(clip)
     assert same(before, everything(clip))
-    assert len(watching.tables()[name])
+    assert len(watching.probes[name].table())
     assert not same(before, [[p + 1 for p in before[0]], *before[1:]])
 
 

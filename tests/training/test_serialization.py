@@ -19,7 +19,6 @@ from clstudy.training.serialization import (
     Baseline,
     StateFormat,
     Unstorable,
-    attributes,
     restore,
     verify,
 )
@@ -155,7 +154,7 @@ def test_of_the_model_and_its_copies_differences_are_stored(clip, file):
     clip.requires_grad_(False)
     tuned = clip.model.visual.proj.requires_grad_()
     clip.model.opened = None
-    baseline = Baseline(clip, set(), attributes(clip))
+    baseline = Baseline(clip)
     teacher = deepcopy(clip).eval().requires_grad_(False)
     with torch.no_grad():
         tuned.add_(1)

@@ -1,7 +1,7 @@
 """Tuners by name: which parameters of a model move, and in which tower.
 
 A tuner is a dataclass of its options with one verb, `apply(clip, tower)`; tower is "image", "text"
-or "both". The temperature (logit_scale) stays frozen, as in SIT's code, unless `full` is asked to
+or "both". The temperature (logit_scale) is frozen, as in SIT's code, unless `full` is asked to
 train it.
 """
 from clstudy.models.tuners.adapter import Adapter

@@ -25,8 +25,8 @@ class Bottleneck(nn.Module):
     def __init__(self, dim: int, width: int, scale: float, dropout: float):
         super().__init__()
         self.scale = scale
-        self.down, self.drop, self.up = nn.Linear(dim, width), nn.Dropout(dropout), nn.Linear(
-            width, dim)
+        self.down, self.drop = nn.Linear(dim, width), nn.Dropout(dropout)
+        self.up = nn.Linear(width, dim)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for start in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(start)

@@ -19,27 +19,26 @@ class Tuner(Options):
     neutral: ClassVar[bool] = False  # untrained, it leaves every output equal to the bit
 
     def check_tower(self, tower: str) -> None:
-        """ValueError: the tower, or an option of this tuner with it, is impossible."""
+        """Refuse an impossible tower, or an option that does not go with it."""
         if tower not in self.towers:
-            raise ValueError(
-                f"tower={tower!r} does not go with the tuner {self.title}: {self.reason}. "
-                f"Choices: {', '.join(self.towers)}")
+            raise ValueError(f"tower={tower!r} does not go with the tuner {self.title}: "
+                             f"{self.reason}. Choices: {', '.join(self.towers)}")
 
     def apply(self, clip: Clip, tower: str) -> None:
         """Freeze the model, then free, or add, what is to be tuned in the tower.
 
-        ValueError: a model that this tuner cannot tune, or that the options do not go with."""
+        ValueError: this tuner, with its options, cannot tune the model."""
         raise NotImplementedError
 
     def transformer_owners(self, clip: Clip, tower: str) -> list[nn.Module]:
-        """The modules whose `transformer` is the tower's, the image tower's first.
+        """Return the modules whose `transformer` is the tower's, the image tower's first.
 
         ValueError: the tower is of another kind."""
         places = {"image": clip.model.visual, "text": getattr(clip.model, "text", clip.model)}
         chosen = {name: owner for name, owner in places.items() if tower in (name, "both")}
         for name, owner in chosen.items():
             if not hasattr(getattr(owner, "transformer", None), "resblocks"):
-                raise ValueError(
-                    f"the tuner {self.title} needs open_clip's transformer in the {name} tower; that "
-                    f"of model={clip.name!r} is a {type(owner).__name__}")
+                raise ValueError(f"the tuner {self.title} needs open_clip's transformer in the "
+                                 f"{name} tower; that of model={clip.name!r} is a "
+                                 f"{type(owner).__name__}")
         return list(chosen.values())

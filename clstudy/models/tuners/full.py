@@ -8,13 +8,13 @@ from annotated_types import Ge
 from clstudy.models.clip import Clip
 from clstudy.models.tuners.base import Tuner
 
-BEHIND = {"ln_post", "attn_pool", "proj", "ln_final",
-          "text_projection"}  # what a tower has after its blocks
+# what a tower has after its blocks
+BEHIND = {"ln_post", "attn_pool", "proj", "ln_final", "text_projection"}
 
 
 @dataclass
 class NoTuner(Tuner):
-    """Nothing moves."""
+    """Trains nothing."""
 
     title: ClassVar[str] = "None"
     neutral: ClassVar[bool] = True
@@ -25,11 +25,11 @@ class NoTuner(Tuner):
 
 @dataclass
 class Full(Tuner):
-    """Every parameter of the tower; or its upper part, with the temperature or without (VR-LwF,
-    arXiv 2207.09248).
+    """Trains the whole tower; or its upper part, with the temperature or without (VR-LwF, arXiv
+    2207.09248).
 
-    Where `above` is not 0, the blocks below it stay frozen, and with them embeddings and patches;
-    what stands behind the blocks, norm and projection, moves always."""
+    Where `above` is not 0, the blocks below it are frozen, and so are embeddings and patches. Norm
+    and projection behind the blocks are always trained."""
 
     title: ClassVar[str] = "Full"
     neutral: ClassVar[bool] = True
@@ -41,9 +41,8 @@ class Full(Tuner):
         for owner in self.transformer_owners(clip, tower) if self.above else ():
             last = len(owner.transformer.resblocks) - 1
             if self.above > last:
-                raise ValueError(
-                    f"tuner_args: above={self.above!r}: must be from 0 to {last}, the last "
-                    f"block of model={clip.name!r}")
+                raise ValueError(f"tuner_args: above={self.above!r}: must be from 0 to {last}, the "
+                                 f"last block of model={clip.name!r}")
         clip.requires_grad_(False)
         for name, parameter in clip.tower(tower):
             block = re.search(r"\.resblocks\.(\d+)\.", name)

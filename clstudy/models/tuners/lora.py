@@ -18,9 +18,8 @@ from torch import nn
 from clstudy.models.clip import Clip
 from clstudy.models.tuners.base import Tuner
 
-_BLOCKS = {
-    "image": r"visual\.transformer", "text": r"transformer", "both": r"(visual\.)?transformer"
-}
+_BLOCKS = {"image": r"visual\.transformer", "text": "transformer",
+           "both": r"(visual\.)?transformer"}
 
 
 @dataclass
@@ -32,8 +31,7 @@ class Lora(Tuner):
 
     rank: Annotated[int, Ge(1)] = 4  # of each update
     alpha: Annotated[float, Gt(0)] = 1.0  # the update is scaled by alpha / rank
-    init: Literal["zero",
-                  "official"] = "zero"  # official: the q, k, v pair is drawn, as in SIT's code
+    init: Literal["zero", "official"] = "zero"  # official: draws the q, k, v pair, as SIT's code
 
     @property
     def neutral(self) -> bool:

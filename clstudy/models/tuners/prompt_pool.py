@@ -2,16 +2,16 @@
 2112.08654), DualPrompt (Wang et al. 2022, arXiv 2204.04799) and MVP (Moon et al. 2023, arXiv
 2308.09303), made for ViT classifiers, on CLIP.
 
-    q = ln_post(class token behind the last block), without prompts     query: a frozen forward pass before the other
-    d_k = 1 − cos(q, κ_k)                                               distance to key κ_k, one per prompt
-    l2p         [class, patches, P_k1 … P_kN]  →  all blocks            tokens of the N nearest prompts
-    dualprompt  attention(Q, [P; K], [P'; V]) in block b                more keys and values: P = G_b, or E_kb
-    mvp         [class, patches, P]  →  block b  →  [class, patches]    tokens that one block sees: P = G_b, or E_kb
-    G_b: general, for every image.   E_kb: of the expert k that the image has
+    q = ln_post(class token behind the last block), no prompts     query: a frozen forward pass
+    d_k = 1 − cos(q, κ_k)                                          distance to key κ_k of a prompt
+    l2p         [class, patches, P_k1 … P_kN] → all blocks         tokens of the N nearest prompts
+    dualprompt  attention(Q, [P; K], [P'; V]) in block b           more keys and values
+    mvp         [class, patches, P] → block b → [class, patches]   tokens that one block sees
+    P is G_b, general, for every image; or E_kb, of the expert k that the image has
 
 All else is frozen, and class texts are the classifier. On ViT-B/16 the defaults have 46,080 (l2p),
-944,640 (dualprompt) and 481,280 (mvp) parameters. An untrained pool does change the model: prompts
-take part in attention.
+944,640 (dualprompt) and 481,280 (mvp) parameters. An untrained pool already changes the model:
+prompts take part in attention.
 
 Departures. In L2P's paper the prompts' own outputs are averaged into the feature; here, as in the
 other two, the feature is read where CLIP reads it, at the class token. Prompts join behind ln_pre
@@ -56,18 +56,18 @@ class Pool(nn.Module):
                  form: str = "stay", batchwise: bool = False, balanced: bool = False,
                  mask: int = 0):
         super().__init__()
-        self.resblocks, self._norm = visual.transformer.resblocks, (visual.ln_post,
-                                                                    )  # a tuple registers nothing
+        self.resblocks = visual.transformer.resblocks
+        self._norm = (visual.ln_post,)  # a tuple registers nothing
         self.top, self.form, self.batchwise, self.balanced = top, form, batchwise, balanced
         self.expert_blocks, self.general_blocks = tuple(expert_blocks), tuple(general_blocks)
-        width, kinds = visual.ln_post.normalized_shape[
-            0], 2 if form == "prefix" else 1  # a prefix: keys and values
+        width = visual.ln_post.normalized_shape[0]
+        kinds = 2 if form == "prefix" else 1  # keys and values
         self.general = drawn(len(self.general_blocks), kinds, general, width)
         self.expert = drawn(size, len(self.expert_blocks), kinds, expert, width)
         self.keys = drawn(size, width)
         self.mask = nn.Parameter(torch.zeros(size, mask)) if mask else None
-        self.register_buffer("used", torch.zeros(
-            size, dtype=torch.long))  # images trained with each, if counted
+        used = torch.zeros(size, dtype=torch.long)  # images trained with each prompt, if counted
+        self.register_buffer("used", used)
         self.only: int | None = None  # in training every image takes this prompt
         self.query: Tensor | None = None
         self.choice: Tensor | None = None
@@ -76,8 +76,8 @@ class Pool(nn.Module):
         length = x.shape[1]
         with torch.no_grad():
             self.query = self.ask(x)
-            self.choice = self.choose(1
-                                      - F.cosine_similarity(self.query[:, None], self.keys, dim=-1))
+            cosine = F.cosine_similarity(self.query[:, None], self.keys, dim=-1)
+            self.choice = self.choose(1 - cosine)
         for number, block in enumerate(self.resblocks):
             more = self.at(number, len(x))
             if more is None:
@@ -90,33 +90,32 @@ class Pool(nn.Module):
         return x[:, :length]
 
     def ask(self, x: Tensor) -> Float[Tensor, "batch width"]:
-        """The frozen feature, before its projection."""
+        """Return the frozen feature, before its projection."""
         for block in self.resblocks:
             x = block(x)
         return self._norm[0](x[:, 0].float())
 
     def choose(self, distance: Float[Tensor, "batch size"]) -> Int[Tensor, "batch top"]:
-        """Which prompts each image takes. Nothing here is read by the host."""
+        """Return which prompts each image takes. The host reads nothing here."""
         if self.training and self.only is not None:
             return torch.full_like(distance[:, :1], self.only, dtype=torch.long)
         if self.balanced:
             distance = distance * (1 + self.used)
         else:  # where usage is counted, a prompt that no image was trained with does not compete
             distance = distance.masked_fill((self.used == 0) & self.used.any(), torch.inf)
-        nearest = distance.argsort(dim=1,
-                                   stable=True)[:, :self.top]  # ties: the first, on every device
+        nearest = distance.argsort(dim=1, stable=True)[:, :self.top]  # ties: the first prompt
         if not (self.batchwise and self.training):
             return nearest
-        return self.votes(nearest).argsort(descending=True,
-                                           stable=True)[:self.top].expand_as(nearest)
+        popular = self.votes(nearest).argsort(descending=True, stable=True)
+        return popular[:self.top].expand_as(nearest)
 
     def votes(self, choice: Int[Tensor, "batch top"]) -> Int[Tensor, " size"]:
-        """How often each prompt was chosen."""
-        return (choice[:, :, None] == torch.arange(len(self.keys), device=choice.device)).sum(
-            (0, 1))
+        """Return how often each prompt was chosen."""
+        prompts = torch.arange(len(self.keys), device=choice.device)
+        return (choice[:, :, None] == prompts).sum((0, 1))
 
     def distance(self) -> Float[Tensor, "batch top"]:
-        """1 − cos(q, κ) to the keys of the last choice; differentiable in the keys."""
+        """Return 1 − cos(q, κ) to the keys of the last choice; differentiable in the keys."""
         return 1 - F.cosine_similarity(self.query[:, None], self.keys[self.choice], dim=-1)
 
     def tally(self) -> None:
@@ -124,19 +123,18 @@ class Pool(nn.Module):
         self.used += self.votes(self.choice)
 
     def at(self, block: int, batch: int) -> Float[Tensor, "batch kinds tokens width"] | None:
-        """The tokens of a block for each image: general ones, then those of its prompts."""
+        """Return the tokens of a block for each image: general ones, then those of its prompts."""
         parts = []
         if self.general is not None and block in self.general_blocks:
             parts.append(self.general[self.general_blocks.index(block)].expand(batch, -1, -1, -1))
         if self.expert is not None and block in self.expert_blocks:
-            chosen = self.expert[:, self.expert_blocks.index(block)][
-                self.choice]  # (batch, top, kinds, tokens, width)
+            experts = self.expert[:, self.expert_blocks.index(block)]
+            chosen = experts[self.choice]  # (batch, top, kinds, tokens, width)
             parts.append(chosen.transpose(1, 2).flatten(2, 3))
         return torch.cat(parts, dim=2) if parts else None
 
     def open(self, number: int) -> None:
-        """From now on every image is trained with this prompt of the pool, which starts as the one
-        before it.
+        """Train every image from now on with this prompt, which starts as a copy of the last one.
 
         Past the end of the pool each image takes the nearest."""
         self.only = number if number < len(self.keys) else None
@@ -146,15 +144,14 @@ class Pool(nn.Module):
 
 
 def drawn(*shape: int) -> nn.Parameter | None:
-    """Uniform between −1 and 1, as in L2P's and DualPrompt's code; None where there is nothing to
-    draw."""
+    """Draw uniformly from −1 to 1, as in L2P's and DualPrompt's code; None for an empty shape."""
     return nn.Parameter(2 * torch.rand(shape) - 1) if math.prod(shape) else None
 
 
 def with_prefix(block: nn.Module, x: Float[Tensor, "batch tokens width"],
                 key: Float[Tensor, "batch length width"],
                 value: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch tokens width"]:
-    """open_clip's block, with more keys and values in its attention."""
+    """Run open_clip's block with more keys and values in its attention."""
     attn = block.attn
     q, k, v = attn.qkv(block.ln_1(x)).chunk(3, dim=-1)
     k, v = torch.cat([key.to(k.dtype), k], dim=1), torch.cat([value.to(v.dtype), v], dim=1)
@@ -165,18 +162,17 @@ def with_prefix(block: nn.Module, x: Float[Tensor, "batch tokens width"],
 
 
 def pool_of(clip: Clip) -> Pool:
-    """The pool that a tuner put into the image tower. ValueError: there is none."""
+    """Return the pool that a tuner put into the image tower. ValueError: there is none."""
     pool = getattr(clip.model.visual, "transformer", None)
     if not isinstance(pool, Pool):
-        raise ValueError(
-            "the model has no pool of prompts. Choices: tuner='l2p', 'dualprompt', 'mvp'")
+        raise ValueError("the model has no pool of prompts. Choices: tuner='l2p', 'dualprompt', "
+                         "'mvp'")
     return pool
 
 
 @dataclass
 class PoolTuner(Tuner):
-    """A tuner that puts a pool of prompts, which is free, in place of the image transformer of a
-    frozen model."""
+    """A tuner that puts a trainable pool of prompts around the image transformer."""
 
     towers: ClassVar[tuple[str, ...]] = ("image",)
     reason: ClassVar[str] = "its prompts are chosen by the image and read by the image tower"
@@ -188,15 +184,13 @@ class PoolTuner(Tuner):
         clip.model.visual.transformer = pool.to(clip.device)
 
     def pool_for(self, visual: nn.Module, model: str) -> Pool:
-        """The pool that replaces the transformer of this image tower; model: its name, for
-        errors."""
+        """Return the pool for the transformer of this tower. model: its name, for errors."""
         raise NotImplementedError
 
 
 @dataclass
 class L2PPool(PoolTuner):
-    """A pool of prompts in front of the image tower, of which each image takes the nearest `top`
-    (L2P)."""
+    """A pool of prompts in front of the image tower; each image takes the nearest `top` (L2P)."""
 
     title: ClassVar[str] = "L2P"
     source: ClassVar[str] = "Wang et al. 2021, arXiv 2112.08654"
@@ -216,8 +210,9 @@ class L2PPool(PoolTuner):
 
 @dataclass
 class ExpertTuner(PoolTuner):
-    """General prompts and experts in some blocks; by default blocks 0, 1 and 2, 3, 4, in a model of
-    fewer than five blocks 0 and all others."""
+    """General prompts and experts in some blocks, by default in blocks 0, 1 and in 2, 3, 4.
+
+    In a model of fewer than five blocks the defaults are block 0 and all others."""
 
     general: Annotated[int, Ge(0)] = 5  # length of the general prompts; 0: none
     general_blocks: Blocks = None  # where they stand; None: the first two
@@ -229,33 +224,28 @@ class ExpertTuner(PoolTuner):
         for field in ("general_blocks", "expert_blocks"):
             blocks = getattr(self, field) or ()
             if len(set(blocks)) < len(blocks):
-                raise ValueError(
-                    f"{field}={blocks!r}: must be a list of different numbers, the first "
-                    "block of the image tower is 0")
+                raise ValueError(f"{field}={blocks!r}: must be a list of different numbers, the "
+                                 "first block of the image tower is 0")
 
     def places(self, visual: nn.Module) -> dict:
-        """Lengths and blocks as Pool takes them. ValueError: a block that the model does not
-        have."""
+        """Return lengths and blocks as Pool takes them. ValueError: the model has no such block."""
         depth = len(visual.transformer.resblocks)
         first = 2 if depth >= 5 else min(1, depth - 1)  # where the experts begin
-        usual = {
-            "general_blocks": range(max(first, 1)), "expert_blocks": range(first, min(5, depth))
-        }
+        usual = {"general_blocks": range(max(first, 1)),
+                 "expert_blocks": range(first, min(5, depth))}
         places = {}
         for field, blocks in usual.items():
             given = getattr(self, field)
             places[field] = tuple(blocks) if given is None else given
             if not set(places[field]) <= set(range(depth)):
-                raise ValueError(
-                    f"tuner_args: {field}={given!r}: must be different numbers from 0 to "
-                    f"{depth - 1}, the blocks of the image tower")
+                raise ValueError(f"tuner_args: {field}={given!r}: must be different numbers from 0 "
+                                 f"to {depth - 1}, the blocks of the image tower")
         return {"general": self.general, "expert": self.expert, **places}
 
 
 @dataclass
 class DualPromptPool(ExpertTuner):
-    """General prompts, and an expert per stage, as keys and values in the attention of some blocks
-    (DualPrompt)."""
+    """General prompts, and an expert per stage, as keys and values in some blocks (DualPrompt)."""
 
     title: ClassVar[str] = "DualPrompt"
     source: ClassVar[str] = "Wang et al. 2022, arXiv 2204.04799"
@@ -269,11 +259,10 @@ class DualPromptPool(ExpertTuner):
 
 @dataclass
 class MVPPool(ExpertTuner):
-    """General prompts, and experts shared by usage, as tokens in some blocks; and a mask of the
-    logits (MVP).
+    """General prompts, experts chosen by use, as tokens in some blocks, and a logit mask (MVP).
 
     The mask is a vector μ_e per expert, from which the method makes a factor 2σ(μ_e·t_k) for class
-    k: any set of classes has one. It starts at zero, so at factor 1."""
+    k, so that it serves any set of classes. It starts at zero, so at factor 1."""
 
     title: ClassVar[str] = "MVP"
     source: ClassVar[str] = "Moon et al. 2023, arXiv 2308.09303"

@@ -3,7 +3,8 @@ its text half, or deep visual prompts (VPT, Jia et al. 2022, arXiv 2203.12119).
 
     text    [start, P_1, words] → block 1 → [start, P_2, words] → block 2 → …
     image   [class, patches, Q_1] → block 1 → [class, patches, Q_2] → block 2 → …
-    P_i: length × d, learned, i ≤ depth.  Q_i: learned; with both towers Q_i = W_i P_i + b_i, and W_i, b_i are learned
+    P_i: length × d, learned, i ≤ depth.  Q_i: learned; with both towers Q_i = W_i P_i + b_i with
+    learned W_i, b_i
 
 Each of the first `depth` blocks gets tokens of its own, in place of what the block before has made
 of its tokens; later blocks work on with what they are given. All else is frozen. With length 3 and
@@ -45,12 +46,12 @@ class Prompted(nn.Module):
         if project is None:
             self.prompts = prompts
         else:
-            self.shared = (prompts,
-                           )  # a tuple registers nothing: each parameter has one name and one tower
+            self.shared = (prompts,)  # a tuple registers nothing: a parameter has one tower
 
     def tokens(self, block: int) -> Tensor:
-        return self.prompts[block] if self.project is None else self.project[block](
-            self.shared[0][block])
+        if self.project is None:
+            return self.prompts[block]
+        return self.project[block](self.shared[0][block])
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         at = x.shape[1] if self.at is None else self.at
@@ -66,14 +67,13 @@ class Prompted(nn.Module):
         return torch.cat([x[:, :at], x[:, at + self.length:]], dim=1)
 
     def get_cast_dtype(self) -> torch.dtype:
-        """Asked for by open_clip's own `encode_text`."""
+        """Return the type of the weights, which open_clip's `encode_text` asks for."""
         return self.resblocks[0].get_weight_dtype()
 
 
 @dataclass
 class Prompts(Tuner):
-    """Learned tokens in the first blocks (MaPLe). An untrained prompt tuner does change the model:
-    it adds tokens."""
+    """Trains tokens in the first blocks (MaPLe). Untrained, they already change the model."""
 
     title: ClassVar[str] = "Prompts"
     source: ClassVar[str] = "Khattak et al. 2022, arXiv 2210.03117"
@@ -92,9 +92,9 @@ class Prompts(Tuner):
         owners = self.transformer_owners(clip, tower)
         depth = self.depth_in(min(len(owner.transformer.resblocks) for owner in owners))
         if tower != "image" and not clip.causal:
-            raise ValueError(
-                f"the tuner {self.title} needs a causal text tower whose feature is read at the end "
-                f"token; that of model={clip.name!r} is not. Choices: tower='image'")
+            raise ValueError(f"the tuner {self.title} needs a causal text tower whose feature is "
+                             f"read at the end token; that of model={clip.name!r} is not. Choices: "
+                             "tower='image'")
         words = WORDS if self.init is None else self.init
         start = [] if tower == "image" else [_words(clip, words, self.length)]
         clip.requires_grad_(False)
@@ -111,11 +111,11 @@ class Prompts(Tuner):
             visual.transformer = Prompted(visual.transformer, learned, project=project)
 
     def depth_in(self, blocks: int) -> int:
-        """How many of a model's blocks get tokens. ValueError: it has fewer."""
+        """Return how many of a model's blocks get tokens. ValueError: it has fewer."""
         depth = min(DEPTH, blocks) if self.depth is None else self.depth
         if depth > blocks:
-            raise ValueError(
-                f"tuner_args: depth={depth!r}: must be from 1 to {blocks}, the number of blocks")
+            raise ValueError(f"tuner_args: depth={depth!r}: must be from 1 to {blocks}, the number "
+                             "of blocks")
         return depth
 
 
@@ -124,11 +124,11 @@ def _width(transformer: nn.Module) -> int:
 
 
 def _words(clip: Clip, init: str, length: int) -> Tensor:
-    """Embeddings, with positions, of the first `length` tokens of a text."""
+    """Return embeddings, with positions, of the first `length` tokens of a text."""
     row = clip.tokenizer([init])[0]
     count = int(row.argmax()) - 1  # between the start token and the end token
     if count < length:
-        raise ValueError(
-            f"tuner_args: init={init!r}: too short for length={length}, it has {count} tokens")
+        raise ValueError(f"tuner_args: init={init!r}: too short for length={length}, it has "
+                         f"{count} tokens")
     words = clip.model.token_embedding.weight[row[1:1 + length].to(clip.device)]
     return (words + clip.model.positional_embedding[1:1 + length]).detach()

@@ -1,5 +1,5 @@
-"""Rectified layers: a low-rank correction and a scale per output on every linear layer of the
-blocks. RKR, Singh et al. 2021, Rectification-based Knowledge Retention, arXiv 2103.16597; in the
+"""Rectified layers: every linear layer of the blocks gets a low-rank correction and a scale per
+output. RKR, Singh et al. 2021, Rectification-based Knowledge Retention, arXiv 2103.16597; in the
 form of VR-LwF's code (arXiv 2207.09248).
 
     W x + b  →  σ ⊙ (W x + b + U D x)
@@ -42,8 +42,8 @@ class Rescaled(nn.Linear):
         self.register_parameter("down", None)
         self.register_parameter("up", None)
         if rank:
-            start = (2 * torch.rand(source.out_features, rank) - 1) / math.sqrt(
-                rank)  # drawn on the host
+            start = 2 * torch.rand(source.out_features, rank) - 1  # drawn on the host
+            start = start / math.sqrt(rank)
             self.down = nn.Parameter(torch.zeros(rank, source.in_features, device=device))
             self.up = nn.Parameter(start.to(device))
 
@@ -51,12 +51,11 @@ class Rescaled(nn.Linear):
         out = F.linear(x, self.weight, self.bias)
         if self.down is not None:
             out = out + F.linear(F.linear(x, self.down), self.up)
-        return out * self.sigma.to(
-            out.dtype)  # under autocast the output stays bf16, as that of a plain layer
+        return out * self.sigma.to(out.dtype)  # bf16 under autocast, as of a plain layer
 
     @torch.no_grad()
     def plain(self) -> nn.Linear:
-        """The same function as a linear layer: σ ⊙ (W + U D) and σ ⊙ b."""
+        """Return the same function as a linear layer: σ ⊙ (W + U D) and σ ⊙ b."""
         layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         weight = self.weight if self.down is None else self.weight + self.up @ self.down
         layer.weight = nn.Parameter(self.sigma[:, None] * weight, requires_grad=False)
