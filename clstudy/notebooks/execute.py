@@ -19,11 +19,11 @@ from typing import Any
 from clstudy.notebooks import html as pages
 from clstudy.notebooks.cells import read, source
 from clstudy.notebooks.parameters import check_parameters
-from clstudy.utils.paths import REPOSITORY
+from clstudy.utils import paths
 from clstudy.utils.progress import report
 
 KERNEL_ENV = {
-    "CLSTUDY_HEADLESS": "1",  # progress bars as text, no widgets waiting for a click
+    paths.HEADLESS: "1",  # progress bars as text, no widgets waiting for a click
     "PLOTLY_RENDERER": "plotly_mimetype",  # the figure as data; `pages` adds the library, once
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a user's `agg` would hide every figure
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger writes a warning into the first cell
@@ -181,13 +181,13 @@ def _own_kernel() -> type:
 
         def start_kernel(self, **kw: Any) -> Any:
             # Not by os.chdir or os.environ: those would hit every other thread of this process.
-            return super().start_kernel(**kw, cwd=str(REPOSITORY), env=_kernel_env())
+            return super().start_kernel(**kw, cwd=str(paths.REPOSITORY), env=_kernel_env())
 
     return OwnKernel
 
 
 def _kernel_env() -> dict[str, str]:
     """Return the environment of a kernel: beside other notebooks it uses its share of the cores."""
-    mine = {name: value for name, value in os.environ.items() if name != "CLSTUDY_QUIET"}
-    share = os.environ.get("CLSTUDY_CORES")
-    return {**mine, **KERNEL_ENV, **({"OMP_NUM_THREADS": share} if share else {})}
+    mine = {name: value for name, value in os.environ.items() if name != paths.QUIET}
+    share = paths.core_limit()
+    return {**mine, **KERNEL_ENV, **({"OMP_NUM_THREADS": str(share)} if share else {})}

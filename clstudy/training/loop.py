@@ -25,7 +25,7 @@ from clstudy.training.monitor import Cost, Step, check_weights, gather, own_tabl
 from clstudy.training.probing import open_probes
 from clstudy.training.setup import _start, make_optimizer, prepare, towers_of, unchanging
 from clstudy.utils import distributed
-from clstudy.utils.progress import bar
+from clstudy.utils.progress import ImageBar, Progress
 
 LOOK = 20  # steps between two looks at the losses
 STEPS = ("stage", "images_seen", "step", "term", "value")  # columns of `Trained.steps`
@@ -47,12 +47,6 @@ def one_pass(stage: Stage, benchmark: BenchmarkData, seen: list[int], prompts: T
              config: RunConfig) -> Iterator[Batch]:
     """The stage once, without augmentation: what a method may look at before and after it."""
     return batches(stage, benchmark, seen, prompts, config.batch_size, stage.index)
-
-
-def own_bar(config: RunConfig, stages: Sequence[Stage]):
-    """Progress over all images of a run."""
-    return bar(total=total(config, stages), unit="img", desc=f"{config.method} {config.tuner}",
-               leave=False)
 
 
 def total(config: RunConfig, stages: Sequence[Stage]) -> int:
@@ -107,12 +101,12 @@ class Trained:
     model: Clip  # as it is deployed
 
 
-def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
+def train(config: RunConfig, progress: Progress | None = None, probes: Sequence[str] = (),
           saver: Saver | None = None) -> Trained:
     """Run the stream once.
 
-    progress: has `update(images)` and `close()`, and may have `begin(position, probes, total)`.
-    probes: of `PROBES`. saver: saves now and then, and resumes. NotFinite: a loss or a weight.
+    progress: by default a bar over the images of the run. probes: of `PROBES`. saver: saves now and
+    then, and resumes. NotFinite: a loss or a weight.
     KeyboardInterrupt: Ctrl-C, once saved."""
     clip, benchmark, stages = prepare(config)
     method = config.make("method")
@@ -121,7 +115,7 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
     shuffle = np.random.default_rng(config.seed)
     prompts = class_prompts(clip, benchmark)
     at, cost, waiting, cache = Position(), Cost(clip.device), [], _start(config)
-    shown, saver = progress or own_bar(config, stages), saver or Saver()
+    shown, saver = progress or ImageBar(f"{config.method} {config.tuner}"), saver or Saver()
     least = 1 if clip.device.type == "cpu" else LOOK  # on the CPU nobody waits for a look
 
     def look(stage: int, complete: bool) -> None:
@@ -138,7 +132,7 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
     with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # resumes in place
             clip, unchanging(benchmark, stages, prompts), at=at, method=method, cost=cost,
             probes=watching, augmentation=generator, shuffle=shuffle):
-        getattr(progress, "begin", lambda *_: None)(at, watching, total(config, stages))
+        shown.begin(at, watching, total(config, stages))
         shown.update(distributed.agreed("at the start", at.images))
         if not at.evals:
             look(0, complete=True)

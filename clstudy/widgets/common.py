@@ -2,7 +2,6 @@
 light and in a dark theme, one palette (that of `plots`), pictures as HTML."""
 import base64
 import io
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
@@ -17,6 +16,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from clstudy.plots.style import PALETTE
+from clstudy.utils.paths import headless as headless
 
 Shown = ipw.Widget | Figure
 WHOLE = {"description_width": "initial"}  # else long words before a slider are cut
@@ -28,11 +28,6 @@ CLEAR = {"opacity": 1,
          "fillcolor": "rgba(0,0,0,0)"}  # of a shape: the template fills them half black
 CARD = f"background:{PAPER};color:{INK};padding:6px 10px;font:13px/1.45 sans-serif;overflow-x:auto"
 SIZE = 64  # pixels of a picture on a card
-
-
-def headless() -> bool:
-    """Nobody is there to move a slider: `clstudy run`, tests."""
-    return bool(os.environ.get("CLSTUDY_HEADLESS"))
 
 
 class Keys(anywidget.AnyWidget):
