@@ -154,7 +154,7 @@ def machine(run: Run) -> str:
     """Where a run was made, as far as its speed goes: its GPU, or its kind of CPU and the
     threads."""
     path = run.folder / "env.json"
-    env = run_module._object(path) if path.exists() else {}
+    env = run_module.read_object(path) if path.exists() else {}
     return env.get("cuda") or f"{env.get('machine', 'unknown')}, {env.get('threads', '?')} threads"
 
 

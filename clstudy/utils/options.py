@@ -87,6 +87,11 @@ def described(kind: type) -> list[Option]:
                    helps.get(one.name, "")) for one in _init_fields(kind)]
 
 
+def option_names(kind: type) -> list[str]:
+    """Return the names of all options of a choice."""
+    return [one.name for one in _init_fields(kind)]
+
+
 def annotation(kind: type, name: Any) -> Any:
     """Return the annotation of an option; None if the choice has no such option."""
     return {one.name: one.type for one in _init_fields(kind)}.get(name)
