@@ -50,7 +50,8 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
     "00_start_here": {"things": ["dog", "pizza"], "extra": ["an animal"]},
     "01_forgetting": {"precision": "fp32", "families": ["streamline-emojis"], "seeds": [0]},
     "02_the_loop": {"tasks": 2, "batch_size": 256},
-    "03_candidates": STREAM | {"streams": ["si_blurry"], "tuners": ["lora"], "pools": [], "memory": 20},
+    "03_candidates": HAND | {"tasks": 2, "steps_per_batch": 1, "streams": ["si_blurry"], "tuners": ["lora"],
+                             "others": [{"tuner": "lora", "method": "er", "method_args": {"size": 20}}]},
     "04_gradients": STREAM | {"look_at": 2, "model": "icon-clip"},  # a toy has nothing to lose
     "05_which_encoder": STREAM,
     "06_streams": STREAM | {"disjoint_shares": [100, 50]},

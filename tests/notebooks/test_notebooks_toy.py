@@ -25,8 +25,10 @@ FEW = {"benchmark": "toy", "benchmark_args": {}, "seeds": [0, 1], "precision": "
 STREAM = FEW | {"tasks": 2, "lr": 0.01, "eval_every": 20}
 ONE = FEW | {"epochs": 1, "batch_size": 32, "lr": 0.01, "sessions": {"tasks": 2}}
 TOY = {  # parameters that make it small; the model is the toy's
-    "03_candidates": FEW | {"tasks": 2, "eval_every": 20, "both_softmaxes": True, "memory": 12,
-                            "more_benchmarks": {"other": {}}, "more_tuners": ["adapter"]},
+    "03_candidates": FEW | {"tasks": 2, "more": {"eval_every": 20, "held_out_every": 5},
+                            "others": [{"tuner": "lora", "method": "er", "method_args": {"size": 12}},
+                                       {"tuner": "adapter", "method": "sit"}],
+                            "variants": {"elsewhere": {"benchmark": "other"}, "two": {"double_softmax": True}}},
     "04_gradients": STREAM | {"look_at": 2},
     "05_which_encoder": STREAM,
     "06_streams": STREAM,
