@@ -1,7 +1,7 @@
 """clstudy: a laboratory for continual learning of CLIP.
 
-Importing it costs nothing: the names below, and torch with them, are imported when first used (PEP
-562). Modules are imported by their own name: `from clstudy import plots`,
+Importing it costs nothing: the names below, and torch with them, are imported at their first use
+(PEP 562). Import a module by its own name: `from clstudy import plots`,
 `from clstudy.notebooks.exercises import check`.
 """
 
@@ -10,8 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# No function with its module's name (train.train, check.check): importing the module would replace
-# it.
+# No name is that of its module (train.train): importing the module would replace it.
 _HOME = {
     "RunConfig": "clstudy.training.config",
     "load_clip": "clstudy.models.loading",

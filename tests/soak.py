@@ -38,6 +38,7 @@ from clstudy.runs.run import find, finished, load_runs, load_tuned  # noqa: E402
 from clstudy.runs.store import load_or_train  # noqa: E402
 from clstudy.training.checkpoint import states  # noqa: E402
 from clstudy.training.config import RunConfig  # noqa: E402
+from clstudy.utils.progress import Progress  # noqa: E402
 
 SMALL = {
     "sit": {"size": 10, "replay": 5}, "finetune": {}, "er": {"size": 10, "replay": 5}, "lwf": {},
@@ -417,14 +418,11 @@ def draft_files(model: Path, place: Path) -> int:
     class Killed(BaseException):
         pass
 
-    class Falling:
+    class Falling(Progress):
         def update(self, count):
             self.left = getattr(self, "left", 5) - 1
             if not self.left:
                 raise Killed
-
-        def close(self):
-            pass
 
     count, kept = 0, place / "kept"
     try:

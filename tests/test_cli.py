@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clstudy import cli
+from clstudy.analysis import catalogue
 from clstudy.runs import status, workers
 from clstudy.utils import paths
 
@@ -50,7 +51,7 @@ def test_a_sweep_is_planned_made_shown_and_not_made_again(call, grid, tmp_path):
     assert planned.exit_code == 0 and "2 to do" in planned.stdout and not (tmp_path
                                                                            / "runs").exists()
     made = call("sweep", *grid, "seed=0..1", "--name", "mine")
-    assert made.exit_code == 0 and "2 of 2 are there, 0 failed" in made.stdout
+    assert made.exit_code == 0 and "2 of 2 exist, 0 failed" in made.stdout
     assert "all made" in call("status").stdout and "done: 2" in call("status", "mine").stdout
     again = call("sweep", *grid, "seed=0..2")
     assert again.exit_code == 0 and "2 exist, 1 to do" in again.stdout
@@ -92,7 +93,7 @@ def test_words_beat_the_file_and_options_are_read_from_it(call, tiny, tmp_path):
 @pytest.mark.slow
 def test_notebooks_are_swept_and_have_an_index(call, notebook, tmp_path):
     done = call("sweep", notebook, "rate=0.25,2")
-    assert done.exit_code == 1 and "FAILED 01_a rate=2" in done.stdout and "1 of 2 are there" in done.stdout
+    assert done.exit_code == 1 and "FAILED 01_a rate=2" in done.stdout and "1 of 2 exist" in done.stdout
     folder = tmp_path / "runs" / "notebooks"
     assert len(list(folder.glob("01_a-*/01_a.ipynb"))) == 1 == len(
         list(folder.glob("01_a-*/01_a.failed.ipynb")))
@@ -125,8 +126,8 @@ def test_clean_shows_and_removes_only_if_told(call, grid, tmp_path):
 
 
 def test_what_is_listed_says_whole_sentences(call):
-    assert cli._first_sentence("One line.\n\nMore.") == "One line."
-    assert cli._first_sentence("A sentence that goes on\n    in the next line (arXiv 1.2). Then another.") \
+    assert catalogue.first_sentence("One line.\n\nMore.") == "One line."
+    assert catalogue.first_sentence("A sentence that goes on\n    in the next line (arXiv 1.2). Then another.") \
         == "A sentence that goes on in the next line (arXiv 1.2)."
     for line in call("list", "methods").stdout.splitlines()[1:]:
         if not line.startswith(" " * 16):

@@ -146,7 +146,7 @@ def machine(run: Run) -> str:
     """Return where a run was made, as far as its speed goes: its GPU, or its kind of CPU and the
     number of threads."""
     path = run.folder / "env.json"
-    env = json.loads(path.read_text()) if path.exists() else {}
+    env = run_module.read_object(path) if path.exists() else {}
     return env.get("cuda") or f"{env.get('machine', 'unknown')}, {env.get('threads', '?')} threads"
 
 

@@ -18,11 +18,11 @@ from typing import Any
 from clstudy.notebooks import html as pages
 from clstudy.notebooks.cells import read, source
 from clstudy.notebooks.parameters import check_parameters
-from clstudy.utils.paths import REPOSITORY
+from clstudy.utils import paths
 from clstudy.utils.progress import report
 
 KERNEL_ENV = {
-    "CLSTUDY_HEADLESS": "1",  # progress bars as text, no widgets waiting for a click
+    paths.HEADLESS: "1",  # progress bars as text, no widgets waiting for a click
     "PLOTLY_RENDERER": "plotly_mimetype",  # the figure as data; `pages` adds the library, once
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a user's `agg` hides every figure
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger writes a warning into the first cell
@@ -151,14 +151,14 @@ def _own_kernel() -> type:
 
         def start_kernel(self, **options: Any) -> Any:
             # Not by os.chdir or os.environ: those would hit every other thread of this process.
-            return super().start_kernel(**options, cwd=str(REPOSITORY), env=_kernel_env())
+            return super().start_kernel(**options, cwd=str(paths.REPOSITORY), env=_kernel_env())
 
     return OwnKernel
 
 
 def _kernel_env() -> dict[str, str]:
     """Return the environment of a kernel: beside other notebooks it uses its share of the cores."""
-    env = {name: value for name, value in os.environ.items() if name != "CLSTUDY_QUIET"}
-    if share := env.get("CLSTUDY_CORES"):
-        env["OMP_NUM_THREADS"] = share
+    env = {name: value for name, value in os.environ.items() if name != paths.QUIET}
+    if share := paths.core_limit():
+        env["OMP_NUM_THREADS"] = str(share)
     return env | KERNEL_ENV

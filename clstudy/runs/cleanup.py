@@ -1,7 +1,7 @@
-"""What may be removed from the folder of runs: all that no figure needs and nobody is making.
+"""What may be removed from the folder of runs: everything that no figure needs and nobody makes.
 
-A figure keeps the ids of the runs behind it in figures/NAME.json; these runs stay, and so does
-every run of a sweep that somebody drives. Nothing is removed unless it is asked for."""
+A figure keeps the ids of its runs in figures/NAME.json; these runs stay, and so do all runs of a
+sweep that is running."""
 import json
 import shutil
 import time
@@ -9,7 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from clstudy.runs.lock import Busy, RunLock
+from clstudy.runs.run import finished_folders
 from clstudy.runs.status import alive, states
 from clstudy.utils import paths
 from clstudy.utils.validation import choose
@@ -17,18 +20,18 @@ from clstudy.utils.validation import choose
 KINDS = {
     "drafts": "runs that were stopped, with their saved states",
     "runs": "finished runs that no figure needs",
-    "tables": "tables without the runs that they were made from",
+    "tables": "tables made from runs that no longer exist",
     "notebooks": "notebooks that were stopped",
-    "sweeps": "states of sweeps none of whose runs is there",
+    "sweeps": "states of sweeps whose runs no longer exist",
     "weights": "tuned weights of finished runs, only if named"
 }
 USUAL = tuple(kind for kind in KINDS if kind != "weights")
-YOUNG = 3600  # seconds; what has no owner that could be asked, and is younger, may be in the making
+YOUNG = 3600  # seconds; a younger notebook may be running
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something that may go, and why."""
+    """A file or folder that may be removed."""
 
     kind: str
     path: Path
@@ -36,13 +39,12 @@ class Item:
 
 
 def needed(figures: Path) -> set[str]:
-    """Ids of the runs behind figures. ValueError: a damaged file, for then nobody knows what it
-    needs."""
+    """Return the ids of the runs behind figures. ValueError: a file of a figure is damaged."""
     found = set()
     for path in figures.rglob("*.json"):
         try:
             found |= set(json.loads(path.read_text())["runs"])
-        except (KeyError, TypeError):  # some other file
+        except (KeyError, TypeError):  # another kind of file
             continue
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read, so nothing is removed: {error}") from None
@@ -51,58 +53,51 @@ def needed(figures: Path) -> set[str]:
 
 def unneeded(runs: Path | None = None, figures: Path | None = None,
              kinds: Sequence[str] = USUAL) -> list[Item]:
-    """What may go, in the order of `kinds`. figures: the folder whose figures keep their runs."""
-    runs = runs or paths.RUNS
-    if figures is None:
-        figures = paths.FIGURES
+    """Return what may be removed, in the order of `kinds`. figures: those that keep their runs."""
+    runs, figures = runs or paths.RUNS, figures or paths.FIGURES
     for kind in kinds:
         choose("kind", kind, KINDS)
     kept = needed(figures) | {id for state in states(runs) if alive(state) for id in state["tasks"]}
-    finished = [
-        path.parent for path in sorted(runs.glob("*/result.json")) if "." not in path.parent.name
-    ]
-    items = list(_all(runs, finished, kept))
-    going = {item.path for item in items if item.kind == "runs"} if "runs" in kinds else set()
-    return [item for kind in kinds for item in items  # what goes with its run is not counted twice
-            if item.kind == kind and not (kind != "runs" and item.path.parent in going)]
+    items = list(_unneeded(runs, kept))
+    removed = {item.path for item in items if item.kind == "runs" and "runs" in kinds}
+    items = [item for item in items if item.path.parent not in removed]  # weights count once
+    return [item for kind in kinds for item in items if item.kind == kind]
 
 
-def _all(runs: Path, finished: list[Path], kept: set[str]) -> Iterator[Item]:
+def _unneeded(runs: Path, kept: set[str]) -> Iterator[Item]:
     for folder in sorted(runs.glob("*.draft*")):
-        if folder.is_dir() and _dead(folder):
+        if folder.is_dir() and _is_free(folder):
             yield _item("drafts", folder)
+    finished = finished_folders(runs)
     for folder in finished:
         if folder.name not in kept:
             yield _item("runs", folder)
         for path in folder.glob("*.safetensors"):
             yield _item("weights", path)
-    there = {folder.name for folder in finished}
-    for path in sorted(runs.glob("*.parquet")):  # gathered from several runs, by id
-        if not there & set(_made_from(path)):
+    ids = {folder.name for folder in finished}
+    for path in sorted(runs.glob("*.parquet")):
+        if not ids & _made_from(path):
             yield _item("tables", path)
     for path in sorted((runs / "notebooks").rglob("*.running-*.ipynb")):
         if time.time() - path.stat().st_mtime > YOUNG:
             yield _item("notebooks", path)
     for state in states(runs):
-        if not alive(state) and not any((runs / id).exists() or (runs / "notebooks" / id).exists()
-                                        for id in state["tasks"]):
+        made = [folder / id for folder in (runs, runs / "notebooks") for id in state["tasks"]]
+        if not alive(state) and not any(path.exists() for path in made):
             yield _item("sweeps", runs / "sweeps" / state["name"])
 
 
-def _made_from(table: Path) -> list[str]:
-    """The ids in a gathered table, in a column or as its index; one that cannot be read was made
-    from nothing."""
-    import pandas as pd
-
+def _made_from(table: Path) -> set[str]:
+    """Return the ids of the runs in a table, in its column run_id or its index; none if damaged."""
     try:
         found = pd.read_parquet(table)
-        return [str(id) for id in found.get("run_id", found.index.to_series()).unique()]
     except Exception:  # damaged in any way
-        return []
+        return set()
+    return set(map(str, found.get("run_id", found.index)))
 
 
-def _dead(draft: Path) -> bool:
-    """Whether nobody makes this run."""
+def _is_free(draft: Path) -> bool:
+    """Return whether nobody makes this run."""
     try:
         with RunLock(draft, wait=False):
             return True
@@ -111,19 +106,21 @@ def _dead(draft: Path) -> bool:
 
 
 def _item(kind: str, path: Path) -> Item:
-    inside = path.rglob("*") if path.is_dir() else [path]
-    return Item(kind, path, sum(one.lstat().st_size for one in inside if one.is_file()))
+    files = path.rglob("*") if path.is_dir() else [path]
+    return Item(kind, path, sum(file.lstat().st_size for file in files if file.is_file()))
 
 
 def remove(items: Sequence[Item]) -> int:
-    """Remove what was found; bytes that were freed. A run is renamed first, so that no half of one
-    is ever read."""
+    """Remove items, except drafts that somebody has taken up since; return the bytes freed."""
     freed = 0
     for item in items:
         if item.kind == "drafts":
-            if not _remove_draft(item.path):
+            try:
+                with RunLock(item.path, wait=False):
+                    shutil.rmtree(item.path, ignore_errors=True)
+            except Busy:
                 continue
-        elif item.path.is_dir():
+        elif item.path.is_dir():  # renamed first, so that nobody reads half a run
             aside = item.path.with_name(f"{item.path.name}.draft-removed")
             item.path.rename(aside)
             shutil.rmtree(aside)
@@ -133,28 +130,23 @@ def remove(items: Sequence[Item]) -> int:
     return freed
 
 
-def _remove_draft(draft: Path) -> bool:
-    """Under its lock, so that nobody goes on from what is being removed."""
-    try:
-        with RunLock(draft, wait=False):
-            shutil.rmtree(draft, ignore_errors=True)
-        return True
-    except Busy:
-        return False
-
-
 def table(items: Sequence[Item]) -> str:
-    """Kinds with their number and size, and each thing."""
+    """Return a text: each kind with its number and size, and each item."""
+    if not items:
+        return "nothing to do"
     lines = []
     for kind, about in KINDS.items():
         mine = [item for item in items if item.kind == kind]
         if mine:
-            lines.append(
-                f"{kind}: {len(mine)}, {megabytes(sum(item.size for item in mine))} ({about})")
+            lines.append(f"{kind}: {len(mine)}, {megabytes(_total(mine))} ({about})")
             lines += [f"  {megabytes(item.size):>10}  {item.path.name}" for item in mine]
-    return "\n".join([*lines, f"in all {megabytes(sum(item.size for item in items))}"]
-                     if lines else ["nothing to do"])
+    return "\n".join([*lines, f"in all {megabytes(_total(items))}"])
+
+
+def _total(items: Sequence[Item]) -> int:
+    return sum(item.size for item in items)
 
 
 def megabytes(size: int) -> str:
+    """Return a number of bytes as 1.2 MB or 3.4 kB."""
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

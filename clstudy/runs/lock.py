@@ -1,12 +1,11 @@
-"""One process at a time makes a run, on one host or several. The lock of a process that was killed
-is free.
+"""Locks: one process at a time makes a run, on one host or several.
 
-On one host the kernel answers: filelock locks a file in the run's draft, and the kernel opens this
-lock when the process ends, however it ends. Hosts that share a file system see the lock too where
-the file system passes it on, as NFS of Linux does from version 4 on. Where it does not, a heartbeat
-counts: the owner touches a file every `BEAT` seconds, and another host takes the owner for alive
-until `SILENT` seconds have passed since, by the clock of the file system. If two processes make the
-same run nevertheless, they waste time and no result: their numbers are equal, and the run that ends
+On one host the kernel decides: filelock locks a file in the draft of the run, and the kernel
+releases this lock when the process ends, also when it is killed. Other hosts on a shared file system see
+the lock where the file system passes it on, as NFS of Linux does from version 4 on. Elsewhere a
+heartbeat counts: the owner touches a file every `BEAT` seconds, and other hosts take the owner for
+dead after `SILENT` seconds without one, by the clock of the file system. If two processes make the
+same run all the same, they waste time and no result: their numbers are equal, and the run that ends
 first is kept."""
 import json
 import os
@@ -24,20 +23,20 @@ from clstudy.utils.files import write_json
 from clstudy.utils.progress import bar
 
 BEAT = 15.0  # seconds between two heartbeats
-SILENT = 180.0  # seconds without one free another host's lock; NFS may show one a minute late
+SILENT = 180.0  # seconds; NFS may show a heartbeat a minute late
 LOCK, OWNER = "lock", "owner.json"
 
 
 class Busy(RuntimeError):
-    """Another process has the lock; the message says which."""
+    """Another process has the lock; the message names it."""
 
 
 class RunLock:
-    """The lock on the folder of a run, which is made:
-    `with RunLock(folder, done, wait) as mine: ...`
+    """The lock on the draft of a run: `with RunLock(folder, done, wait) as mine: ...`
 
-    mine: False, without the lock, once `done()`: another process made the run. wait: for the owner,
-    with a line that names it. Busy: there is an owner, and wait is False."""
+    It makes the folder. mine: False, without the lock, if `done()` says that another process made
+    the run. wait: for the owner of the lock, with a line that names it. Busy: the lock has an
+    owner, and wait is False."""
 
     def __init__(self, folder: Path, done: Callable[[], bool] = lambda: False, wait: bool = True):
         self.folder, self.done, self.wait = folder, done, wait
@@ -74,34 +73,34 @@ class RunLock:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self.kernel.acquire(blocking=False)
-        except (Timeout, FileNotFoundError):  # the second: its owner removed the folder just now
+        except (Timeout, FileNotFoundError):  # the second: the owner just removed the folder
             return False
         except OSError:  # a file system without locks, where the heartbeat alone counts
             (self.folder / LOCK).touch()
-        if self._beats():
+        if self._owner_beats():
             self.kernel.release()
             return False
         return True
 
-    def _beats(self) -> bool:
-        """Whether an owner of whom the kernel here knows nothing is alive."""
+    def _owner_beats(self) -> bool:
+        """Return whether an owner that the kernel here does not know is alive."""
         found = _signed(self.folder)
         if found is None or (found[0] == platform.node() and self.kernel.is_locked):
             return False
         try:
-            os.utime(self.folder / LOCK)  # the time of the file system, and not of this host
+            os.utime(self.folder / LOCK)  # the time of the file system, not of this host
             now = (self.folder / LOCK).stat().st_mtime
             return now - (self.folder / OWNER).stat().st_mtime < SILENT
-        except OSError:  # the owner ended just now
+        except OSError:  # the owner just ended
             return False
 
     def _begin(self) -> bool:
-        """Sign as the owner, unless the run was finished while we asked for the lock."""
+        """Sign as the owner, unless the run was finished in the meantime."""
         if self.done():
             self.ended.set()
             shutil.rmtree(self.folder, ignore_errors=True)
             return False
-        with suppress(OSError):  # a full disk: whoever waits does not learn for whom
+        with suppress(OSError):  # a full disk: others wait without a name
             write_json(self.folder / OWNER, {"host": platform.node(), "pid": os.getpid()})
         Thread(target=self._beat, daemon=True).start()
         return True
@@ -113,13 +112,13 @@ class RunLock:
 
 
 def owner(folder: Path) -> str:
-    """host:pid of the owner of a lock, as far as it is known."""
+    """Return host:pid of the owner of a lock, if it is known."""
     found = _signed(folder)
     return f"{found[0]}:{found[1]}" if found else "another process"
 
 
 def _signed(folder: Path) -> tuple[str, int] | None:
-    """Host and process of the last owner; None where there is none, or the file is damaged."""
+    """Return host and process of the last owner; None if the file is missing or damaged."""
     try:
         found = json.loads((folder / OWNER).read_text())
         return str(found["host"]), int(found["pid"])

@@ -1,13 +1,14 @@
-"""How a sweep stands: its state on disk, the table on the screen, and what `clstudy status` says.
+"""The status of sweeps: on disk, on the screen, and in the words of `clstudy status`.
 
-    runs/sweeps/NAME/state.json   what there is to do, and how each ended; written anew at every change
-    runs/sweeps/NAME/now/ID.json  how far a running one is; written by its worker, gone when it ends
-    runs/sweeps/NAME/ID.log       why one failed"""
+    runs/sweeps/NAME/state.json   what there is to do, and how each task ended
+    runs/sweeps/NAME/now/ID.json  how far a running task is; its worker writes and removes the file
+    runs/sweeps/NAME/ID.log       why a task failed"""
 import json
 import os
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,38 +23,36 @@ from rich.table import Table
 from clstudy.utils import paths
 from clstudy.utils.files import write_json
 from clstudy.utils.progress import clock
+from clstudy.utils.validation import choose
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
-BEAT = 5  # seconds between two signs of life of whoever drives a sweep
-LINES = 20  # seconds between two lines where no screen is
-STATE = {"name", "host", "pid", "started", "finished", "code", "workers", "beat",
-         "tasks"}  # what a state has
+BEAT = 5  # seconds between two heartbeats of the process that drives a sweep
+SILENT = 60  # seconds without a heartbeat, after which it counts as dead
+LINES = 20  # seconds between two lines in a log
+STATE = {"name", "host", "pid", "started", "finished", "code", "workers", "beat", "tasks"}
 NOW = {"host", "pid", "share", "left"}
-SILENT = 60  # seconds without one, after which its driver counts as dead
 
 
 class Board:
-    """Keeps state.json, and shows a row for each worker with the time left, as long as the block
-    lasts."""
+    """Keeps state.json of a sweep, and shows a row for each worker, until the block ends."""
 
     def __init__(self, folder: Path, tasks: Sequence[Any], made: Collection[str], workers: int,
                  show: bool):
-        """tasks: things with an id and a label (`grid.Task`); made: ids of those that exist."""
+        """tasks: with an id and a label (`grid.Task`); made: ids of those that are done."""
         self.folder, self.code, self.lock = folder, None, RLock()
         self.screen = _Screen() if show else None
-        entries = {
-            task.id: {
-                "label": task.label, "state": "exists" if task.id in made else "waiting",
-                "seconds": None, "error": None, "log": None
-            } for task in tasks
-        }
+        entries = {}
+        for task in tasks:
+            state = "exists" if task.id in made else "waiting"
+            entries[task.id] = {"label": task.label, "state": state, "seconds": None, "error": None,
+                                "log": None}
         self.state = {"name": folder.name, "host": platform.node(), "pid": os.getpid(),
                       "started": time.time(), "finished": None, "code": None, "workers": workers,
                       "beat": time.time(), "left": None, "tasks": entries}
         self.end, self.thread = Event(), Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> "Board":
-        for old in (self.folder / "now").glob("*.json"):  # of a driver that is dead
+        for old in (self.folder / "now").glob("*.json"):  # of a dead driver
             old.unlink(missing_ok=True)
         self._save()
         self.thread.start()
@@ -68,22 +67,18 @@ class Board:
             self.screen.close()
 
     def done(self, id: str, seconds: float) -> None:
-        self._set(id, f"made   {self.label(id)}  {clock(seconds)}", state="done", seconds=round(
-            seconds, 1))
+        self._set(id, "made  ", clock(seconds), state="done", seconds=round(seconds, 1))
 
     def failed(self, id: str, error: str, log: str) -> None:
-        self._set(id, f"FAILED {self.label(id)}  {first_line(error)}", state="failed", error=error,
-                  log=log)
+        self._set(id, "FAILED", first_line(error), state="failed", error=error, log=log)
 
-    def label(self, id: str) -> str:
-        return self.state["tasks"][id]["label"]
-
-    def _set(self, id: str, line: str, **changes) -> None:
+    def _set(self, id: str, word: str, said: str, **changes) -> None:
         with self.lock:
-            self.state["tasks"][id] |= changes
+            task = self.state["tasks"][id]
+            task |= changes
             self._save()
             if self.screen:
-                self.screen.say(line)
+                self.screen.say(f"{word} {task['label']}  {said}")
 
     def _tick(self) -> None:
         beat = time.monotonic()
@@ -98,23 +93,20 @@ class Board:
                     self.screen.show(self.state, running)
 
     def _save(self) -> None:
-        """Where the disk is full, the sweep goes on and its state stays as it was."""
         self.state["beat"] = time.time()
-        with suppress(OSError):
+        with suppress(OSError):  # a full disk: the sweep goes on
             write_json(self.folder / "state.json", self.state)
 
 
 class _Screen:
-    """A table that is drawn anew in a terminal and in a notebook; elsewhere lines come every
-    `LINES` seconds."""
+    """A table that changes, in a terminal or notebook; elsewhere lines, every `LINES` seconds."""
 
     def __init__(self):
-        quiet = bool(os.environ.get("CLSTUDY_QUIET"))
-        self.console = Console(stderr=True, quiet=quiet, force_jupyter=False, highlight=False,
-                               markup=False)
+        self.console = Console(stderr=True, quiet=paths.quiet(), force_jupyter=False,
+                               highlight=False, markup=False)
         self.handle = self.live = None
         self.last = time.monotonic()
-        if "ipykernel" in sys.modules and not os.environ.get("CLSTUDY_HEADLESS"):
+        if "ipykernel" in sys.modules and not paths.headless():
             from IPython.display import display
 
             self.handle = display(Table(title="starting"), display_id=True)
@@ -132,7 +124,7 @@ class _Screen:
             self._print("\n".join([_headline(state), *_running(state, running)]))
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if not self.handle:
             self._print(line)
 
@@ -151,35 +143,12 @@ def _table(state: dict, running: Mapping[str, dict]) -> Table:
     return table
 
 
-# ---- looking
-
-
-def now(folder: Path) -> dict[str, dict]:
-    """What the workers of a sweep are at: id → host, pid, share, left, time."""
-    found = {path.stem: read(path) for path in sorted((folder / "now").glob("*.json"))}
-    return {id: about for id, about in found.items() if about}
-
-
-def left(state: dict, running: Mapping[str, dict]) -> float | None:
-    """Seconds until all is done, if it goes on as it went so far. None: nothing was done so far."""
-    todo = {id: one for id, one in state["tasks"].items() if one["state"] != "exists"}
-    ended = sum(one["state"] != "waiting" for one in todo.values())
-    begun = sum(running[id]["share"] or 0 for id, one in todo.items()
-                if one["state"] == "waiting" and id in running)
-    done = ended + begun
-    return (time.time() - state["started"]) * (len(todo) - done) / done if done else None
-
-
-def _headline(state: dict) -> str:
-    count = {kind: sum(one["state"] == kind for one in state["tasks"].values())
-             for kind in ("exists", "done", "failed")}
-    text = f"{state['name']}: {count['exists'] + count['done']} of {len(state['tasks'])} there"
-    return text + (f", {count['failed']} failed"
-                   if count["failed"] else "") + f", {clock(state['left'])} left"
+def _running(state: dict, running: Mapping[str, dict]) -> list[str]:
+    return [f"  {where}  {label}  {said}" for where, label, _, said in _rows(state, running)]
 
 
 def _rows(state: dict, running: Mapping[str, dict]) -> list[tuple[str, str, float | None, str]]:
-    """Of each worker: where it is, what it makes, the share done, and this in words."""
+    """Return for each worker: where it is, what it makes, the share done, and this in words."""
     rows = []
     for id, about in sorted(running.items(), key=lambda pair: (pair[1]["host"], pair[1]["pid"])):
         label, share = state["tasks"].get(id, {}).get("label", id), about["share"]
@@ -189,14 +158,97 @@ def _rows(state: dict, running: Mapping[str, dict]) -> list[tuple[str, str, floa
     return rows
 
 
-def _running(state: dict, running: Mapping[str, dict]) -> list[str]:
-    """A line for each worker."""
-    return [f"  {where}  {label}  {said}" for where, label, _, said in _rows(state, running)]
+def _headline(state: dict, time_left: bool = True) -> str:
+    count = Counter(task["state"] for task in state["tasks"].values())
+    text = f"{state['name']}: {count['exists'] + count['done']} of {count.total()} exist"
+    text += f", {count['failed']} failed" if count["failed"] else ""
+    return text + f", {clock(state['left'])} left" if time_left else text
+
+
+def now(folder: Path) -> dict[str, dict]:
+    """Return what the workers of a sweep are at: id → host, pid, share, left."""
+    found = {path.stem: read(path) for path in sorted((folder / "now").glob("*.json"))}
+    return {id: about for id, about in found.items() if about}
+
+
+def left(state: dict, running: Mapping[str, dict]) -> float | None:
+    """Return the seconds until all is done, at the speed so far; None before anything is done."""
+    todo = {id: task for id, task in state["tasks"].items() if task["state"] != "exists"}
+    waiting = [id for id, task in todo.items() if task["state"] == "waiting"]
+    begun = sum(running[id]["share"] or 0 for id in waiting if id in running)
+    done = len(todo) - len(waiting) + begun
+    return (time.time() - state["started"]) * (len(todo) - done) / done if done else None
+
+
+# ---- `clstudy status`
+
+
+def status(name: str | None = None, runs: Path | None = None) -> str:
+    """Describe a sweep, by default the latest: what is done, running, waiting, failed; time left.
+
+    ValueError: there is no sweep of that name."""
+    runs = runs or paths.RUNS
+    known = {state["name"]: state for state in states(runs)}
+    if not known:
+        return f"There is no sweep in {runs}. `clstudy sweep` starts one."
+    state = known.pop(choose("sweep", name, known) if name else list(known)[-1])
+    lives = alive(state)
+    running = now(runs / "sweeps" / state["name"]) if lives else {}
+    started = time.strftime("%Y-%m-%d %H:%M", time.localtime(state["started"]))
+    lines = [_headline(state, time_left=lives),
+             f"started {started} on {state['host']}, {by(state['workers'])}; {_ending(state)}"]
+    if running:
+        lines += ["running:", *_running(state, running)]
+    for kind in ("failed", "waiting", "done", "exists"):
+        tasks = {id: task for id, task in state["tasks"].items()
+                 if task["state"] == kind and id not in running}
+        if tasks:
+            lines += [f"{kind}: {len(tasks)}", *_details(kind, tasks, runs)]
+    if known:
+        others = ", ".join(f"{other} ({_ending(state)})" for other, state in known.items())
+        lines.append(f"other sweeps: {others}")
+    return "\n".join(lines)
+
+
+def _details(kind: str, tasks: Mapping[str, dict], runs: Path) -> list[str]:
+    """Return a line for each task that waits, and three for each that failed."""
+    lines = []
+    for id, task in tasks.items():
+        if kind == "failed":
+            error = first_line(task["error"])
+            lines += [f"  {task['label']}", f"    {error}", f"    {task['log']}"]
+        elif kind == "waiting":  # if it exists all the same, somebody else made it
+            exists = "  (exists)" if (runs / id / "result.json").exists() else ""
+            lines.append(f"  {task['label']}{exists}")
+    return lines
+
+
+def _ending(state: dict) -> str:
+    if alive(state):
+        return "running"
+    if not state["finished"]:
+        return "killed; start it again to go on"
+    words = {DONE: "all made", FAILED: "ended with failures",
+             INTERRUPTED: "interrupted; start it again to go on"}
+    seconds = state["finished"] - state["started"]
+    return f"{words.get(state['code'], 'ended with an error')}, after {clock(seconds)}"
+
+
+def by(workers: int) -> str:
+    """Return "with 1 worker" or "with 2 workers"."""
+    return f"with {workers} worker{'s' * (workers != 1)}"
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a text, at most 300 characters of it."""
+    return (text.splitlines() or [""])[0][:300]
+
+
+# ---- states on disk
 
 
 def alive(state: dict | None) -> bool:
-    """Whether somebody drives the sweep: by its process, if it is of this machine, and by its signs
-    of life."""
+    """Return whether a sweep has a living driver, by its process here, or by its heartbeats."""
     if not state or state["finished"]:
         return False
     if state["host"] == platform.node():
@@ -210,83 +262,17 @@ def alive(state: dict | None) -> bool:
 
 
 def states(runs: Path | None = None) -> list[dict]:
-    """The sweeps of a folder, the latest last."""
+    """Return the states of all sweeps of a folder, the latest last."""
     found = [read(path) for path in ((runs or paths.RUNS) / "sweeps").glob("*/state.json")]
     return sorted((state for state in found if state), key=lambda state: state["started"])
 
 
-def status(name: str | None = None, runs: Path | None = None) -> str:
-    """A sweep in words, the latest if none is named: what is done, running (and where), waiting,
-    failed; time left. ValueError: there is none of that name."""
-    runs = runs or paths.RUNS
-    known = states(runs)
-    if not known:
-        return f"no sweep in {runs}: start one with `clstudy sweep`"
-    if name and name not in {one["name"] for one in known}:
-        raise ValueError(f"no sweep {name!r}. Choices: {', '.join(one['name'] for one in known)}")
-    state = next(one for one in reversed(known) if name in (None, one["name"]))
-    lives = alive(state)
-    running = now(runs / "sweeps" / state["name"]) if lives else {}
-    lines = [
-        _headline(state) if lives else _headline(state).rpartition(",")[0],
-        f"started {_when(state['started'])} on {state['host']}, {by(state['workers'])}; {_ending(state, lives)}"
-    ]
-    lines += ["running:", *_running(state, running)] if running else []
-    for kind in ("failed", "waiting", "done", "exists"):
-        lines += _of_kind(state, kind, running, runs)
-    others = [one for one in known if one is not state]
-    lines += [
-        "other sweeps: " + ", ".join(f"{one['name']} ({_ending(one, alive(one))})"
-                                     for one in others)
-    ] * bool(others)
-    return "\n".join(lines)
-
-
-def _of_kind(state: dict, kind: str, running: Mapping[str, dict], runs: Path) -> list[str]:
-    """Its lines. What waits although its result is there was made by somebody else."""
-    chosen = {
-        id: one for id, one in state["tasks"].items() if one["state"] == kind and id not in running
-    }
-    lines = [f"{kind}: {len(chosen)}"] if chosen else []
-    for id, one in chosen.items():
-        if kind == "failed":
-            lines += [f"  {one['label']}", f"    {first_line(one['error'])}", f"    {one['log']}"]
-        elif kind == "waiting":
-            lines.append(f"  {one['label']}"
-                         + ("  (is there)" if (runs / id / "result.json").exists() else ""))
-    return lines
-
-
-def _ending(state: dict, lives: bool) -> str:
-    if lives:
-        return "running"
-    if not state["finished"]:
-        return "stopped without a word: start it again to go on"
-    words = {
-        DONE: "all made", FAILED: "ended with failures",
-        INTERRUPTED: "interrupted: start it again to go on"
-    }
-    return f"{words.get(state['code'], 'broke off')}, after {clock(state['finished'] - state['started'])}"
-
-
-def by(workers: int) -> str:
-    return f"with {workers} worker{'s' * (workers != 1)}"
-
-
-def first_line(text: str) -> str:
-    return (text.splitlines() or [""])[0][:300]
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
 def read(path: Path) -> dict | None:
-    """A state file; None where there is none, or one that is damaged."""
+    """Return the content of a state file; None if it is missing or damaged."""
     needs = STATE if path.name == "state.json" else NOW
     try:
         content = json.loads(path.read_text())
-        whole = isinstance(content, dict) and needs <= content.keys()
-        return content if whole and isinstance(content.get("tasks", {}), dict) else None
     except (OSError, ValueError):
         return None
+    whole = isinstance(content, dict) and needs <= content.keys()
+    return content if whole and isinstance(content.get("tasks", {}), dict) else None

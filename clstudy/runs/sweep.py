@@ -1,14 +1,16 @@
 """Sweeps: many runs or notebooks, planned before the first starts, with their state on disk.
 
-    made = sweep({"method": ["sit", "finetune"], "seed": "0..4"}, workers=2)       made.runs, made.failed, made.code
-    print(plan({"method": ["sit", "finetune"], "seed": "0..4"}))                   shows only what would be done
+    grid = {"method": ["sit", "finetune"], "seed": "0..4"}
+    print(plan(grid))                   what would be done
+    made = sweep(grid, workers=2)       made.runs, made.failed, made.code
 
-Finished runs are reused, so a sweep that was stopped goes on when it is started again. Exit codes:
-0 all is made, 1 something failed, 2 the grid is impossible and nothing was started, 130
+Finished runs are reused, so an interrupted sweep goes on when it is started again. Exit codes: 0
+everything exists, 1 something failed, 2 the grid is impossible and nothing was started, 130
 interrupted."""
 import hashlib
 import json
 import platform
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,13 +32,13 @@ from clstudy.utils import paths
 from clstudy.utils.progress import reporting
 from clstudy.utils.validation import at_least
 
-BUSY = "somebody else makes it"
+BUSY = "another process makes it"
 Engine = Callable[[Callable, Sequence[Task]], Iterator[tuple[Task, Any]]]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one failed, and the file with all that is known."""
+    """Why a task failed, and the file with its traceback."""
 
     error: str
     log: str
@@ -44,15 +46,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker does with a task; returns its seconds, or a Failure: errors of all kinds travel
-    as text."""
+    """What a worker does with a task. It returns seconds, BUSY, or any error as a Failure."""
 
     folder: Path  # of the sweep
     runs: Path
     keep_model: bool = False
     probes: tuple[str, ...] = ()
     timeout: float | None = None  # of a notebook, in seconds
-    wait: bool = False  # for another process that makes the same run; otherwise the outcome is BUSY
+    wait: bool = False  # for another process that makes the same run
 
     def __call__(self, task: Task) -> float | Failure | str:
         started = time.perf_counter()
@@ -62,16 +63,16 @@ class Work:
         except Busy:
             return BUSY
         except Exception as error:
-            return Failure(f"{type(error).__name__}: {error}", self.log(task))
+            return Failure(f"{type(error).__name__}: {error}", self._log(task))
         return time.perf_counter() - started
 
-    def log(self, task: Task) -> str:
-        """Write down the error at hand; where."""
+    def _log(self, task: Task) -> str:
+        """Write the current traceback into a file; return its path."""
         log = self.folder / f"{task.id}.log"
+        where = f"on {platform.node()}, {time.ctime()}"
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(
-                f"{task.label}\non {platform.node()}, {time.ctime()}\n\n{traceback.format_exc()}")
+            log.write_text(f"{task.label}\n{where}\n\n{traceback.format_exc()}")
         except OSError as error:
             return f"no log: {error}"
         return str(log)
@@ -82,70 +83,60 @@ class Work:
 
 @dataclass
 class Plan:
-    """What a sweep would do. Printed, it is a text."""
+    """What a sweep would do; `print` shows it."""
 
     tasks: list[Task]
     work: Work
     workers: int
     name: str
-    made: set[str]  # ids of what exists
+    made: set[str]  # ids of the tasks that are done
 
     @property
     def todo(self) -> list[Task]:
         return [task for task in self.tasks if task.id not in self.made]
 
     def __str__(self) -> str:
-        lines = [
-            f"sweep {self.name}: {len(self.tasks)} in all, {len(self.made)} exist, {len(self.todo)} to do, "
-            f"{by(self.workers)}"
-        ]
+        lines = [f"sweep {self.name}: {len(self.tasks)} in all, {len(self.made)} exist, "
+                 f"{len(self.todo)} to do, {by(self.workers)}"]
         for task in self.tasks:
             lines.append(f"  {task.label:50}  {'exists' if task.id in self.made else 'to do'}")
         return "\n".join(lines)
 
 
-def plan(grid: Mapping[str, Any] | Sequence, *, workers: int | None = None,
-         runs: Path | None = None, name: str | None = None, keep_model: bool = False,
-         probes: Sequence[str] = (), timeout: float | None = None) -> Plan:
-    """Check everything and look what exists; nothing is started.
+def plan(grid: Mapping[str, Any] | Sequence, **options) -> Plan:
+    """Check a sweep and look up which runs exist; start nothing.
 
-    grid: a dict of choices (see `clstudy.runs.grid`), several of them, or RunConfigs. workers:
-    default one per core, or one where a GPU computes. ValueError, OSError: impossible settings,
-    missing data, an unknown probe."""
-    store._check_probes(probes)
-    return arrange(_tasks(grid), workers=workers, runs=runs, name=name, keep_model=keep_model,
-                   probes=probes, timeout=timeout)
-
-
-def _tasks(grid: Mapping[str, Any] | Sequence) -> list[Task]:
+    grid: a dict of choices (see `clstudy.runs.grid`), several of them, or RunConfigs. options: of
+    `arrange`. ValueError, OSError: impossible settings, missing data."""
     if isinstance(grid, Mapping):
-        return grids.run_tasks([grid])
-    if all(isinstance(one, RunConfig) for one in grid):
-        return grids.from_configs(grid)
-    return grids.run_tasks(grid)
+        tasks = grids.run_tasks([grid])
+    elif all(isinstance(one, RunConfig) for one in grid):
+        tasks = grids.from_configs(grid)
+    else:
+        tasks = grids.run_tasks(grid)
+    return arrange(tasks, **options)
 
 
 def arrange(tasks: list[Task], *, workers: int | None = None, runs: Path | None = None,
             name: str | None = None, keep_model: bool = False, probes: Sequence[str] = (),
             timeout: float | None = None) -> Plan:
-    """A plan of tasks that are checked already."""
-    runs = (runs or paths.RUNS).absolute()
+    """Plan tasks that are checked already.
+
+    workers: default one per core, or one where a GPU computes, or one for notebooks. name: of the
+    sweep's folder; default a hash of its tasks. timeout: seconds for a notebook. ValueError: an
+    unknown probe, or a name or number that does not fit."""
+    store.check_probes(probes)
     at_least("workers", workers or 1, 1)
-    name = name or hashlib.sha256(json.dumps(sorted(task.id
-                                                    for task in tasks)).encode()).hexdigest()[:8]
-    if not name.replace("-", "").replace("_", "").replace(".",
-                                                          "").isalnum() or name.startswith("."):
+    ids = json.dumps(sorted(task.id for task in tasks))
+    name = name or hashlib.sha256(ids.encode()).hexdigest()[:8]
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise ValueError(f"name={name!r}: letters, digits, - _ and . only, for it names a folder")
+    runs = (runs or paths.RUNS).absolute()
     work = Work(runs / "sweeps" / name, runs, keep_model, tuple(probes), timeout)
     made = {task.id for task in tasks if task.made(work)}
-    todo = [task for task in tasks if task.id not in made]
-    return Plan(tasks, work, workers or _default(todo), name, made)
-
-
-def _default(tasks: Sequence[Task]) -> int:
-    """A notebook divides the cores among its own runs."""
-    configs = [task.config for task in tasks if task.config]
-    return processes.default(configs) if configs else 1
+    configs = [task.config for task in tasks if task.config and task.id not in made]
+    default = processes.default(configs) if configs else 1  # a notebook divides the cores itself
+    return Plan(tasks, work, workers or default, name, made)
 
 
 # ---- doing
@@ -153,7 +144,7 @@ def _default(tasks: Sequence[Task]) -> int:
 
 @dataclass
 class Sweep:
-    """How a sweep ended."""
+    """How a sweep ended; `print` shows it."""
 
     plan: Plan
     failed: dict[str, Failure] = field(default_factory=dict)  # by label
@@ -161,15 +152,14 @@ class Sweep:
 
     @property
     def runs(self) -> Runs:
-        """The runs that are there, in the order of the grid."""
+        """The runs that exist, in the order of the grid."""
         found = [find(task.config, self.plan.work.runs) for task in self.plan.tasks if task.config]
         return Runs(run for run in found if run)
 
     def __str__(self) -> str:
-        made = len(self.plan.tasks) - len(self.failed)
-        lines = [
-            f"sweep {self.plan.name}: {made} of {len(self.plan.tasks)} are there, {len(self.failed)} failed"
-        ]
+        total = len(self.plan.tasks)
+        lines = [f"sweep {self.plan.name}: {total - len(self.failed)} of {total} exist, "
+                 f"{len(self.failed)} failed"]
         for label, failure in self.failed.items():
             lines += [f"  FAILED {label}", f"         {first_line(failure.error)}",
                       f"         {failure.log}"]
@@ -178,13 +168,12 @@ class Sweep:
 
 def sweep(grid: Mapping[str, Any] | Sequence, *, engine: Engine | None = None, show: bool = True,
           **options) -> Sweep:
-    """Plan (see `plan` for the options) and carry out. Failures stop nothing; they are in what is
-    returned."""
+    """Plan a sweep (see `plan`) and carry it out. A failure stops no other task."""
     return carry_out(plan(grid, **options), engine, show)
 
 
 def carry_out(planned: Plan, engine: Engine | None = None, show: bool = True) -> Sweep:
-    """Make what is to do. engine: `workers.local` by default, or another with its form."""
+    """Make what is to do. engine: `workers.local` by default, or another of its form."""
     made = Sweep(planned)
     if not planned.todo:
         return made
@@ -207,22 +196,22 @@ def carry_out(planned: Plan, engine: Engine | None = None, show: bool = True) ->
 
 
 def _outcomes(engine: Engine, work: Work, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-    """First what nobody else makes; then, waited for, what others were at: they may be killed
-    before they are done."""
-    later = []
+    """Yield tasks with their outcomes. Those that another process makes come last: it may be
+    killed, and then the task is done here."""
+    busy = []
     with closing(engine(work, tasks)) as found:
         for task, outcome in found:
-            if isinstance(outcome, str):
-                later.append(task)
+            if outcome == BUSY:
+                busy.append(task)
             else:
                 yield task, outcome
-    if later:
-        with closing(engine(replace(work, wait=True), later)) as found:
+    if busy:
+        with closing(engine(replace(work, wait=True), busy)) as found:
             yield from found
 
 
 def _failure(outcome: Any) -> Failure:
-    """A worker that died has written nothing itself."""
+    """Return the Failure of a worker, or one for the exception of a worker that died."""
     if isinstance(outcome, Failure):
         return outcome
     said = f"{type(outcome).__name__}: {outcome}"
@@ -232,9 +221,9 @@ def _failure(outcome: Any) -> Failure:
 
 
 def _free(folder: Path) -> Path:
-    """`folder`, or the next to it that no other living sweep writes to."""
-    for number in range(2, 1000):
-        if not alive(read(folder / "state.json")):
-            return folder
-        folder = folder.with_name(f"{folder.name.rpartition('~')[0] or folder.name}~{number}")
+    """Return the folder, or NAME~2, NAME~3, … if another living sweep writes to it."""
+    name, number = folder.name, 1
+    while alive(read(folder / "state.json")):
+        number += 1
+        folder = folder.with_name(f"{name}~{number}")
     return folder

@@ -1,4 +1,4 @@
-"""Many things at once: worker processes of this machine, with the cores divided among them.
+"""Worker processes of this machine, which divide its cores among them.
 
     for item, outcome in local(function, items, workers=2): ...
 
@@ -20,8 +20,8 @@ from typing import Any
 from loky import get_reusable_executor
 
 from clstudy.runs.lock import Busy
-from clstudy.runs.run import Runs, find
-from clstudy.runs.store import _check_probes, _usable, load_or_train
+from clstudy.runs.run import Runs
+from clstudy.runs.store import check_probes, is_usable, load_or_train
 from clstudy.training.config import RunConfig
 from clstudy.utils import paths
 from clstudy.utils.progress import bar
@@ -31,69 +31,53 @@ IDLE = 120  # seconds that worker processes wait for the next call
 os.environ.setdefault("LOKY_MAX_MEMORY_LEAK_SIZE", "8e9")
 
 
-def train_all(
-    configs: Sequence[RunConfig],
-    workers: int | None = None,
-    runs: Path | None = None,
-    keep_model: bool = False,
-    probes: Sequence[str] = (),
-) -> Runs:
-    """`load_or_train` for each, in worker processes that divide the cores; finished runs are
-    reused.
+def train_all(configs: Sequence[RunConfig], workers: int | None = None, runs: Path | None = None,
+              keep_model: bool = False, probes: Sequence[str] = ()) -> Runs:
+    """Call `load_or_train` for each configuration, in worker processes; reuse finished runs.
 
-    workers: default one per core, or one where a GPU computes. A run that another process makes is
-    waited for when the others are done. A run that fails stops no other; the first error is raised
-    when all others are done. The processes stay for the next call, with what they have loaded: for
-    two minutes, since each holds up to 2 GB. They end with this one; an interrupt ends them at
-    once."""
+    workers: default one per core, or one where a GPU computes. Runs that another process makes are
+    waited for at the end. A run that fails stops no other; the first error is raised when all
+    others are done. The processes stay for two minutes, with what they have loaded, up to 2 GB
+    each, for the next call. They end with this process, and an interrupt ends them at once."""
     runs = runs or paths.RUNS
-    _check_probes(probes)
-    todo = {
-        config.run_id: config for config in configs
-        if not _usable(find(config, runs), keep_model, probes)
-    }
+    check_probes(probes)
+    by_id = {config.run_id: config for config in configs}
+    todo = [config for id, config in by_id.items() if not is_usable(runs / id, keep_model, probes)]
     work = partial(load_or_train, runs=runs, keep_model=keep_model, probes=tuple(probes),
                    wait=False)
+    shown = bar(total=len(configs), initial=len(configs) - len(todo), desc="runs", unit="run")
     errors = []
-    with bar(total=len(configs), initial=len(configs) - len(todo), desc="runs",
-             unit="run") as shown:
-        with closing(local(work, todo.values(), workers or default(configs))) as outcomes:
-            for _, outcome in outcomes:
-                if isinstance(outcome, BaseException) and not isinstance(outcome, Busy):
-                    errors.append(outcome)
-                shown.update()
+    with shown, closing(local(work, todo, workers or default(configs))) as outcomes:
+        for _, outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Busy):
+                errors.append(outcome)
+            shown.update()
     if errors:
         raise errors[0]
     return Runs(load_or_train(config, runs, keep_model, probes=probes) for config in configs)
 
 
 def cores() -> int:
-    """The cores that this process may use. CLSTUDY_CORES is the share of a notebook that runs
-    beside others."""
+    """Return how many cores this process may use. CLSTUDY_CORES can lower the number."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("CLSTUDY_CORES", "")
-    return min(mine, int(given)) if given.isdigit() and int(given) else mine
+    return min(mine, paths.core_limit() or mine)
 
 
 def default(configs: Sequence[RunConfig]) -> int:
-    """One worker for each core, or one where a GPU computes."""
+    """Return the default number of workers: one for each core, or one where a GPU computes."""
     import torch
 
-    return 1 if torch.cuda.is_available() and any(config.device != "cpu"
-                                                  for config in configs) else cores()
-
-
-# ---- the engine
+    on_gpu = torch.cuda.is_available() and any(config.device != "cpu" for config in configs)
+    return 1 if on_gpu else cores()
 
 
 def local(function: Callable, items: Iterable, workers: int) -> Iterator[tuple[Any, Any]]:
-    """Yields (item, what `function(item)` returned or the exception it raised), in the order in
-    which they end.
+    """Yield (item, what `function(item)` returned or raised) for each item, as each one ends.
 
-    As many items as workers are out at a time. A process that dies (out of memory, killed) takes
-    the others of its pool with it: those that were out are tried again, one after the other, and
-    one that then dies alone is the culprit, whose outcome is BrokenProcessPool. Leaving the loop
-    early ends the processes."""
+    There are at most as many items under way as workers. A process that dies (out of memory,
+    killed) takes the others of its pool with it. The items that were under way are then tried again
+    one by one; one whose process dies again has the outcome BrokenProcessPool. If the loop is left
+    early, the processes end."""
     waiting, suspects, out = deque(items), deque(), {}
     if not waiting:
         return
@@ -126,18 +110,13 @@ def local(function: Callable, items: Iterable, workers: int) -> Iterator[tuple[A
 
 
 def _pool(workers: int) -> Executor:
-    """Worker processes: those of the last call, unless they died, or code, surroundings or numbers
-    changed since."""
-    threads = max(cores() // workers, 1)
+    """Return worker processes: those of the last call, or new ones if these died, or if code,
+    CLSTUDY_* variables or the number of workers changed since."""
     code = max(path.stat().st_mtime_ns for path in paths.PACKAGE.rglob("*.py"))
-    settings = sorted(item for item in os.environ.items() if item[0].startswith("CLSTUDY_"))
-    return get_reusable_executor(
-        workers,
-        "loky_init_main",  # what a program registers at its top, its workers know too
-        IDLE,
-        initializer=_begin,
-        initargs=(threads, os.getpid(), code, settings),
-    )
+    arguments = (max(cores() // workers, 1), os.getpid(), code, sorted(paths.variables().items()))
+    # loky_init_main: the workers import the main program, and know what it registers at its top
+    return get_reusable_executor(workers, "loky_init_main", IDLE, initializer=_begin,
+                                 initargs=arguments)
 
 
 def _submit(pool: Executor, function: Callable, item: Any) -> Future:
@@ -150,8 +129,7 @@ def _submit(pool: Executor, function: Callable, item: Any) -> Future:
 
 
 def _end(pool: Executor) -> None:
-    """End the worker processes. loky would kill them; here each saves the state of its run
-    first."""
+    """End the worker processes by SIGTERM, so that each saves its state; loky would kill them."""
     processes = list(pool._processes.values())
     pool._processes.clear()
     pool.shutdown(kill_workers=True)
@@ -160,22 +138,20 @@ def _end(pool: Executor) -> None:
 
 
 def _begin(threads: int, parent: int, *_) -> None:
-    """What each worker process does first. Two processes with all threads each would be five times
-    slower.
+    """Set up a worker process. With all threads in each, two would be five times slower.
 
-    Code and settings are among the arguments because processes stay as long as their arguments are
-    equal."""
+    Code and variables are among the arguments, because loky keeps processes as long as the
+    arguments are equal."""
     import torch
 
     end_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends its workers
-    os.environ |= {"CLSTUDY_QUIET": "1", "CLSTUDY_CORES": str(threads)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its workers
+    os.environ |= {paths.QUIET: "1", paths.CORES: str(threads)}
     torch.set_num_threads(threads)
 
 
 def end_with(parent: int) -> None:
-    """From now on this process ends when its parent is gone, and saves the state of its run
-    first."""
+    """End this process, after saving the state of its run, when its parent has ended."""
     from clstudy.training.checkpoint import GRACE
 
     def watch() -> None:

@@ -24,7 +24,7 @@ from clstudy.training.monitor import Cost, Step, check_weights, gather
 from clstudy.training.probing import open_probes
 from clstudy.training.setup import make_optimizer, prepare, start_cache, towers_of, unchanging
 from clstudy.utils import distributed
-from clstudy.utils.progress import bar
+from clstudy.utils.progress import ImageBar, Progress
 
 LOOK = 20  # steps between two looks at the losses, on a GPU
 STEPS = ("stage", "images_seen", "step", "term", "value")  # columns of `Trained.steps`
@@ -92,12 +92,12 @@ class Trained:
     model: Clip  # as it is deployed
 
 
-def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
+def train(config: RunConfig, progress: Progress | None = None, probes: Sequence[str] = (),
           saver: Saver | None = None) -> Trained:
     """Run the stream once, and return its tables.
 
-    progress: has `update(images)` and `close()`, and may have `begin(position, probes, total)`.
-    probes: names of `PROBES`. saver: saves states now and then, and resumes from them.
+    progress: by default a bar over the images of the run. probes: names of `PROBES`. saver: saves
+    states now and then, and resumes from them.
     NotFinite: a loss or a weight. KeyboardInterrupt: Ctrl-C, once a state is saved."""
     clip, benchmark, stages = prepare(config)
     method, augmentation = config.make("method"), AUGMENTATIONS[config.augmentation]
@@ -106,8 +106,7 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
     prompts = class_prompts(clip, benchmark)
     at, cost, waiting, cache = Position(), Cost(clip.device), [], start_cache(config)
     total = config.epochs * sum(len(stage.index) for stage in stages)  # images
-    name, saver = f"{config.method} {config.tuner}", saver or Saver()
-    shown = progress or bar(total=total, unit="img", desc=name, leave=False)
+    shown, saver = progress or ImageBar(f"{config.method} {config.tuner}"), saver or Saver()
     least = 1 if clip.device.type == "cpu" else LOOK  # steps between two looks at the losses
 
     def look(stage: int, complete: bool) -> None:
@@ -124,8 +123,7 @@ def train(config: RunConfig, progress: Any = None, probes: Sequence[str] = (),
     with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # resumes in place
             clip, unchanging(benchmark, stages, prompts), at=at, method=method, cost=cost,
             probes=watching, augmentation=generator, shuffle=shuffle):
-        if hasattr(progress, "begin"):
-            progress.begin(at, watching, total)
+        shown.begin(at, watching, total)
         shown.update(distributed.agreed("at the start", at.images))
         if not at.evals:
             look(0, complete=True)

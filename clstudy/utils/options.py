@@ -1,9 +1,8 @@
-"""One form for every axis of a run: a choice is a small dataclass, whose fields are its options.
+"""Options of a choice on an axis of a run: a small dataclass, whose fields are the options.
 
-A field declares what it may be, once: `rank: Annotated[int, Ge(1)] = 4  # of each update`. Making
-the object checks it, and the comment behind a field is its help in `clstudy list`."""
+A field declares once which values it takes: `rank: Annotated[int, Ge(1)] = 4  # of each update`.
+Construction checks them; the comment behind a field is its help in `clstudy list`."""
 import ast
-import difflib
 import inspect
 import io
 import re
@@ -17,22 +16,22 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from clstudy.utils.validation import choose
+from clstudy.utils.validation import choose, did_you_mean
 
-NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
-NAMES |= {NoneType: "None", Any: "anything"}
+NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "True or False",
+         NoneType: "None", Any: "anything"}
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 
 
 @dataclass
 class Options:
-    """One choice on an axis of a run: its fields are its options; construction checks them.
+    """One choice on an axis of a run. Construction checks its fields, which are its options.
 
-    Fields with init=False are state, not options: nothing checks them."""
+    Fields with init=False are state, not options; nothing checks them."""
 
     title: ClassVar[str] = ""  # as figures and tables print it
     source: ClassVar[str] = ""  # authors, year, arXiv
-    __no_type_check__: ClassVar[bool] = True  # jaxtyping leaves it to us: we refuse in words
+    __no_type_check__: ClassVar[bool] = True  # jaxtyping does not check: our errors say more
 
     def __post_init__(self) -> None:
         for name, (annotation, adapter) in _checks(type(self)).items():
@@ -40,7 +39,7 @@ class Options:
         self.check()
 
     def check(self) -> None:
-        """Refuse, with a ValueError, what no single field can tell: combinations."""
+        """Raise a ValueError where options do not go together."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,10 @@ class Option:
 
 
 def make(axis: str, name: str, registry: Mapping[str, type], given: Mapping[str, Any]) -> Any:
-    """The choice of this name in the registry, with the options given.
+    """Return the choice of this name in the registry, with the options given.
 
-    axis: the field of a RunConfig; the options are said to stand in `<axis>_args`. ValueError: an
-    unknown name or option, an option that is missing, a value that does not fit."""
+    axis: a field of RunConfig, whose options are those of `<axis>_args` in errors. ValueError: an
+    unknown name or option, a missing option, a value that does not fit."""
     kind = registry[choose(axis, name, registry)]
     refuse_unknown(f"{axis}_args", kind, given)
     try:
@@ -67,21 +66,20 @@ def make(axis: str, name: str, registry: Mapping[str, type], given: Mapping[str,
 
 
 def refuse_unknown(field: str, kind: type, given: Mapping[str, Any]) -> None:
-    """Refuse options that a dataclass does not have, and the absence of one that it needs."""
+    """Raise a ValueError for options that a dataclass does not have, or lacks."""
     known = {one.name: one for one in _init_fields(kind)}
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 2)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
             choices = ", ".join(_assignment(one) for one in known.values()) or "none"
-            raise ValueError(f"{field}: {name!r} is unknown.{hint} Choices: {choices}")
+            raise ValueError(
+                f"{field}: {name!r} is unknown.{did_you_mean(name, known)} Choices: {choices}")
     for name, one in known.items():
         if not _has_default(one) and name not in given:
             raise ValueError(f"{field}: {name!r} is needed by {kind.__name__}")
 
 
 def described(kind: type) -> list[Option]:
-    """All options of a choice with their defaults and help, in the order of the fields."""
+    """Return all options of a choice with their defaults and help, in the order of the fields."""
     helps = {}
     for one in reversed(kind.__mro__):
         helps |= _comments(one)
@@ -89,13 +87,18 @@ def described(kind: type) -> list[Option]:
                    helps.get(one.name, "")) for one in _init_fields(kind)]
 
 
+def option_names(kind: type) -> list[str]:
+    """Return the names of all options of a choice."""
+    return [one.name for one in _init_fields(kind)]
+
+
 def annotation(kind: type, name: Any) -> Any:
-    """The annotation of an option; None where there is no such option."""
+    """Return the annotation of an option; None if the choice has no such option."""
     return {one.name: one.type for one in _init_fields(kind)}.get(name)
 
 
 def in_words(annotation: Any) -> str:
-    """What an annotation allows.
+    """Say which values an annotation allows.
 
     >>> from annotated_types import Ge
     >>> in_words(Annotated[int, Ge(1)] | None)
@@ -107,9 +110,9 @@ def in_words(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, parts))
     if origin in (Union, UnionType):
-        said = [in_words(part) for part in parts]
-        comma = "," if "," in said[-2] else ""
-        return f"{', '.join(said[:-1])}{comma} or {said[-1]}"
+        *most, last = map(in_words, parts)
+        comma = "," if "," in most[-1] else ""
+        return f"{', '.join(most)}{comma} or {last}"
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return f"a list of {_plural(in_words(parts[0]))}" if parts else "a list"
     return NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
@@ -118,32 +121,31 @@ def in_words(annotation: Any) -> str:
 @cache
 def _checks(kind: type) -> dict[str, tuple[Any, TypeAdapter]]:
     strict = ConfigDict(strict=True)
-    return {
-        one.name: (one.type, TypeAdapter(one.type, config=strict)) for one in _init_fields(kind)
-    }
+    return {one.name: (one.type, TypeAdapter(one.type, config=strict))
+            for one in _init_fields(kind)}
 
 
 def _check(name: str, value: Any, annotation: Any, adapter: TypeAdapter) -> None:
-    """Refuse a value that does not fit; the value itself stays as it was given."""
+    """Raise a ValueError where a value does not fit; the value itself is not converted."""
     try:
         adapter.validate_python(value)
+        return
     except ValidationError as error:
         found = error.errors()
-    else:
-        return
-    if len(found) == 1 and found[0]["type"] == "literal_error":
+    kind = found[0]["type"]
+    if len(found) == 1 and kind == "literal_error":
         choose(name, found[0]["input"], _literals(annotation))
-    if len(found) == 1 and found[0]["type"] == "value_error":  # of a validator in the annotation
+    if len(found) == 1 and kind == "value_error":  # of a validator in the annotation
         raise ValueError(f"{name}={value!r}: {found[0]['ctx']['error']}")
-    if len(found) == 1 and found[0]["type"] == "sequence_str":
+    if len(found) == 1 and kind == "sequence_str":
         raise ValueError(f"{name}={value!r}: must be {in_words(annotation)}, such as {[value]}")
-    bounds = get_origin(annotation) not in (Union, UnionType) and found[0]["type"] in BOUNDS
-    allowed = _range(annotation) if bounds else ""
-    raise ValueError(f"{name}={value!r}: must be {allowed or in_words(annotation)}")
+    in_union = get_origin(annotation) in (Union, UnionType)
+    bounds = _range(annotation) if kind in BOUNDS and not in_union else ""
+    raise ValueError(f"{name}={value!r}: must be {bounds or in_words(annotation)}")
 
 
 def _range(annotation: Any) -> str:
-    """The bounds that an annotation carries, in words; "" where it has none."""
+    """Say the bounds that an annotation carries; "" where it has none."""
     bounds = {}
     for one in getattr(annotation, "__metadata__", ()):
         bounds |= {end: getattr(one, end) for end in ("gt", "ge", "lt", "le")
@@ -182,10 +184,10 @@ def _assignment(one: Field) -> str:
 
 
 def _comments(kind: type) -> dict[str, str]:
-    """The comment behind each field of a class, read from its source; {} where there is none."""
+    """Return the comment behind each field of a class, read from its source."""
     try:
         source = textwrap.dedent(inspect.getsource(kind))
-    except (OSError, TypeError):  # written at a prompt, or built in
+    except (OSError, TypeError):  # a class written at a prompt, or a built-in one
         return {}
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     said = {token.start[0]: token.string.lstrip("#").strip()

@@ -1,10 +1,20 @@
-"""Every folder of the project, and the variables that move them: CLSTUDY_RUNS, CLSTUDY_FIGURES,
-CLSTUDY_DATA, CLSTUDY_CACHE.
+"""Every folder of the project, and every environment variable that the package reads.
 
-Modules read them here when they need them (`paths.RUNS`), so that one assignment moves a folder for
+    CLSTUDY_RUNS        folder of the runs (default: runs/)
+    CLSTUDY_FIGURES     folder of the figures (default: figures/)
+    CLSTUDY_DATA        folder of the published data sets (default: data/cache/downloads/)
+    CLSTUDY_CACHE       folder of decoded images (default: data/cache/decoded/)
+    CLSTUDY_HEADLESS    1: nobody watches; progress is lines of text, widgets are static figures
+    CLSTUDY_QUIET       1: show no progress, as in worker processes
+    CLSTUDY_CORES       number of cores that this process may use (default: all)
+    CLSTUDY_SAVE_EVERY  seconds between two saved states of a run (default: 60; 0: at stage ends)
+
+Other modules read a folder when they need it (`paths.RUNS`), so that one assignment moves it for
 all."""
 import os
 from pathlib import Path
+
+HEADLESS, QUIET, CORES = "CLSTUDY_HEADLESS", "CLSTUDY_QUIET", "CLSTUDY_CORES"
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "clstudy"
@@ -16,10 +26,36 @@ EMBEDDED = {"icon-clip": DATA / "icon-clip"}  # models that come with the reposi
 
 
 def downloads() -> Path:
-    """Where the published data sets are looked for, laid out as torchvision lays them out."""
+    """Return the folder of the published data sets, which torchvision's layout divides."""
     return Path(os.environ.get("CLSTUDY_DATA") or DATA / "cache" / "downloads").expanduser()
 
 
 def image_store() -> Path:
-    """Where decoded images are stored. All of it may be deleted at any time."""
+    """Return the folder of decoded images. All of it may be deleted at any time."""
     return Path(os.environ.get("CLSTUDY_CACHE") or DATA / "cache" / "decoded").expanduser()
+
+
+def headless() -> bool:
+    """Return whether nobody is there to watch a bar or move a slider: `clstudy run`, tests."""
+    return bool(os.environ.get(HEADLESS))
+
+
+def quiet() -> bool:
+    """Return whether to show no progress at all."""
+    return bool(os.environ.get(QUIET))
+
+
+def core_limit() -> int | None:
+    """Return the number of cores that this process may use; None: all of them."""
+    given = os.environ.get(CORES, "")
+    return int(given) or None if given.isdigit() else None
+
+
+def save_every() -> str | float:
+    """Return the seconds between two saved states, as they were given."""
+    return os.environ.get("CLSTUDY_SAVE_EVERY") or 60.0
+
+
+def variables() -> dict[str, str]:
+    """Return the CLSTUDY_* variables of this process, for its workers."""
+    return {name: value for name, value in os.environ.items() if name.startswith("CLSTUDY_")}

@@ -1,5 +1,4 @@
-"""Progress with time left: a bar in a notebook or a terminal, plain lines where nobody watches, a
-file for a sweep."""
+"""Progress with time left: a bar in a notebook or terminal, lines in a log, a file in a sweep."""
 import io
 import os
 import platform
@@ -9,32 +8,61 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm as automatic
 from tqdm.std import tqdm as plain
 
+from clstudy.utils import paths
 from clstudy.utils.files import write_json
 
 _FILE: ContextVar[Path | None] = ContextVar("file", default=None)  # where this run reports to
 
 
+class Progress:
+    """What the training loop tells while it goes on. This base class ignores it."""
+
+    def begin(self, position: Any, probes: Any, total: int) -> None:
+        """Start. position and probes: what the loop fills with rows; total: images of the run."""
+
+    def update(self, images: int) -> None:
+        """Take note of a batch of so many images; at the start, of the images before resuming."""
+
+    def close(self) -> None:
+        """End, after the last evaluation."""
+
+
+class ImageBar(Progress):
+    """A bar over all images of a run."""
+
+    def __init__(self, title: str):
+        self.title = title
+
+    def begin(self, position: Any, probes: Any, total: int) -> None:
+        self.bar = bar(total=total, unit="img", desc=self.title, leave=False)
+
+    def update(self, images: int) -> None:
+        self.bar.update(images)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
 def bar(**options):
-    """A tqdm bar. CLSTUDY_HEADLESS=1: a text line every 20 seconds; CLSTUDY_QUIET=1 (worker
-    processes): none."""
+    """Return a tqdm bar with these options; a line every 20 seconds if headless, none if quiet."""
     if _FILE.get() and options.get("unit") == "img":
         return _Reported(**{**options, "file": io.StringIO(), "mininterval": 1, "disable": False})
-    if os.environ.get("CLSTUDY_QUIET"):
+    if paths.quiet():
         return plain(**{**options, "disable": True})
-    if os.environ.get("CLSTUDY_HEADLESS"):
-        return plain(
-            **{"mininterval": 20, "ascii": True, "file": sys.stdout, "ncols": 100, **options})
+    if paths.headless():
+        lines = {"mininterval": 20, "ascii": True, "file": sys.stdout, "ncols": 100}
+        return plain(**{**lines, **options})
     return automatic(**{"mininterval": 0.5, **options})
 
 
 @contextmanager
 def reporting(path: Path) -> Iterator[None]:
-    """Until the end of the block the run of this process tells `path` how far it is; then the file
-    goes."""
+    """Keep the progress of this process's run in the file `path` until the block ends."""
     before = _FILE.set(path)
     report()
     try:
@@ -45,8 +73,7 @@ def reporting(path: Path) -> Iterator[None]:
 
 
 def report(share: float | None = None, left: float | None = None) -> None:
-    """Say how far this process is: the share done, and the seconds left. Nothing where nobody
-    asked."""
+    """Write the share done and the seconds left into the file of `reporting`, if there is one."""
     if path := _FILE.get():
         about = {"host": platform.node(), "pid": os.getpid(), "share": share, "left": left}
         with suppress(OSError):  # a full disk: the run goes on, nobody sees how far it is
@@ -54,24 +81,26 @@ def report(share: float | None = None, left: float | None = None) -> None:
 
 
 class _Reported(plain):
-    """A bar that is a file. The first images that it sees at once were made before, by a run that
-    is taken up."""
+    """A bar that writes to the file of `reporting`.
+
+    Time left counts from the first update: a resumed run gets its earlier images there."""
 
     first: tuple[float, float] | None = None
 
     def display(self, *_, **__) -> None:
-        self.first = self.first or ((self.n, time.monotonic()) if self.n else None)
-        made, taken = (self.n - self.first[0],
-                       time.monotonic() - self.first[1]) if self.first else (0, 0)
-        left = (self.total - self.n) * taken / made if self.total and made else None
+        now = self.n, time.monotonic()
+        self.first = self.first or (now if self.n else None)
+        images, seconds = (b - a for a, b in zip(self.first or now, now, strict=True))
+        left = (self.total - self.n) * seconds / images if self.total and images else None
         report(self.n / self.total if self.total else None, left)
 
 
 def clock(seconds: float | None) -> str:
-    """1:05 h, 2:10 min or 7 s."""
+    """Return a duration as 1:05 h, 2:10 min or 7 s; "?" for None."""
     if seconds is None:
         return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60}:{whole % 60:02} min" if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02} h"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, rest_minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{rest_minutes:02} h"
+    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"

@@ -14,8 +14,9 @@ from clstudy.data.types import BenchmarkData, Labelled
 from clstudy.evaluation.features import class_features, features
 from clstudy.plots import accuracy
 from clstudy.runs.run import Run, load_tuned
+from clstudy.utils.paths import headless
 from clstudy.widgets.choosers import WHOLE, offer, row, stack, watch
-from clstudy.widgets.common import Shown, card, gallery, headless, panels, redraw, shape
+from clstudy.widgets.common import Shown, card, gallery, panels, redraw, shape
 
 CANDIDATES = {"own": "own: the task is told", "seen": "seen: classes so far",
               "all": "all: every class"}

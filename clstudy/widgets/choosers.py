@@ -15,7 +15,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from clstudy.analysis import design_space
 from clstudy.runs.run import Run
-from clstudy.widgets.common import card, headless
+from clstudy.utils.paths import headless
+from clstudy.widgets.common import card
 
 WHOLE = {"description_width": "initial"}  # else long words before a slider are cut
 PREPARED = 40  # things that are drawn before they are asked for

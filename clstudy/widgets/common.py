@@ -3,7 +3,6 @@
 Cards and figures are white, so that they read the same in a light and in a dark theme."""
 import base64
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -26,9 +25,6 @@ CARD = f"background:{PAPER};color:{INK};padding:6px 10px;font:13px/1.45 sans-ser
 SIZE = 64  # pixels of a picture on a card
 
 
-def headless() -> bool:
-    """Tell whether nobody is there to move a slider: `clstudy run`, tests."""
-    return bool(os.environ.get("CLSTUDY_HEADLESS"))
 
 
 def panels(rows: int = 1, columns: int = 1, height: int = 360, width: int = 900,

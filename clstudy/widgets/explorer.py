@@ -11,9 +11,10 @@ from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.data.streams import STREAMS, Stage
 from clstudy.data.types import BenchmarkData
 from clstudy.plots import streams
+from clstudy.utils.paths import headless
 from clstudy.utils.validation import choose
 from clstudy.widgets.choosers import WHOLE, offer, row, stack, watch
-from clstudy.widgets.common import Shown, card, gallery, headless, panels, redraw, set_traces, shape
+from clstudy.widgets.common import Shown, card, gallery, panels, redraw, set_traces, shape
 
 WITH_TASKS = ("disjoint", "si_blurry")  # streams that take a number of tasks
 POINTS = 60  # parts of a stream

@@ -12,9 +12,10 @@ from clstudy.plots.style import PALETTE
 from clstudy.runs.background import KINDS, Training
 from clstudy.runs.run import Run, find
 from clstudy.training.config import RunConfig
+from clstudy.utils.paths import headless
 from clstudy.utils.progress import clock
 from clstudy.widgets.choosers import WHOLE, row, stack, watch
-from clstudy.widgets.common import Shown, card, headless, panels, redraw
+from clstudy.widgets.common import Shown, card, panels, redraw
 
 EVERY = 0.5  # seconds between two looks at the run
 PANELS = {  # title → what the axes show

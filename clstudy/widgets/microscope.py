@@ -9,9 +9,10 @@ from plotly.graph_objects import FigureWidget
 
 from clstudy.plots import gradients, style
 from clstudy.runs.run import Run
+from clstudy.utils.paths import headless
 from clstudy.utils.validation import choose
 from clstudy.widgets.choosers import row, stack, watch
-from clstudy.widgets.common import FORCES, Shown, card, dashes, headless, panels, redraw, shape
+from clstudy.widgets.common import FORCES, Shown, card, dashes, panels, redraw, shape
 
 NORMS = ("attraction", "repulsion", "gradient")
 PUSHES = ("push attraction", "push repulsion", "push")

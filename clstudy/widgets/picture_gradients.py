@@ -13,8 +13,9 @@ from torchvision.transforms.functional import resize
 from clstudy.evaluation.features import features, text_features
 from clstudy.models.clip import Clip
 from clstudy.plots import gradients
+from clstudy.utils.paths import headless
 from clstudy.widgets.choosers import UPLOADED, WHOLE, PictureChooser, offer, row, stack, watch
-from clstudy.widgets.common import FORCES, Shown, card, gallery, headless, panels, redraw
+from clstudy.widgets.common import FORCES, Shown, card, gallery, panels, redraw
 from clstudy.widgets.microscope import NORMS, add_arrows, arrows
 
 LOSSES = {"finetune": "asymmetric: all texts compete",

@@ -14,8 +14,9 @@ from clstudy.evaluation import metrics
 from clstudy.plots import accuracy, style
 from clstudy.plots.style import PALETTE
 from clstudy.runs.run import Run
+from clstudy.utils.paths import headless
 from clstudy.widgets.choosers import WHOLE, offer, row, stack, watch
-from clstudy.widgets.common import Shown, card, dashes, headless, panels, redraw, set_traces
+from clstudy.widgets.common import Shown, card, dashes, panels, redraw, set_traces
 
 # columns of `tables.scores` → names in `metrics.METRICS`
 DEFINED = {

@@ -12,8 +12,9 @@ from torch import Tensor
 from clstudy.evaluation.features import features, text_features
 from clstudy.models.clip import Clip
 from clstudy.plots import images as image_plots
+from clstudy.utils.paths import headless
 from clstudy.widgets.choosers import WHOLE, PictureChooser, row, stack, watch
-from clstudy.widgets.common import BLUE, RED, Shown, card, gallery, headless, panels, redraw
+from clstudy.widgets.common import BLUE, RED, Shown, card, gallery, panels, redraw
 
 NEAREST = 8
 

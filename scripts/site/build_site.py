@@ -15,11 +15,12 @@ from pathlib import Path
 from clstudy.methods import METHODS
 from clstudy.notebooks.cells import read, source, title
 from clstudy.notebooks.html import mathml
+from clstudy.utils import paths
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
 PAGES = BUILD / "site-pages"
-RAN = Path(os.environ.get("CLSTUDY_RUNS", ROOT / "runs")) / "notebooks"
+RAN = paths.RUNS / "notebooks"
 COPIED = ("README.md", "VOCABULARY.md", "DEVIATIONS.md", "CITATION.cff", "LICENSE", "docs",
           "figures", "data/README.md", "data/icon-clip/README.md", "data/icon-clip/curve.png")
 SHOWN = ("image/png", "text/html", "text/plain"

@@ -13,6 +13,7 @@ from small_runs import register, train
 from typer.testing import CliRunner
 
 from clstudy import cli, plots
+from clstudy.analysis import catalogue
 from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.evaluation.accuracy import evaluate
 from clstudy.methods import METHODS
@@ -83,16 +84,16 @@ def test_a_new_method_is_one_file_and_one_line(tmp_path, monkeypatch, tiny):
         pd.DataFrame(rows, columns=["panel", "method", "x", "mean", "half_width"]), "x", "y")
     assert [text.get_text()
             for text in figure.legends[0].get_texts()] == ["symmetric (SIT)", "twice"]
-    assert "| `mine` | A loss twice as steep | A. Reader 2026 |  |" in cli.markdown("methods")
+    assert "| `mine` | A loss twice as steep | A. Reader 2026 |  |" in catalogue.markdown("methods")
 
 
-@pytest.mark.parametrize("axis", cli.TABLES)
+@pytest.mark.parametrize("axis", catalogue.TABLES)
 def test_the_tables_of_the_readme_are_those_of_the_classes(axis, monkeypatch):
     """`clstudy list --markdown README.md` writes them."""
     for name in set(BENCHMARKS) & {"toy"}:
         monkeypatch.delitem(BENCHMARKS, name)
     readme = (paths.REPOSITORY / "README.md").read_text()
-    assert cli.filled(readme, axis) == readme and f"<!-- {axis} -->" in readme
+    assert catalogue.filled(readme, axis) == readme and f"<!-- {axis} -->" in readme
 
 
 # ---- the stage's batches, and scores

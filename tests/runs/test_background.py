@@ -3,6 +3,7 @@ watching changes no number."""
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from clstudy import RunConfig
 from clstudy.runs import background
 from clstudy.runs.run import find
 from clstudy.runs.store import load_or_train
-from clstudy.widgets import live_training
+from clstudy.training.checkpoint import Position
 from clstudy.widgets import live as view
+from clstudy.widgets import live_training
 
 
 @pytest.fixture
@@ -118,13 +120,11 @@ def test_a_pause_by_a_watcher_that_is_gone_holds_nothing(runs):
     place.mkdir(parents=True)
     (place / "pause").touch()
     feed = background.Feed(place, parent=os.getpid())  # not our parent: held for nobody
-    feed.at, feed.drift, feed.total = type("At", (),
-                                           {"steps": [], "evals": [], "images": 0})(), None, 8
-    feed.file = open(place / "feed.jsonl", "w")
+    feed.begin(Position(), SimpleNamespace(probes={}), 8)
     feed.update(8)
     feed.close()
     assert json.loads((place / "feed.jsonl").read_text().splitlines()[0]) == {
-        "images": 0, "total": 8, "steps": [], "evals": [], "drift": []}
+        "share": 0, "left": None, "steps": [], "evals": [], "drift": []}
 
 
 def test_probes_are_checked_before_anything_starts(config):

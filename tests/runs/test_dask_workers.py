@@ -12,9 +12,9 @@ from threading import Thread
 import pytest
 
 from clstudy import RunConfig
-from clstudy.utils.paths import REPOSITORY
 from clstudy.runs import dask_workers, status, sweep
 from clstudy.runs.store import load_or_train
+from clstudy.utils.paths import REPOSITORY
 
 distributed = pytest.importorskip("distributed",
                                   reason="needs the extra: pip install clstudy[cluster]")

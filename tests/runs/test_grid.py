@@ -1,12 +1,12 @@
 """Grids: which combinations words, files and dicts mean, and that nothing impossible gets as far as
 a run."""
+import re
 from dataclasses import dataclass
 
 import pytest
 
 from clstudy.methods import METHODS
 from clstudy.methods.base import Method
-from clstudy.notebooks import sweep
 from clstudy.runs import grid
 
 
@@ -106,9 +106,15 @@ def test_all_impossible_settings_are_told_at_once(tiny):
             "lr": [0.1, -1], "sead": 1
         }])
     said = str(error.value)
-    assert "in a grid of 8" in said and "sead" in said and "Choices: benchmark" in said and "greater than 0" in said
+    assert "in a grid of 8" in said and "lr: Input should be greater than 0" in said
+    assert re.search("setting='sead' is unknown. Did you mean seed.* Choices: .*, benchmark, ", said)
     with pytest.raises(ValueError, match="Did you mean sit"):
         grid.run_tasks([{"benchmark": "toy", "method": "sitt"}])
+
+
+def test_an_unknown_option_is_told_with_a_similar_one_of_the_choices():
+    with pytest.raises(ValueError, match="setting='wieght' is unknown. Did you mean weight"):
+        grid.grid(benchmark="emoji", method=["finetune", "lwf"], wieght=[1, 8])
 
 
 def test_missing_data_are_told_before_anything_starts(monkeypatch, tmp_path):

@@ -17,12 +17,11 @@ import torch
 from torch import nn
 
 from clstudy import load_clip
-from clstudy.utils import paths
 from clstudy.methods import METHODS
 from clstudy.runs.store import load_or_train
 from clstudy.training.config import RunConfig
 from clstudy.training.setup import pick_device
-from clstudy.utils import distributed
+from clstudy.utils import distributed, paths
 
 TESTS = Path(__file__).parents[1]
 START = f"""
@@ -70,8 +69,9 @@ def settings(name: str, model: str) -> RunConfig:
 def run(config: RunConfig, probes: tuple[str, ...]) -> dict:
     """A run: its tables, the gradients of every step, the weights at the end, and how many images
     were encoded."""
-    from clstudy.models.clip import Clip
     from small_runs import train
+
+    from clstudy.models.clip import Clip
 
     found, notes, average, encode = {"gradients": [],
                                      "rows": []}, {}, distributed.average, Clip._encode_image
@@ -334,7 +334,6 @@ def test_the_command_makes_a_run_alone_too(tiny, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from clstudy.cli import app
-    from clstudy.runs import store
 
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
     file = tmp_path / "config.json"

@@ -1,12 +1,12 @@
 """Runs on disk: read when finished, made when not, whole or not there at all; and the tables read
 from them."""
-import small_runs
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import small_runs
 import torch
 
 from clstudy import RunConfig

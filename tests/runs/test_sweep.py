@@ -55,7 +55,7 @@ def test_a_plan_says_what_exists_and_what_is_to_do(grid, tmp_path):
 
 def test_a_sweep_makes_all_and_then_nothing(grid, tmp_path, monkeypatch):
     made = sweep.sweep(grid, runs=tmp_path, name="mine", engine=here, show=False)
-    assert made.code == 0 and len(made.runs) == 4 and "4 of 4 are there, 0 failed" in str(made)
+    assert made.code == 0 and len(made.runs) == 4 and "4 of 4 exist, 0 failed" in str(made)
     assert [run.config.method for run in made.runs] == ["sit", "sit", "finetune", "finetune"]
     kept = state(tmp_path)
     assert {one["state"] for one in kept["tasks"].values()
@@ -74,7 +74,7 @@ def test_a_failure_stops_no_other_and_is_told_with_its_reason(grid, tmp_path, ca
         assert "1000" in label and "tasks=1000" in failure.error
         assert "Traceback" in Path(failure.log).read_text() and label in Path(
             failure.log).read_text()
-    assert str(made).count("FAILED") == 2 and "2 of 4 are there" in str(made)
+    assert str(made).count("FAILED") == 2 and "2 of 4 exist" in str(made)
     said = status.status("mine", tmp_path)
     assert "failed: 2" in said and "tasks=1000" in said and "ended with failures" in said and "done: 2" in said
     shown = capsys.readouterr().err
@@ -102,7 +102,7 @@ def test_an_interrupt_is_told_and_the_next_sweep_goes_on(grid, tmp_path):
         sweep.sweep(grid, runs=tmp_path, name="mine", engine=interrupted, show=False)
     assert state(tmp_path)["code"] == status.INTERRUPTED
     said = status.status(None, tmp_path)
-    assert "interrupted: start it again to go on" in said and "waiting: 3" in said
+    assert "interrupted; start it again to go on" in said and "waiting: 3" in said
     assert len(sweep.sweep(grid, runs=tmp_path, name="mine", engine=here, show=False).runs) == 4
     assert [one["state"]
             for one in state(tmp_path)["tasks"].values()] == ["exists", "done", "done", "done"]
@@ -206,7 +206,7 @@ def test_a_killed_sweep_is_seen_to_be_dead_and_goes_on(toy_model, tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert "stopped without a word" in status.status("mine", tmp_path / "runs")
+    assert "killed; start it again to go on" in status.status("mine", tmp_path / "runs")
     done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert find(config, tmp_path / "runs") and find(config.replace(seed=1), tmp_path / "runs")
@@ -257,7 +257,7 @@ def test_a_terminal_has_a_table_that_is_drawn_over(stand, monkeypatch):
     screen.say("made   it")
     screen.close()
     said = file.getvalue()
-    assert "mine: 0 of 2 there, 1 failed, 1:05 min left" in said and "made   it" in said and "━" in said
+    assert "mine: 0 of 2 exist, 1 failed, 1:05 min left" in said and "made   it" in said and "━" in said
     assert "a:9" in said and "method=sit seed=1 [0.1]" in said and "50%, 1:30 min left" in said and "\x1b[2K" in said
 
 
@@ -270,7 +270,7 @@ def test_a_log_has_lines_that_are_whole_and_few(stand, capsys, monkeypatch):
     screen.show(*stand)
     screen.close()
     assert capsys.readouterr().err.splitlines() == [
-        "made   " + 120 * "x", "mine: 0 of 2 there, 1 failed, 1:05 min left",
+        "made   " + 120 * "x", "mine: 0 of 2 exist, 1 failed, 1:05 min left",
         "  a:9  method=sit seed=1 [0.1]   50%, 1:30 min left"]
     monkeypatch.setenv("CLSTUDY_QUIET", "1")
     status._Screen().say("made   it")
@@ -308,7 +308,7 @@ def test_status_without_and_with_a_wrong_name(grid, tmp_path):
     (tmp_path / "sweeps/damaged/state.json").write_text('{"name": "da')
     assert "no sweep in" in status.status(None, tmp_path)
     sweep.sweep({**grid, "seed": 0}, runs=tmp_path, name="mine", engine=here, show=False)
-    with pytest.raises(ValueError, match="no sweep 'yours'. Choices: mine"):
+    with pytest.raises(ValueError, match="sweep='yours' is unknown. Choices: mine"):
         status.status("yours", tmp_path)
 
 
@@ -319,6 +319,6 @@ def test_what_somebody_else_made_meanwhile_is_seen(tiny, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep([tiny], runs=tmp_path, name="mine", engine=interrupted, show=False)
-    assert "(is there)" not in status.status("mine", tmp_path)
+    assert "(exists)" not in status.status("mine", tmp_path)
     load_or_train(tiny, tmp_path)
-    assert "(is there)" in status.status("mine", tmp_path)
+    assert "(exists)" in status.status("mine", tmp_path)

@@ -25,6 +25,7 @@ from clstudy.runs.store import load_or_train
 from clstudy.training import checkpoint, loop, monitor, serialization
 from clstudy.training.checkpoint import states
 from clstudy.training.serialization import Unstorable, verify
+from clstudy.utils.progress import Progress
 
 TESTS = Path(__file__).parents[1]
 ALWAYS = 1e-9  # seconds between two states: after each batch
@@ -34,7 +35,7 @@ class Killed(BaseException):
     """Stands for a kill: it comes between two batches, and nothing of the run is told."""
 
 
-class Falling:
+class Falling(Progress):
     """A progress bar at whose n-th batch from now `fall` is called."""
 
     def __init__(self, batches: int, fall=None):
@@ -47,12 +48,6 @@ class Falling:
             if self.fall is None:
                 raise Killed
             self.fall()
-
-    def close(self):
-        pass
-
-    def __call__(self):
-        pass
 
 
 def of(config, method: str, **changes):
@@ -206,14 +201,11 @@ import conftest
 from pathlib import Path
 from clstudy import RunConfig, load_or_train
 from clstudy.data.benchmarks import BENCHMARKS
+from clstudy.utils.progress import Progress
 
-class Telling:
+class Telling(Progress):
     def update(self, count):
         print(count, flush=True)
-    def close(self):
-        pass
-    def __call__(self):
-        pass
 
 BENCHMARKS["toy"] = conftest.Toy
 config = RunConfig.model_validate_json(sys.argv[2])

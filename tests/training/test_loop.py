@@ -14,6 +14,7 @@ from clstudy.methods import METHODS
 from clstudy.training.loop import batches
 from clstudy.training.monitor import NotFinite
 from clstudy.training.setup import pick_device, prepare
+from clstudy.utils.progress import Progress
 
 IDS = ["stage", "set", "candidates", "metric"]
 
@@ -236,7 +237,7 @@ def test_a_model_that_can_learn_does(tiny):
 
 
 def test_progress_counts_every_image(tiny):
-    class Progress:
+    class Counting(Progress):
         seen, closed = 0, False
 
         def update(self, count):
@@ -245,10 +246,7 @@ def test_progress_counts_every_image(tiny):
         def close(self):
             self.closed = True
 
-        def __call__(self):
-            pass
-
-    progress = Progress()
+    progress = Counting()
     train(tiny.replace(epochs=2), progress=progress)
     assert progress.seen == 120 and progress.closed
 
