@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
+from clstudy.analysis.intervals import interval
 from clstudy.analysis.scores import Groups, grouped, listed, metrics_of, scores, settings
-from clstudy.evaluation.metrics import interval
 from clstudy.utils.validation import choose
 
 UNDECIDED = "not decided by one run"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from clstudy.analysis.intervals import interval
 from clstudy.analysis.scores import Groups, grouped
-from clstudy.evaluation.metrics import interval
 from clstudy.runs.run import Run
 
 POINTS = 25  # of a curve

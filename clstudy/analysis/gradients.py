@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from clstudy.evaluation import metrics
+from clstudy.analysis.intervals import Interval, interval
 from clstudy.runs.run import Run
 
 Groups = Mapping[str, Sequence[Run]]
@@ -127,7 +127,7 @@ def fates(groups: Groups, term: str = "task") -> pd.DataFrame:
     return _collect(groups, of_run)
 
 
-def agreement(table: pd.DataFrame, cause: str, effect: str = "change") -> metrics.Interval:
+def agreement(table: pd.DataFrame, cause: str, effect: str = "change") -> Interval:
     """Return Spearman's rank correlation over classes, one per run: mean and 95 % half width over
     the runs.
 
@@ -135,10 +135,10 @@ def agreement(table: pd.DataFrame, cause: str, effect: str = "change") -> metric
     found = [rows[[cause, effect]].corr("spearman").iloc[0, 1]
              for _, rows in table.groupby(["method", "seed"])]
     found = pd.Series(found).dropna().to_numpy()
-    return metrics.interval(found) if len(found) else metrics.Interval(float("nan"), float("nan"))
+    return interval(found) if len(found) else Interval(float("nan"), float("nan"))
 
 
-def rank(found: metrics.Interval) -> str:
+def rank(found: Interval) -> str:
     """Write a rank correlation with its interval in words."""
     low, high = found.mean - found.half_width, found.mean + found.half_width
     said = "no significant relation"

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from clstudy.analysis import scores
+from clstudy.analysis.intervals import interval
 from clstudy.evaluation import metrics
 from clstudy.runs import run as run_module
 from clstudy.runs.run import Run, flat
@@ -215,7 +216,7 @@ def standings(table: pd.DataFrame, columns: Sequence[str], seeds: int = 1) -> pd
             row = dict(zip(ENTRY, key, strict=True))
             row |= {"look": group["look"].iloc[0], "seeds": len(group), **group[COSTS].median()}
             for name in columns:
-                row[name], row[f"{name} ±"] = metrics.interval(group[name].to_numpy())
+                row[name], row[f"{name} ±"] = interval(group[name].to_numpy())
             rows.append(row)
     found = pd.DataFrame(rows)
     for name in columns:
@@ -256,7 +257,7 @@ def gaps(table: pd.DataFrame, found: pd.DataFrame, column: str) -> pd.DataFrame:
             shared = ours.index.intersection(theirs.index)
             if len(shared) > 1:
                 change = ours[shared] - theirs[shared]
-                gap.loc[place] = metrics.interval(change.to_numpy())
+                gap.loc[place] = interval(change.to_numpy())
     return gap
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from clstudy.analysis.intervals import interval
 from clstudy.analysis.scores import Groups, cost, grouped, listed, metrics_of
-from clstudy.evaluation.metrics import interval
 
 
 def points(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], by: Sequence[str],

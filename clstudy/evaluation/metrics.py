@@ -12,7 +12,7 @@ variant.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -176,48 +176,6 @@ def worst_domain(domain_accuracy: Numbers) -> float:
     0.45
     """
     return float(np.fmin.reduce(_curve(domain_accuracy)))
-
-
-# ---- over seeds
-
-
-class Interval(NamedTuple):
-    mean: float
-    half_width: float
-
-
-def interval(values: Numbers, level: float = 0.95) -> Interval:
-    """Return the mean over seeds ± t_{(1+level)/2, n−1} · s/√n, s with divisor n − 1.
-
-    One value has half-width NaN. A NaN value makes the result NaN. ValueError: no values, or a
-    level outside (0, 1).
-
-    >>> [round(x, 4) for x in interval([1., 2., 3.])]  # 4.3027 · 1 / √3
-    [2.0, 2.4841]
-    """
-    from scipy.stats import t  # here, so that importing the module stays light
-
-    values = _curve(values)
-    if not 0 < level < 1:
-        raise ValueError(f"level={level!r}: must lie between 0 and 1")
-    n = len(values)
-    if n == 1:
-        return Interval(float(values[0]), float("nan"))
-    half_width = t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
-    return Interval(float(values.mean()), float(half_width))
-
-
-def paired_interval(a: Numbers, b: Sequence[float], level: float = 0.95) -> Interval:
-    """Return the interval of a − b, where a[i] and b[i] share seed i, so that its effect cancels.
-
-    >>> [round(x, 4) for x in paired_interval([.5, .7, .9], [.4, .6, .8])]
-    [0.1, 0.0]
-    """
-    a, b = _curve(a), _curve(b)
-    if len(a) != len(b):
-        raise ValueError(f"b: got {len(b)} values for {len(a)} of a; must be one per seed, in the "
-                         "same order")
-    return interval(a - b, level)
 
 
 # ---- variants by name. R is checked by then; column t has its home in row t + 1

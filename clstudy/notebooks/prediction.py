@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from clstudy.evaluation.metrics import Interval
+from clstudy.analysis.intervals import Interval
 from clstudy.utils.validation import choose
 
 

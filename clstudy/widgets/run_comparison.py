@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from clstudy.analysis.curves import band, over_stream
+from clstudy.analysis.intervals import interval
 from clstudy.analysis.leaderboard import ENTRY, gather
 from clstudy.analysis.scores import look
 from clstudy.evaluation import metrics
@@ -161,7 +162,7 @@ class _Comparer:
 
     def _cell(self, label: str, name: str) -> str:
         runs = self.groups[label]
-        found = metrics.interval(self.scores.loc[[run.id for run in runs], name].tolist())
+        found = interval(self.scores.loc[[run.id for run in runs], name].tolist())
         if np.isnan(found.mean):
             return "–"
         half = f" ± {found.half_width:.1f}" if len(runs) > 1 else ""

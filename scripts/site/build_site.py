@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
 PAGES = BUILD / "site-pages"
 RAN = paths.RUNS / "notebooks"
-COPIED = ("README.md", "VOCABULARY.md", "DEVIATIONS.md", "CITATION.cff", "LICENSE", "docs",
+COPIED = ("README.md", "GLOSSARY.md", "DEVIATIONS.md", "CITATION.cff", "LICENSE", "docs",
           "figures", "data/README.md", "data/icon-clip/README.md", "data/icon-clip/curve.png")
 SHOWN = ("image/png", "text/html", "text/plain"
          )  # of a notebook's outputs; a widget or a Plotly figure needs a kernel

@@ -7,7 +7,7 @@ import pytest
 from small_runs import make, row
 
 from clstudy.analysis import gradients as anatomy
-from clstudy.evaluation.metrics import Interval
+from clstudy.analysis.intervals import Interval
 
 PARTS = ["push", "push attraction", "push repulsion"]
 

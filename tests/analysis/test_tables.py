@@ -8,6 +8,7 @@ import pytest
 from small_runs import evaluations, make, row, said
 
 from clstudy.analysis import comparisons, export, interpolation, scores, tables
+from clstudy.analysis.intervals import interval
 from clstudy.evaluation import metrics
 from clstudy.utils import paths
 
@@ -197,7 +198,7 @@ def test_a_road_and_the_points_of_a_line_hold_the_means_over_seeds():
     assert road.share.tolist() == [0, .5, 1] and set(road.label) == {"path"}
     assert road.x.tolist() == pytest.approx([40, 65, 80]) and road.y.tolist() == pytest.approx(
         [50, 50, 30])
-    assert road.x_half.tolist() == pytest.approx([0, metrics.interval([70., 60.]).half_width, 0])
+    assert road.x_half.tolist() == pytest.approx([0, interval([70., 60.]).half_width, 0])
     points = tables.points(table, ["UT-Acc", "ZS-Acc"], ["label", "share"])
     ut, zs = points[points.metric == "UT-Acc"], points[points.metric == "ZS-Acc"]
     assert ut.share.tolist() == zs.share.tolist() == [0, .5, 1]

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clstudy.analysis import intervals
 from clstudy.evaluation import accuracy, metrics, retrieval
 from clstudy.losses import functional
 from clstudy.methods import METHODS
@@ -28,7 +29,7 @@ FUNCTIONS = [
     retrieval.ranks,
     metrics.worst_class,
     metrics.f_last,
-    metrics.paired_interval,
+    intervals.paired_interval,
     *(metric.function for metric in metrics.METRICS.values()),
 ]
 

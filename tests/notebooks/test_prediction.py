@@ -2,7 +2,7 @@
 import pandas as pd
 import pytest
 
-from clstudy.evaluation.metrics import Interval
+from clstudy.analysis.intervals import Interval
 from clstudy.notebooks.prediction import guess
 
 CHOICES = ["above", "below", "no difference"]
