@@ -63,5 +63,5 @@ clean-env: ## remove .venv
 		echo "clstudy needs Python >= 3.11 with its venv module; found: $(or $(PYTHON),none)." \
 			"Name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV_ARGS) .venv
-	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --no-compile $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -51,8 +51,9 @@ def redraw(figure: go.FigureWidget, traces: Sequence, values: Mapping[str, Seque
     values: property → one value for each trace. (Not `batch_update`: it sends only what differs,
     and where that is not the same for all traces, plotly 7 takes the rest for removed.)"""
     places = {trace.uid: place for place, trace in enumerate(figure.data)}
-    figure.plotly_update({name: list(each) for name, each in values.items()}, dict(layout or {}),
-                         [places[trace.uid] for trace in traces])
+    sent = {name: [np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
+                   for value in each] for name, each in values.items()}  # other arrays are refused
+    figure.plotly_update(sent, dict(layout or {}), [places[trace.uid] for trace in traces])
 
 
 def set_traces(figure: go.FigureWidget, traces: Sequence[Mapping]) -> bool:

@@ -37,6 +37,17 @@ from clstudy.widgets import explorer as explorer_module
 from tests import small_runs
 
 
+def test_arrays_are_sent_in_one_piece(monkeypatch) -> None:
+    """A kernel refuses buffers with gaps, such as a row of a transposed array."""
+    figure, sent = common.panels(), {}
+    figure.add_scatter(y=[0.0])
+    monkeypatch.setattr(figure, "plotly_update", lambda values, *_: sent.update(values))
+    rows = np.arange(12.0).reshape(4, 3).T
+    common.redraw(figure, figure.data, {"y": [rows[1]], "name": ["a"]})
+    assert sent["y"][0].flags.c_contiguous and sent["y"][0].tolist() == rows[1].tolist()
+    assert not rows[1].flags.c_contiguous and sent["name"] == ["a"]
+
+
 @pytest.fixture
 def live(monkeypatch):
     """As in a notebook with somebody before it."""
