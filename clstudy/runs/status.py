@@ -29,7 +29,7 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 BEAT = 5  # seconds between two heartbeats of the process that drives a sweep
 SILENT = 60  # seconds without a heartbeat, after which it counts as dead
 LINES = 20  # seconds between two lines in a log
-STATE = {"name", "host", "pid", "started", "finished", "code", "workers", "beat", "tasks"}
+STATE = {"name", "host", "pid", "started", "finished", "code", "workers", "beat", "left", "tasks"}
 NOW = {"host", "pid", "share", "left"}
 
 

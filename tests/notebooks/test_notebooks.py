@@ -140,7 +140,7 @@ def test_each_figure_is_claimed_by_one_notebook_and_bears_its_number() -> None:
 
 
 SMALL = {"00_start_here": {"things": ["dog", "pizza"], "extra": ["an animal"]},
-         "02_the_loop": {"tasks": 2, "batch_size": 256}}
+         "02_the_loop": {"families": ["streamline-emojis"], "tasks": 2, "batch_size": 256}}
 
 
 @pytest.mark.slow

@@ -302,6 +302,16 @@ def test_a_driver_is_alive_by_its_process_and_its_signs(monkeypatch):
     assert not status.alive({**mine, "finished": time.time()}) and not status.alive(None)
 
 
+def test_a_state_that_lacks_anything_it_has_counts_as_damaged(tmp_path):
+    path = tmp_path / "state.json"
+    whole = {name: 0 for name in status.STATE} | {"tasks": {}}
+    path.write_text(json.dumps(whole))
+    assert status.read(path) == whole and "left" in whole
+    for name in whole:
+        path.write_text(json.dumps({**{key: value for key, value in whole.items() if key != name}, "x": 0}))
+        assert status.read(path) is None, name
+
+
 def test_status_without_and_with_a_wrong_name(grid, tmp_path):
     assert "no sweep in" in status.status(None, tmp_path)
     (tmp_path / "sweeps/damaged").mkdir(parents=True)

@@ -51,14 +51,13 @@ print(made.steps.step.nunique(), made.evals.stage.max(), peak)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
-@pytest.mark.parametrize("method", ["gcl", "gdro"])
-def test_a_run_with_a_thousand_classes_fits_in_2_gb_with_the_embedded_model(method):
-    """The largest resident size of a process of its own (VmHWM: getrusage would count the parent's,
-    before exec)."""
+def test_a_run_with_a_thousand_classes_fits_in_2_gb_with_the_embedded_model():
+    """GDRO holds all that GCL holds, and class weights. The largest resident size of a process of
+    its own (VmHWM: getrusage would count the parent's, before exec)."""
     env = {
         **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""
     }
-    said = subprocess.run([sys.executable, "-c", RUN, method], env=env, capture_output=True,
+    said = subprocess.run([sys.executable, "-c", RUN, "gdro"], env=env, capture_output=True,
                           text=True, check=True)
     steps, stages, peak = map(int, said.stdout.split("\n")[-2].split()[-3:])
     assert steps == 4 and stages == 2
