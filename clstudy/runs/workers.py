@@ -113,7 +113,10 @@ def _pool(workers: int) -> Executor:
     """Return worker processes: those of the last call, or new ones if these died, or if code,
     CLSTUDY_* variables or the number of workers changed since."""
     code = max(path.stat().st_mtime_ns for path in paths.PACKAGE.rglob("*.py"))
-    arguments = (max(cores() // workers, 1), os.getpid(), code, sorted(paths.variables().items()))
+    threads = max(cores() // workers, 1)
+    if (most := os.environ.get("OMP_NUM_THREADS", "")).isdigit():  # results depend on it: 1e-7
+        threads = max(min(threads, int(most)), 1)
+    arguments = (threads, os.getpid(), code, sorted(paths.variables().items()))
     # loky_init_main: the workers import the main program, and know what it registers at its top
     return get_reusable_executor(workers, "loky_init_main", IDLE, initializer=_begin,
                                  initargs=arguments)

@@ -96,7 +96,10 @@ def test_the_processes_stay_for_the_next_call_and_change_with_the_surroundings(
     assert other is not first and other.submit(os.getpid).result() != pid and not alive(pid)
     assert other.submit(os.getenv, "CLSTUDY_DATA").result() == "elsewhere"
     assert other.submit(os.getenv, "CLSTUDY_QUIET").result() == "1"
-    assert other.submit(torch.get_num_threads).result() == own_pool.cores()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert own_pool._pool(1).submit(torch.get_num_threads).result() == own_pool.cores()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert own_pool._pool(1).submit(torch.get_num_threads).result() == 1
 
 
 def test_the_processes_change_with_the_code(own_pool, monkeypatch, tmp_path):
