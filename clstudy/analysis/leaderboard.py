@@ -68,25 +68,29 @@ def scored(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
     """Return the metrics of each run, a row by its id, and the names of its held-out sets, a line
     each, as "held_out". kept: a Parquet file that is read and brought up to date."""
     code = "".join(fingerprint(Path(module.__file__)) for module in (scores, metrics, run_module))
-    known = pd.DataFrame({"code": [], "changed": []})
+    known, rows, new = {}, {}, False
     if kept:
-        with suppress(OSError, ValueError):  # missing, or damaged
-            known = pd.read_parquet(kept)
-    known = known[known.code == code]
-    rows = {}
+        with suppress(Exception):  # missing, or damaged in any way
+            known = pd.read_parquet(kept).to_dict("index")
     for run in runs:
-        changed = (run.folder / "result.json").stat().st_mtime_ns
-        if run.id not in known.index or known.changed[run.id] != changed:
-            held_out = "\n".join(run.held_out_sets())
-            rows[run.id] = {"code": code, "changed": changed, "held_out": held_out,
-                            **scores.metrics_of(run)}
-    if rows:
-        fresh = pd.DataFrame(rows.values(), rows.keys())
-        stays = known.drop(index=known.index.intersection(fresh.index))
-        known = pd.concat([stays, fresh]) if len(stays) else fresh
-        if kept:
-            _write(known, kept)
-    return known.loc[[run.id for run in runs]].drop(columns=["code", "changed"])
+        made = f"{code} {run.id} {(run.folder / 'result.json').stat().st_mtime_ns}"
+        row = known.get(run.id, {})
+        if row.get("seal") != _seal(made, row):
+            new = True
+            row = {"held_out": "\n".join(run.held_out_sets()), **scores.metrics_of(run)}
+            row["seal"] = _seal(made, row)
+        rows[run.id] = row
+    if kept and new:
+        _write(pd.DataFrame.from_dict(known | rows, orient="index"), kept)
+    return pd.DataFrame.from_dict(rows, orient="index").drop(columns="seal")
+
+
+def _seal(made: str, row: Mapping) -> str:
+    """Return a checksum of a row and what it was made from: Parquet has none of its own."""
+    values = sorted((name, value) for name, value in row.items()
+                    if name != "seal" and not pd.isna(value))
+    return hashlib.sha256(repr((made, [(name, value if isinstance(value, str) else float(value))
+                                       for name, value in values])).encode()).hexdigest()
 
 
 def _write(table: pd.DataFrame, path: Path) -> None:
@@ -94,7 +98,7 @@ def _write(table: pd.DataFrame, path: Path) -> None:
     try:
         table.to_parquet(draft)
         draft.replace(path)
-    except OSError:  # a read-only folder: only the next reading is slower
+    except (OSError, ValueError):  # a read-only folder, damaged rows: the next time is slower
         draft.unlink(missing_ok=True)
 
 

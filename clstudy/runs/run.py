@@ -215,7 +215,8 @@ def checked_file(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise _damaged(path, "it is not there")
     if name in known:
-        fault = "its checksum is wrong" if sha256(path) != known[name] else ""
+        wrong = sha256(path) != known[name]
+        fault = "its checksum is wrong, or that in result.json" if wrong else ""
     elif not path.stat().st_size:
         fault = "it is empty" if name != "steps.jsonl" else ""
     else:

@@ -164,16 +164,20 @@ def test_scores_are_read_once_and_again_when_the_run_was_made_again(tmp_path, mo
     assert len(pd.read_parquet(kept)) == 3 and not list(tmp_path.glob("*.new-*"))
 
 
-def test_scores_kept_by_other_code_are_not_believed(tmp_path, monkeypatch):
+def test_scores_that_were_damaged_or_kept_by_other_code_are_not_believed(tmp_path, monkeypatch):
     runs, kept = three(tmp_path, (.5,)), tmp_path / "scores.parquet"
-    leaderboard.scored(runs, kept)
-    old = pd.read_parquet(kept)
-    old.assign(A_last=1.).to_parquet(kept)
-    assert leaderboard.scored(runs, kept).A_last.tolist() == [1]  # it is read
-    old.assign(A_last=1., code="other").to_parquet(kept)
-    assert leaderboard.scored(runs, kept).A_last.tolist() == pytest.approx([50])
+    right = leaderboard.scored(runs, kept)
+    whole = pd.read_parquet(kept)
+    for damaged in (whole.assign(A_last=1.), whole.rename(columns={"A_last": "B_last"}),
+                    whole.reset_index(drop=True)):
+        damaged.to_parquet(kept)
+        pd.testing.assert_frame_equal(leaderboard.scored(runs, kept), right)
     kept.write_text("no table")
     assert leaderboard.scored(runs, kept).A_last.tolist() == pytest.approx([50])
+    monkeypatch.setattr(scores_module, "metrics_of", lambda run: {"A_last": 1.})
+    assert leaderboard.scored(runs, kept).A_last.tolist() == pytest.approx([50])  # it is read
+    monkeypatch.setattr(leaderboard, "fingerprint", lambda path: "other")
+    assert leaderboard.scored(runs, kept).A_last.tolist() == [1]
 
 
 def test_without_runs_it_is_said_how_to_make_some():
