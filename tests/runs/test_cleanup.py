@@ -45,8 +45,8 @@ def figures(tmp_path) -> Path:
 def sweep(runs: Path, name: str, ids: list[str], **changes) -> None:
     state = {
         "name": name, "host": status.platform.node(), "pid": os.getpid(), "started": 0,
-        "finished": 1.0, "code": 0, "workers": 2, "beat": time.time(), "tasks": dict.fromkeys(
-            ids, {}), **changes
+        "finished": 1.0, "code": 0, "workers": 2, "beat": time.time(), "left": None,
+        "tasks": dict.fromkeys(ids, {}), **changes
     }
     (runs / "sweeps" / name).mkdir(parents=True)
     (runs / "sweeps" / name / "state.json").write_text(json.dumps(state))
