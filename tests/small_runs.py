@@ -121,7 +121,10 @@ def make(folder: Path, rows: Sequence[dict] = (), seed: int = 0, steps: Sequence
     bits = [{
         "stage": stage, "set": "test", "candidates": "seen", "count": 10, "bits": bytes([stage, 0])
     } for stage in stages]
-    pd.DataFrame(bits).to_parquet(folder / "correct.parquet")
+    pd.DataFrame(bits).assign(stage_end=True).to_parquet(folder / "correct.parquet")
+    tests = {"set": "test", "label": [0] * 10, "concept": range(10), "domain": -1, "task": 1,
+             "arrived": 40}
+    pd.DataFrame(tests).to_parquet(folder / "tests.parquet")
     (folder / "result.json").write_text(
         json.dumps({"run_id": folder.name, "seconds": 1.0, **result}))
     return Run(RunConfig.model_construct(seed=seed), folder)

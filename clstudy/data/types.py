@@ -28,6 +28,9 @@ class Labelled:
     template: str  # `{}` stands for the class name
     domains: np.ndarray | None = None  # int64 (images,), positions in domain_names
     domain_names: tuple[str, ...] = ()  # icon families, styles, places, …
+    # int64 (images,): what an image shows. Images of one thing (a concept in several styles, one
+    # object from several sides) are no independent tests. None: each image shows its own
+    concepts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,6 +55,7 @@ class Captioned:
     captions: tuple[str, ...]
     owner: np.ndarray  # int64 (captions,)
     folds: int = 1  # retrieval is done in so many equal parts of the images, and averaged
+    concepts: np.ndarray | None = None  # int64 (images,), as in Labelled
 
     def __len__(self) -> int:
         return len(self.images)

@@ -59,7 +59,8 @@ def evaluate(clip: Clip, benchmark: BenchmarkData, tasks: Sequence[tuple[int, ..
         correct[name, "own"] = zero_shot(clip, held_out, cache, scores)
         rows += row("held-out set", name, "own", correct[name, "own"])
     for name, pairs in benchmark.retrieval.items() if sides else ():
-        rows += retrieval(clip, pairs, name, cache=cache, scores=scores)
+        found = retrieval(clip, pairs, name, cache=cache, scores=scores)
+        rows, correct = rows + found.rows, correct | found.correct
     return Evaluation(rows, correct)
 
 

@@ -7,14 +7,17 @@ from jaxtyping import Float, Int
 
 from clstudy.data.types import Captioned
 from clstudy.evaluation.features import Cache, Scores, features, product, text_features
-from clstudy.evaluation.rows import row
+from clstudy.evaluation.rows import Evaluation, row
 from clstudy.models.clip import Clip
+
+IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image-to-text", "text-to-image"
 
 
 @torch.no_grad()
 def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequence[int] = (1, 5, 10),
-              cache: Cache | None = None, scores: Scores = product) -> list[dict]:
-    """Return rows of recall@k in both directions. An image counts by its best caption.
+              cache: Cache | None = None, scores: Scores = product) -> Evaluation:
+    """Return rows of recall@k in both directions, and for which images and captions the first hit
+    is right. An image counts by its best caption.
 
     The images are cut into `pairs.folds` parts, in their order. Only the captions of a part
     compete, and the value is the mean over all images (captions) of all parts."""
@@ -28,9 +31,10 @@ def retrieval(clip: Clip, pairs: Captioned, name: str = "retrieval", ks: Sequenc
     image_rank, text_rank = (np.concatenate(ranked) for ranked in zip(*found, strict=True))
     rows = []
     for k in ks:
-        rows += row("retrieval", name, "all", image_rank < k, f"image-to-text recall@{k}")
-        rows += row("retrieval", name, "all", text_rank < k, f"text-to-image recall@{k}")
-    return rows
+        rows += row("retrieval", name, "all", image_rank < k, f"{IMAGE_TO_TEXT} recall@{k}")
+        rows += row("retrieval", name, "all", text_rank < k, f"{TEXT_TO_IMAGE} recall@{k}")
+    return Evaluation(rows, {(name, IMAGE_TO_TEXT): image_rank < 1,
+                             (f"{name}: captions", TEXT_TO_IMAGE): text_rank < 1})
 
 
 def ranks(similarity: Float[np.ndarray, "images texts"], owner: Int[np.ndarray, " texts"]

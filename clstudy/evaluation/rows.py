@@ -19,7 +19,8 @@ class Evaluation(NamedTuple):
     """Rows of `evals`, and which images were right."""
 
     rows: list[dict]
-    correct: dict[tuple[str, str], np.ndarray]  # (set, candidates) → a truth value for each image
+    # (set, candidates) → a truth value for each image of the set; of retrieval also for each caption
+    correct: dict[tuple[str, str], np.ndarray]
 
 
 def row(kind: str, name: str, candidates: str, right: np.ndarray,

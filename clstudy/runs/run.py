@@ -52,20 +52,34 @@ class Run:
         """The fingerprints of the data and weights that the run was made from."""
         return self.result.get("fingerprints", [])
 
-    def correct(self, name: str = "test", candidates: str = "seen") -> np.ndarray:
+    @cached_property
+    def bits(self) -> pd.DataFrame:
+        """Which images were right, packed: stage, images_seen, stage_end, set, candidates, count,
+        bits."""
+        return pd.read_parquet(checked_file(self.folder, "correct.parquet"))
+
+    @cached_property
+    def tests(self) -> pd.DataFrame:
+        """What the images are of which `bits` tells: set, label, concept, domain, task, arrived."""
+        return pd.read_parquet(checked_file(self.folder, "tests.parquet"))
+
+    def correct(self, name: str = "test", candidates: str = "seen",
+                stage_ends: bool = True) -> np.ndarray:
         """Return which images of a set were right at stage ends: bool, (measured stages, images).
 
-        The first row is the model before training. name: "test", or a held-out set, whose
-        candidates are "own". ValueError: the run has no such set."""
-        table = pd.read_parquet(checked_file(self.folder, "correct.parquet"))
+        The first row is the model before training. name: "test"; a held-out set, whose candidates
+        are "own"; pairs of retrieval ("image-to-text"), or "NAME: captions" ("text-to-image").
+        stage_ends: False: at the periodic checkpoints between them. ValueError: no such set."""
+        table = self.bits
         rows = table[(table["set"] == name) & (table.candidates == candidates)]
         if rows.empty:
             known = table[["set", "candidates"]].drop_duplicates().agg("/".join, axis=1)
             raise ValueError(f"correct: there is no {name!r} with candidates {candidates!r}. "
                              f"Choices: {', '.join(known)}")
         count = int(rows["count"].iloc[0])
+        rows = rows[rows.stage_end == stage_ends]
         bits = [np.unpackbits(np.frombuffer(packed, np.uint8), count=count) for packed in rows.bits]
-        return np.stack(bits).astype(bool)
+        return np.array(bits, bool).reshape(len(rows), count)
 
     def probe(self, name: str) -> pd.DataFrame:
         """Return the table of a probe (see `clstudy.probes` for its columns).

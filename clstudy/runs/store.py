@@ -1,7 +1,7 @@
 """Runs on disk: one folder per `run_id`, which is complete or does not exist.
 
-    runs/<run_id>/  config.json  env.json  evals.jsonl  steps.jsonl  correct.parquet  result.json
-                    [PROBE.parquet]  [model.safetensors]
+    runs/<run_id>/  config.json  env.json  evals.jsonl  steps.jsonl  correct.parquet  tests.parquet
+                    result.json  [PROBE.parquet]  [model.safetensors]
 
     runs/<run_id>.draft    a run in the making, or one that was killed: it holds the saved states,
                            from which the run resumes (`training/checkpoint.py`)
@@ -29,7 +29,8 @@ from clstudy.utils.files import clear_dead, sha256, write_text
 from clstudy.utils.progress import Progress
 from clstudy.utils.validation import choose
 
-TABLES = ("config.json", "evals.jsonl", "steps.jsonl", "correct.parquet")  # of every finished run
+# of every finished run
+TABLES = ("config.json", "evals.jsonl", "steps.jsonl", "correct.parquet", "tests.parquet")
 WEIGHTS = "model.safetensors"
 
 
@@ -189,7 +190,7 @@ def _write(folder: Path, config: RunConfig, made: Any, keep_model: bool) -> None
     for name, table in {"evals": made.evals, "steps": made.steps}.items():
         lines = [json.dumps(row) + "\n" for row in table.to_dict("records")]
         write_text(folder / f"{name}.jsonl", "".join(lines))
-    for name, table in {"correct": made.correct, **made.probes}.items():
+    for name, table in {"correct": made.correct, "tests": made.tests, **made.probes}.items():
         table.to_parquet(folder / f"{name}.parquet")
 
 

@@ -23,6 +23,7 @@ from clstudy.training.config import RunConfig
 from clstudy.training.monitor import Cost, Step, check_weights, gather
 from clstudy.training.probing import open_probes
 from clstudy.training.setup import make_optimizer, prepare, start_cache, towers_of, unchanging
+from clstudy.training.tests import tests
 from clstudy.utils import distributed
 from clstudy.utils.progress import ImageBar, Progress
 
@@ -86,7 +87,9 @@ class Trained:
 
     evals: pd.DataFrame  # what was measured over the stream (`evaluation/rows.py`)
     steps: pd.DataFrame  # stage, images_seen, step, term, value: each loss term at each step
-    correct: pd.DataFrame  # stage, set, candidates, count, bits: which images were right, as bits
+    # stage, images_seen, stage_end, set, candidates, count, bits: which images were right
+    correct: pd.DataFrame
+    tests: pd.DataFrame  # what the bits are of (`training/tests.py`)
     probes: dict[str, pd.DataFrame]  # by name; "method": what the method tells of itself
     cost: dict[str, Any]  # images per second, tuned parameters, memory
     model: Clip  # as it is deployed
@@ -118,7 +121,7 @@ def train(config: RunConfig, progress: Progress | None = None, probes: Sequence[
                              cache if model is clip else None, method.scores)
         at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row}
                         for row in found.rows)
-        at.correct.extend(packed(stage, found.correct) if complete else ())
+        at.correct.extend(packed(stage, at.images, complete, found.correct))
 
     with open_probes(probes, clip, benchmark, prompts) as watching, saver.open(  # resumes in place
             clip, unchanging(benchmark, stages, prompts), at=at, method=method, cost=cost,
@@ -168,11 +171,16 @@ def train(config: RunConfig, progress: Progress | None = None, probes: Sequence[
             distributed.save(saver)
     shown.close()
     evals, steps = pd.DataFrame(at.evals), pd.DataFrame(at.steps, columns=STEPS)
-    return Trained(evals, steps, pd.DataFrame(at.correct), watching.tables(method),
-                   cost.table(method), method.deploy(clip))
+    return Trained(evals, steps, pd.DataFrame(at.correct), tests(benchmark, stages, config),
+                   watching.tables(method), cost.table(method), method.deploy(clip))
 
 
-def packed(stage: int, correct: dict[tuple[str, str], np.ndarray]) -> list[dict]:
-    """Return rows of `Trained.correct`: eight images to a byte, the first in the highest bit."""
-    return [{"stage": stage, "set": name, "candidates": candidates, "count": len(right),
-             "bits": np.packbits(right).tobytes()} for (name, candidates), right in correct.items()]
+def packed(stage: int, images: int, complete: bool, correct: dict[tuple[str, str], np.ndarray]
+           ) -> list[dict]:
+    """Return rows of `Trained.correct`: eight images to a byte, the first in the highest bit.
+
+    Between two stage ends only what counts then is kept, the candidates "seen"."""
+    at = {"stage": stage, "images_seen": images, "stage_end": complete}
+    return [{**at, "set": name, "candidates": candidates, "count": len(right),
+             "bits": np.packbits(right).tobytes()}
+            for (name, candidates), right in correct.items() if complete or candidates == "seen"]

@@ -227,7 +227,10 @@ def test_recall_counts_ranks_below_k(clip):
     pairs = Captioned(images, tuple(f"caption {chr(97 + i)}" for i in range(24)), owner)
     similarity = (features(clip, images) @ class_features(clip, pairs.captions, "{}").T).numpy()
     image_rank, text_rank = slow_ranks(similarity, owner)
-    rows = table(retrieval(clip, pairs, "pictures"))
+    found = retrieval(clip, pairs, "pictures")
+    rows = table(found.rows)
+    right = [right.tolist() for right in found.correct.values()]
+    assert right == [[rank < 1 for rank in ranked] for ranked in (image_rank, text_rank)]
     for k in (1, 5, 10):
         for direction, rank in (("image to text", image_rank), ("text to image", text_rank)):
             expected = (pytest.approx(np.mean(np.array(rank) < k)), len(rank))
@@ -240,7 +243,7 @@ def test_folds_are_retrieved_from_by_themselves_and_averaged(clip, folds):
     images = torch.from_numpy(rng.integers(0, 256, (12, 3, 64, 64), dtype=np.uint8))
     owner = np.concatenate([np.arange(12), rng.permutation(12)])  # captions in no order
     captions = tuple(f"caption {chr(97 + i)}" for i in range(24))
-    found = table(retrieval(clip, Captioned(images, captions, owner, folds), "pictures"))
+    found = table(retrieval(clip, Captioned(images, captions, owner, folds), "pictures").rows)
     similarity = (features(clip, images) @ class_features(clip, captions, "{}").T).numpy()
     image_hits, text_hits, size = [], [], 12 // folds
     for fold in range(folds):

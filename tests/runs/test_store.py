@@ -34,7 +34,8 @@ def test_a_run_on_disk_holds_what_training_returned(tiny, runs):
     pd.testing.assert_frame_equal(run.evals, made.evals, check_exact=True)
     pd.testing.assert_frame_equal(run.steps, made.steps, check_exact=True)
     assert {file.name for file in run.folder.iterdir()} == {
-        "config.json", "env.json", "evals.jsonl", "steps.jsonl", "correct.parquet", "result.json"
+        "config.json", "env.json", "evals.jsonl", "steps.jsonl", "correct.parquet", "tests.parquet",
+        "result.json"
     }
     assert RunConfig.model_validate_json((run.folder / "config.json").read_text()) == tiny
     assert json.loads((run.folder / "env.json").read_text())["threads"] == torch.get_num_threads()
@@ -49,6 +50,31 @@ def test_which_test_images_were_right_at_stage_ends_gives_the_accuracies(tiny, r
     assert run.correct("shades", "own").mean(1)[-1] == run.final("shades")
     with pytest.raises(ValueError, match="shades/own"):
         run.correct("shade", "own")
+
+
+@pytest.mark.parametrize("stream, args", [
+    ("disjoint", {"tasks": 2}), ("si_blurry", {"tasks": 2, "blurry_share": 50,
+                                               "random_sizes": False})])
+def test_bits_and_what_they_are_of_give_every_accuracy_over_the_stream(tiny, runs, stream,
+                                                                         args):
+    run = load_or_train(tiny.replace(stream=stream, stream_args=args, eval_every=6,
+                                     epochs=2), runs)
+    tests, rows = run.tests[run.tests["set"] == "test"], run.evals
+    assert len(run.bits[~run.bits.stage_end]) > 2
+    of_test = run.bits[(run.bits["set"] == "test") & (run.bits.candidates == "seen")]
+    for at in of_test.to_dict("records"):
+        right = np.unpackbits(np.frombuffer(at["bits"], np.uint8), count=at["count"])
+        seen = (tests.arrived >= 0) & (tests.arrived <= at["images_seen"])
+        value = rows[(rows["name"] == "seen classes") & (rows.images_seen == at["images_seen"])
+                     & (rows.stage_end == at["stage_end"])].value
+        assert [right[seen].mean()] == value.tolist() if seen.any() else value.empty
+    right = run.correct(candidates="all")
+    for stage, found in enumerate(run.matrix("all")):
+        expected = [right[stage][tests.task == task + 1].mean() for task in range(len(found))]
+        np.testing.assert_array_equal(found, expected)
+    for name, way in (("drawings", "image-to-text"), ("drawings: captions", "text-to-image")):
+        assert run.correct(name, way).shape[1] == (run.tests["set"] == name).sum()
+        assert run.correct(name, way)[-1].mean() == run.final("drawings", metric=f"{way} recall@1")
 
 
 def test_a_run_without_steps_has_an_empty_table(tiny, runs):
@@ -340,7 +366,8 @@ def test_probe_tables_come_back_as_they_were_measured(tiny, runs):
         pd.testing.assert_frame_equal(run.probe(name), notes[name], check_exact=True)
         assert len(run.probe(name))
     assert {file.name for file in run.folder.iterdir()} == {
-        "config.json", "env.json", "evals.jsonl", "steps.jsonl", "correct.parquet", "result.json",
+        "config.json", "env.json", "evals.jsonl", "steps.jsonl", "correct.parquet", "tests.parquet",
+        "result.json",
         *(f"{name}.parquet" for name in PROBES)
     }
     assert run.result["parameters"] == notes["cost"]["parameters"] > 0 < run.result[

@@ -109,7 +109,12 @@ def _labelled(rows: pd.DataFrame, by: str, names: Iterable[str] | None = None,
     names = pd.Index(rows[by].unique() if names is None else names)
     domains = pd.Index(families).get_indexer(rows.family) if families else None
     return Labelled(_images(rows), names.get_indexer(rows[by]), tuple(names), template,
-                    domains, tuple(families))
+                    domains, tuple(families), _concepts(rows))
+
+
+def _concepts(rows: pd.DataFrame) -> np.ndarray:
+    """Return what each row shows, by a number that is the same in all sets."""
+    return pd.Index(sorted(_everything().hexcode.unique())).get_indexer(rows.hexcode)
 
 
 def _captions(rows: pd.DataFrame) -> tuple[str, ...]:
@@ -150,7 +155,8 @@ def captioned(rows: pd.DataFrame) -> dict[str, Captioned]:
     captions = [(i, text) for i, (label, tags) in enumerate(zip(rows.label, rows.tags, strict=True))
                 for text in (label, ", ".join(tags)) if text]
     owner, texts = zip(*captions, strict=True)
-    return {"drawings": Captioned(_images(rows), texts, np.array(owner, np.int64))}
+    return {"drawings": Captioned(_images(rows), texts, np.array(owner, np.int64),
+                                  concepts=_concepts(rows))}
 
 
 @lru_cache(maxsize=1)
