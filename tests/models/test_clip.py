@@ -69,6 +69,15 @@ def close(a, b, tolerance=1e-5):
 # ---- the same outputs as open_clip's own model
 
 
+def test_a_copy_has_its_own_weights_and_the_same_tokenizer(clip):
+    copied = copy.deepcopy(clip)
+    assert copied.tokenizer is clip.tokenizer and type(copied) is type(clip)
+    with torch.no_grad():
+        copied.model.logit_scale.add_(1)
+    assert copied.scale() != clip.scale()
+    assert copied.state_dict().keys() == clip.state_dict().keys()
+
+
 @pytest.mark.parametrize("case", CASES)
 @torch.inference_mode()
 def test_features_are_those_of_open_clip(case, toy_cfg, tokenizer, images):
