@@ -1,4 +1,5 @@
 """From finished runs to the metrics of a paper, one row per run."""
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
@@ -24,11 +25,15 @@ def scores(runs: Groups, metrics: str | Sequence[str]) -> pd.DataFrame:
     (percent).
 
     Options of an axis have their own name where no other setting has it ("size"), otherwise the
-    dotted one ("method_args.size"); a run without the option has None. ValueError: a metric that a
-    run does not have."""
+    dotted one ("method_args.size"); a run without the option has None. A_auc is NaN, with a warning,
+    where runs have no periodic checkpoints. ValueError: a metric that a run does not have."""
     table, found = settings(runs), [metrics_of(run) for run in flattened(runs)]
     for metric in listed(metrics):
         table[metric] = [values[choose("metric", metric, values)] for values in found]
+    if "A_auc" in table and (without := table["A_auc"].isna().sum()):
+        warnings.warn(f"A_auc is NaN in {without} of {len(table)} runs: it is the mean over "
+                      "periodic checkpoints, and they have none (eval_every=None); A_time and "
+                      "A_avg need none", stacklevel=2)
     return table
 
 
@@ -138,9 +143,18 @@ class Measured(ABC):
         """Return R, (…, T + 1, T), as `Run.matrix`."""
 
     @abstractmethod
-    def curve(self, points: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return images seen (K,), and the accuracy on the classes seen so far (…, K), at "stage
-        ends", "checkpoints" (the periodic ones), or "all" of them, each number of images once."""
+    def points(self, stage_ends: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return stage (K,), images seen (K,), and the accuracy on the classes seen so far (…, K),
+        at stage ends or at the periodic checkpoints."""
+
+    def all_points(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return images seen (K,), rising, and the accuracy on the classes seen so far (…, K), at
+        all points; of several with the same images, the last stage end."""
+        both = zip(self.points(stage_ends=False), self.points(stage_ends=True), strict=True)
+        stage, images, values = (np.concatenate(each, axis=-1) for each in both)
+        order = np.lexsort((stage, images))  # stable: stage ends stay behind checkpoints
+        kept = order[np.diff(images[order], append=np.inf) > 0]
+        return images[kept], values[..., kept]
 
     @abstractmethod
     def classes(self, candidates: str) -> np.ndarray:
@@ -178,21 +192,20 @@ def stream_metric(column: Column, of: Measured) -> Value:
         return metric.function(np.where(np.isnan(seen), np.nan, found))
     if metric.takes == "class_vector":
         return metric.function(of.classes(candidates)[..., -1, :], of.tests())
-    images, values = of.curve(POINTS[metric.takes])
-    return metric.function(values, images) if metric.takes == "timed_curve" else metric.function(
-        values)
+    if metric.takes == "timed_curve":
+        images, values = of.all_points()
+        return metric.function(values, images)
+    return metric.function(of.points(stage_ends=metric.takes == "stage_curve")[-1])
 
 
-POINTS = {"stage_curve": "stage ends", "checkpoint_curve": "checkpoints", "timed_curve": "all"}
-
-
+@lru_cache(maxsize=4096)
 def formulas(run: Run) -> dict[str, Formula]:
     """Return the metrics that a run has, by the names of `metrics_of`."""
     of_stream = {name: Formula(("test",), partial(stream_metric, column))
                  for name, column in COLUMNS.items()
                  if column.accuracy != BALANCED or (run.evals.metric == BALANCED).any()}
-    at_the_end = partial(Measured.share, name="seen classes", before=False)
-    return of_stream | {"seen classes": Formula(("test",), at_the_end)} | {
+    at_the_end = Formula(("test",), lambda of: of.share("seen classes", before=False))
+    return of_stream | {"seen classes": at_the_end} | {
         f"{name}{suffix}": Formula(sets, partial(value, before=before))
         for name, (sets, value) in _twice(run).items()
         for suffix, before in (("", False), (" before", True))}
@@ -269,39 +282,32 @@ class _Rows(Measured):
         R[stage, task.astype(int) - 1] = value
         return R
 
-    def curve(self, points: str) -> tuple[np.ndarray, np.ndarray]:
-        ends, between = (self._rows(end, "all", "seen", "accuracy") for end in (True, False))
-        if points != "all":
-            _, images, _, value, _ = ends if points == "stage ends" else between
-            return images, value
-        stage, images, _, value, _ = (np.concatenate(both)
-                                      for both in zip(between, ends, strict=True))
-        order = np.lexsort((stage, images))  # a stage end stands behind the checkpoint beside it
-        kept = order[np.diff(images[order], append=np.inf) > 0]
-        return images[kept], value[kept]
+    def points(self, stage_ends: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        stage, images, _, value, _ = self._rows(stage_ends, "all", "seen", "accuracy")
+        return stage, images, value
 
     @cached_property
-    def _names(self) -> np.ndarray:
-        both = [self._rows(True, "class", each, "accuracy")[2] for each in ("seen", "all")]
-        return pd.unique(np.concatenate(both))
-
-    def _table(self, kind: str, candidates: str, names: np.ndarray, column: int) -> np.ndarray:
-        """Return values (3) or counts (4), (T + 1, names)."""
-        rows = self._rows(True, kind, candidates, "accuracy")
-        found = np.full((self._stages + 1, len(names)), np.nan)
-        found[rows[0], pd.Index(names).get_indexer(rows[2])] = rows[column]
-        return found
+    def _of_classes(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return values, (T + 1, classes), by candidates; and the number of tests."""
+        rows = [self._rows(True, "class", candidates, "accuracy") for candidates in ("seen", "all")]
+        codes, names = pd.factorize(np.concatenate([name for _, _, name, _, _ in rows]))
+        tables, tests = {}, np.zeros(len(names), int)
+        for candidates, (stage, *_, value, count), mine in zip(
+                ("seen", "all"), rows, np.split(codes, [len(rows[0][0])]), strict=True):
+            tests[mine] = count
+            tables[candidates] = np.full((self._stages + 1, len(names)), np.nan)
+            tables[candidates][stage, mine] = value
+        return tables, tests
 
     def classes(self, candidates: str) -> np.ndarray:
-        return self._table("class", candidates, self._names, 3)[1:]
+        return self._of_classes[0][candidates][1:]
 
     def tests(self) -> np.ndarray:
-        counts = [self._table("class", each, self._names, 4) for each in ("seen", "all")]
-        return np.fmax.reduce(np.concatenate(counts), initial=0)
+        return self._of_classes[1]
 
     def domains(self, before: bool) -> np.ndarray:
-        names = pd.unique(self._rows(True, "domain", "all", "accuracy")[2])
-        return self._table("domain", "all", names, 3)[0 if before else -1]
+        stage, *_, value, _ = self._rows(True, "domain", "all", "accuracy")
+        return value[stage == (0 if before else self._stages)]
 
     @cached_property
     def _shares(self) -> dict[tuple, float]:
