@@ -239,7 +239,7 @@ FORWARD_TRANSFER: Variants = {
 # ---- helpers
 
 
-def _value(found: np.ndarray) -> Value:
+def _value(found: Value) -> Value:
     """Return an array with a value for each replicate; without replicates a float."""
     return float(found) if np.ndim(found) == 0 else found
 
