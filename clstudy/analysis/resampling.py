@@ -10,6 +10,7 @@ that they are given are weighted. What a run has right is summed by concept once
 weights is then a column of one (sparse) matrix product.
 """
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,10 +30,11 @@ OF_STREAM = {"seen classes": ("seen", "seen"), "all classes": ("all", "streamed"
 def concepts_of(runs: Sequence[Run], metrics: Sequence[str]) -> np.ndarray:
     """Return the ids of the concepts, rising, in the sets of tests that these metrics read.
 
-    Metrics that do not come from single tests are left out; without any others there are no
-    concepts. ValueError: runs that were tested on other images, with the set and two of them."""
+    Left out are metrics that do not come from single tests, and runs of before these were kept;
+    without any others there are no concepts. ValueError: runs that were tested on other images,
+    with the set and two of them."""
     found: dict[str, tuple[Run, pd.DataFrame]] = {}
-    for run in runs:
+    for run in filter(_keeps_tests, runs):
         known = formulas(run)
         read = {name for metric in metrics if metric in known for name in known[metric].sets}
         for name in sorted(read):
@@ -57,15 +59,20 @@ def under_weights(run: Run, metrics: Sequence[str], concepts: np.ndarray, weight
     if concepts.ndim != 1 or weights.ndim != 2 or weights.shape[1] != len(concepts):
         raise ValueError(f"weights: got shape {weights.shape} for {concepts.shape} concepts; must "
                          "be (replicates, concepts)")
+    if not _keeps_tests(run):
+        return {}
     known, measured, found = formulas(run), _Weighted(run, concepts, weights), {}
     for metric in metrics:
-        try:
-            value = known[metric].value(measured) if metric in known else None
-        except _NotStored:
-            continue
-        if value is not None:
-            found[metric] = 100 * np.broadcast_to(value, len(weights))
+        with suppress(_NotStored):
+            if metric in known:
+                value = known[metric].value(measured)
+                found[metric] = 100 * np.broadcast_to(value, len(weights))
     return found
+
+
+def _keeps_tests(run: Run) -> bool:
+    """Return whether the bits of a run can be read with its tests; those of old runs cannot."""
+    return "images_seen" in run.bits
 
 
 class _NotStored(LookupError):

@@ -190,6 +190,9 @@ def test_a_set_of_which_no_single_tests_are_stored_is_left_out(made, monkeypatch
     found = under_weights(run, ["A_last", "forgetting", "Transfer (MTIL)"], concepts,
                           np.ones((1, 12)))
     assert list(found) == ["A_last", "Transfer (MTIL)"]
+    monkeypatch.setitem(run.__dict__, "bits", run.bits.drop(columns="images_seen"))  # an old run
+    assert under_weights(run, ["A_last"], concepts, np.ones((1, 12))) == {}
+    assert not concepts_of([run], ["A_last"]).size
 
 
 def test_at_equal_distances_a_time_is_the_mean_of_all_points(made):
