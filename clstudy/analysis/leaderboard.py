@@ -25,7 +25,8 @@ from clstudy.utils.validation import choose
 PROBLEM = ("benchmark", "benchmark_args", "stream", "stream_args", "model", "pretrained",
            "eval_every", "files")
 ENTRY = ["board", "method", "tuner", "settings"]
-LOWER = ("forgetting", "F_last")  # metrics of which less is better
+LOWER = [name for name, column in scores.COLUMNS.items()
+         if metrics.METRICS[column.metric].direction == "lower"]
 # field of result.json → column, the unit it is divided by, and how it is written
 COST = {"parameters": ("parameters", 1, ",.0f"), "images_per_second": ("images/s", 1, ".0f"),
         "peak_memory": ("GPU memory, MB", 2**20, ".0f"),

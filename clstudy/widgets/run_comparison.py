@@ -10,7 +10,7 @@ import pandas as pd
 from clstudy.analysis.curves import band, over_stream
 from clstudy.analysis.intervals import interval
 from clstudy.analysis.leaderboard import ENTRY, gather
-from clstudy.analysis.scores import look
+from clstudy.analysis.scores import COLUMNS, look
 from clstudy.evaluation import metrics
 from clstudy.plots import accuracy, style
 from clstudy.plots.style import PALETTE
@@ -19,12 +19,9 @@ from clstudy.utils.paths import headless
 from clstudy.widgets.choosers import WHOLE, offer, row, stack, watch
 from clstudy.widgets.common import Shown, card, dashes, panels, redraw, set_traces
 
-# columns of `tables.scores` → names in `metrics.METRICS`
-DEFINED = {
-    "A_auc": "a_auc", "A_avg": "a_avg", "A_last": "a_last", "forgetting": "forgetting/chaudhry2018",
-    "backward transfer": "backward_transfer/lopez_paz2017", "Transfer": "transfer",
-    "F_last": "f_last", "worst class": "worst_class"
-}
+# columns of `scores` that are shown with their definition
+DEFINED = ("A_auc", "A_avg", "A_last", "forgetting", "zero-shot forgetting", "backward transfer",
+           "change on tasks to come", "F_last", "lowest fifth")
 BAND = {"type": "scatter", "mode": "lines", "fill": "toself", "line": {"width": 0},
         "hoverinfo": "skip", "showlegend": False}
 LINE = {"type": "scatter", "mode": "lines", "showlegend": True, "hovertemplate":
@@ -36,8 +33,10 @@ ABBR = 'style="text-decoration:underline dotted;cursor:help"'
 
 def definition(column: str) -> str:
     """Say what a column of the table is, where it comes from, and which way is good."""
-    one = metrics.METRICS[DEFINED[column]]
-    return f"{one.symbol}: {one.definition}. {one.direction} is better. {one.source}"
+    given = COLUMNS[column]
+    one = metrics.METRICS[given.metric]
+    return (f"{one.symbol}: {one.definition}. Candidates: {given.candidates}. {one.direction} is "
+            f"better. {given.protocol or one.source}")
 
 
 def grouped(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -33,16 +33,28 @@ def seeds(tmp_path_factory):
 def test_every_score_of_a_run(tmp_path):
     found = scores.metrics_of(make(tmp_path / "a"))
     expected = {
-        "A_auc": 64,  # (90 + 80 + 50 + 60 + 40) / 5: the checkpoint at a stage end counts once
+        "A_auc": 220 / 3,  # the checkpoints 90, 80, 50: stage ends do not count
+        # 20 images each of 90, 80, 50, 60, and 40 of 40; at 40 images the stage end counts
+        "A_time": (20 * (90 + 80 + 50 + 60) + 40 * 40) / 120,
         "A_avg": 60,
         "A_last": 40,
         "forgetting": 25,
+        "zero-shot forgetting": 25,
         "backward transfer": -20,
-        "Transfer": 45,  # the worked examples of `metrics`
+        "change on tasks to come": 0,
+        "Transfer (MTIL)": 50,  # .5 and (.5 + .5) / 2 of OWN
+        "Avg (MTIL)": 100 * (.9 + 2.1 / 3 + 1.7 / 3) / 3,
+        "Last (MTIL)": 80,
+        "Transfer (X-TAIL)": 45,  # the worked examples of `metrics`
+        "Avg (X-TAIL)": 100 * 5.7 / 9,
+        "Last (X-TAIL)": 200 / 3,
         "F_last": 10,
-        "worst class": 50,
-        "worst fifth": 50,
+        "F_last (all)": float("nan"),  # classes are measured among those seen alone
+        "lowest fifth": float("nan"),  # three classes of ten tests
         "own tasks": 80,
+        "ACC": 1,  # of the one balanced task
+        "BWT": 0,
+        "BWT p+1": 0,
         "seen classes": 40,
         "all classes": 65,
         "all classes before": 40,
@@ -54,11 +66,36 @@ def test_every_score_of_a_run(tmp_path):
         "R@1 image to text before": 50,
         "R@1 text to image": 63,
         "R@1 text to image before": 60,
-        "ACC": 1,
-        "BWT": 0,
-        "BWT p+1": 0
-    }  # of the one balanced task
-    assert list(found) == list(expected) and found == pytest.approx(expected)
+    }
+    assert list(found) == list(expected) and found == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_run_without_periodic_checkpoints_has_no_a_auc_and_says_so(tmp_path):
+    rows = [row for row in evaluations() if row["stage_end"]]
+    with pytest.warns(UserWarning, match="A_auc is NaN in 1 of 2 runs.*eval_every=None"):
+        found = scores.scores([make(tmp_path / "a", rows), make(tmp_path / "b")], "A_auc")
+    assert math.isnan(found.A_auc[0]) and found.A_auc[1] == pytest.approx(220 / 3)
+
+
+def test_classes_with_few_tests_are_left_out_and_counted(tmp_path):
+    """Of seven classes with 20 tests or more, ⌈7 / 5⌉ = 2 are the lowest fifth."""
+    tests = dict(zip("abcdefghi", (20, 19, 30, 40, 20, 20, 20, 3, 20), strict=True))
+    rows = [{**row(3, f"class {name}", "seen", .1 * place), "count": tests[name]}
+            for place, name in enumerate("ihgfedcba", 1)]
+    known = [row for row in evaluations() if row["kind"] != "class"]
+    run = make(tmp_path / "a", [*known, *rows])
+    assert scores.left_out(run) == 2 and scores.left_out(run, least=4) == 1
+    assert scores.metrics_of(run)["lowest fifth"] == pytest.approx((10 + 30) / 2)
+
+
+def test_f_last_at_fixed_candidates_is_zero_where_nothing_changes(tmp_path):
+    """As more classes compete, those of a frozen model fall among the seen, not among all."""
+    rows = [row for row in evaluations() if row["kind"] != "class"]
+    for name, home, seen in (("a", 1, (.9, .6, .5)), ("b", 2, (.8, .4)), ("c", 3, (.7, ))):
+        rows += [row(home + i, f"class {name}", "seen", value) for i, value in enumerate(seen)]
+        rows += [row(stage, f"class {name}", "all", .4 if stage else .3) for stage in range(4)]
+    found = scores.metrics_of(make(tmp_path / "a", rows))
+    assert found["F_last"] == pytest.approx((40 + 40) / 2) and found["F_last (all)"] == 0
 
 
 def test_a_run_without_retrieval_and_held_out_sets(tmp_path):

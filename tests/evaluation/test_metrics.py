@@ -16,16 +16,17 @@ from clstudy.evaluation.metrics import (
     a_auc,
     a_avg,
     a_last,
+    a_time,
     average,
     backward_transfer,
     f_last,
     forgetting,
+    forward_change,
     forward_transfer,
     last,
+    lowest_fifth,
     transfer,
-    worst_class,
     worst_domain,
-    worst_fifth,
 )
 
 NAN = float("nan")
@@ -53,26 +54,32 @@ def test_doctests():
     (a_avg([.9, .8, .4]), .7),
     (a_last([.9, .8, .4]), .4),
     (a_auc([.5, .9, .4, .8, .4]), .6),
+    (a_time([.5, .9, .4], [10, 30, 40]), (10 * .5 + 20 * .9 + 10 * .4) / 40),
+    (a_time([.5, NAN, .4], [10, 30, 40]), .45),  # what was not measured counts no images
     # best of rows 1 to 3: .90, .80, .95; last: .60, .85, .75
     (forgetting(R), (.30 - .05 + .20) / 3),
     (forgetting(R, "clipped"), (.30 + 0 + .20) / 3),
     # home: .90, .80, .95
     (forgetting(R, "first_minus_last"), (.30 - .05 + .20) / 3),
+    # best of rows 0 to 3: .90, .80, .95
+    (forgetting(R, "zero_shot"), (.30 - .05 + .20) / 3),
     (backward_transfer(R), -(.30 - .05 + .20) / 3),
     (backward_transfer(R, "vr_lwf"), -(.30 - .05 + .20) / 4),
     (backward_transfer(R, "diaz_rodriguez2018"), (-.20 - .10 - .30 - .20 + .05 - .20) / 6),
     # rows 1, 2, 3 of tasks 2, 3, 4 against row 0
     (forward_transfer(R), (.10 - .05 - .20) / 3),
-    (forward_transfer(R, "no_baseline"), (.30 + .20 + .25 + .50 + .30 + .20) / 6),
+    (forward_transfer(R, "continuum"), (.30 + .25 + .20) / 3),
+    (forward_transfer(R, "diaz_rodriguez2018"), (.30 + .20 + .25 + .50 + .30 + .20) / 6),
+    (forward_change(R), (.10 + (-.10 - .05) / 2 + (.10 - .10 - .20) / 3) / 3),
     (transfer(R), (.30 + (.20 + .25) / 2 + (.50 + .30 + .20) / 3) / 3),
     (average(R), (.90 + .30 + .20 + .50 + .70 + .80 + .25 + .30 + .80 + .60 + .95 + .20
                   + .60 + .85 + .75 + .70) / 16),
     (last(R), (.60 + .85 + .75 + .70) / 4),
     (f_last([[.9, NAN], [.5, .8], [.7, .9]]), (.2 - .1) / 2),
     (f_last([[.9, 0.], [.7, .9]]), .2),
-    (worst_class([.4, .2, .9]), .2),
-    (worst_fifth([.4, .2, .9]), .2),  # one of three
-    (worst_fifth([.9, .4, .2, .7, .8, .3]), .25),  # two of six
+    (lowest_fifth([.9, .4, .2, .7, .8]), .2),  # one of five
+    (lowest_fifth([.9, .4, .2, .7, .8, .3]), .25),  # two of six
+    (lowest_fifth([.9, .4, .2, .7, .8, .3], [20, 20, 19, 20, 99, 20]), .3),  # one is left out
     (worst_domain([.5, NAN, .3]), .3),
 ])
 def test_values_by_hand(value, expected):
@@ -101,7 +108,12 @@ def by_loops(matrix: np.ndarray) -> dict[str, float]:
         "backward_transfer/vr_lwf": sum(r(T, j) - r(j, j) for j in range(1, T)) / T,
         "forward_transfer/lopez_paz2017": sum(r(j - 1, j) - r(0, j) for j in range(2, T + 1)) /
         (T - 1),
-        "forward_transfer/no_baseline": sum(r(s, j) for s, j in before) / (T * (T - 1) / 2),
+        "forward_transfer/continuum": sum(r(j - 1, j) for j in range(2, T + 1)) / (T - 1),
+        "forward_transfer/diaz_rodriguez2018": sum(r(s, j) for s, j in before) / (T * (T - 1) / 2),
+        "forgetting/zero_shot": sum(max(r(s, j) for s in range(T)) - r(T, j)
+                                    for j in range(1, T)) / (T - 1),
+        "forward_change": sum(sum(r(s, j) - r(0, j) for s in range(1, j)) / (j - 1)
+                              for j in range(2, T + 1)) / (T - 1),
         "transfer": sum(sum(r(s, j) for s in range(1, j)) / (j - 1) for j in range(2, T + 1)) /
         (T - 1),
         "average": sum(r(s, j) for s in range(1, T + 1) for j in range(1, T + 1)) / T**2,
@@ -122,7 +134,7 @@ def test_one_matrix_many_definitions():
     """What libraries call "forgetting" or "BWT" differs on one matrix: hence the names."""
     matrix = np.array([[.1, .1, .1], [.8, .6, .2], [.6, .7, .3], [.7, .8, .9]])
     assert {name: round(forgetting(matrix, name), 4) for name in FORGETTING} == {
-        "chaudhry2018": 0.0, "clipped": .05, "first_minus_last": 0.0}
+        "chaudhry2018": 0.0, "clipped": .05, "first_minus_last": 0.0, "zero_shot": 0.0}
     assert {name: round(backward_transfer(matrix, name), 4) for name in BACKWARD_TRANSFER} == {
         "lopez_paz2017": 0.0, "diaz_rodriguez2018": -.0667, "vr_lwf": 0.0}
     matrix[
@@ -200,6 +212,11 @@ def test_identities(seed):
     matrix = random_matrix(seed)
     assert forgetting(matrix, "clipped") >= max(0, forgetting(matrix))
     assert forgetting(matrix, "clipped") >= forgetting(matrix, "first_minus_last")
+    assert forgetting(matrix, "zero_shot") >= forgetting(matrix)
+    frozen = np.broadcast_to(matrix[0], matrix.shape)
+    assert forward_change(matrix) == pytest.approx(transfer(matrix) - transfer(frozen))
+    baseline = forward_transfer(matrix, "continuum") - matrix[0, 1:].mean()
+    assert forward_transfer(matrix) == pytest.approx(baseline)
     assert forgetting(matrix, "first_minus_last") == pytest.approx(-backward_transfer(matrix))
     assert backward_transfer(matrix, "vr_lwf") == pytest.approx(backward_transfer(matrix) * 5 / 6)
     for function, variants in [(forgetting, FORGETTING), (backward_transfer, BACKWARD_TRANSFER),
@@ -209,20 +226,21 @@ def test_identities(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_only_forward_transfer_reads_row_0(seed):
+def test_row_0_is_read_by_what_compares_with_the_pretrained_model(seed):
     matrix, other = random_matrix(seed), random_matrix(seed)
     other[0] = 7.0
+    readers = ("forward_transfer/lopez_paz2017", "forgetting/zero_shot", "forward_change")
     for name, metric in METRICS.items():
         if metric.takes == "matrix":
             same = metric.function(matrix) == metric.function(other)
-            assert same == (name != "forward_transfer/lopez_paz2017"), name
+            assert same == (name not in readers), name
 
 
 def test_constant_matrix_neither_forgets_nor_transfers():
     matrix = np.full((6, 5), .5)
     for name, metric in METRICS.items():
-        if name.startswith(
-            ("forgetting", "backward_transfer")) or name == "forward_transfer/lopez_paz2017":
+        if name.startswith(("forgetting", "backward_transfer", "forward_change",
+                            "forward_transfer/lopez_paz2017")):
             assert metric.function(matrix) == 0
     assert f_last(matrix) == 0
 
@@ -230,7 +248,8 @@ def test_constant_matrix_neither_forgets_nor_transfers():
 def test_two_tasks_have_one_later_row():
     matrix = random_matrix(0, tasks=2)
     assert backward_transfer(matrix) == backward_transfer(matrix, "diaz_rodriguez2018")
-    assert transfer(matrix) == forward_transfer(matrix, "no_baseline") == matrix[1, 1]
+    for variant in ("continuum", "diaz_rodriguez2018"):
+        assert transfer(matrix) == forward_transfer(matrix, variant) == matrix[1, 1]
 
 
 # ---- what was not measured
@@ -259,6 +278,7 @@ def test_metrics_of_the_past_need_no_values_before_home():
     matrix[np.triu_indices_from(matrix)] = NAN  # rows 0 … t of column t
     assert np.isfinite(last(matrix))
     assert all(np.isfinite(forgetting(matrix, v)) for v in FORGETTING)
+    assert forgetting(matrix, "zero_shot") == forgetting(matrix)  # nothing stands in row 0
     assert all(np.isfinite(backward_transfer(matrix, v)) for v in BACKWARD_TRANSFER)
     assert np.isnan(transfer(matrix)) and np.isnan(forward_transfer(matrix))
 
@@ -270,12 +290,35 @@ def test_nothing_to_average_is_nan_without_a_warning():
     assert np.isnan(backward_transfer(single)) and backward_transfer(single, "vr_lwf") == 0
     assert np.isnan(transfer(single)) and average(single) == last(single) == .9
     assert np.isnan(f_last([[.5, .6]])) and np.isnan(f_last([[0., 0.], [.5, .6]]))
-    assert np.isnan(a_avg([NAN])) and np.isnan(worst_class([NAN]))
+    assert np.isnan(a_avg([NAN])) and np.isnan(worst_domain([NAN]))
+    assert np.isnan(a_auc([]))  # no periodic checkpoint
+    assert np.isnan(lowest_fifth([.1, .2, .3, .4])) and np.isnan(lowest_fifth([.1] * 9, [19] * 9))
 
 
 def test_curves_leave_out_what_was_not_measured():
     assert a_avg([NAN, .4, .6]) == a_auc([NAN, .4, .6]) == .5
-    assert worst_class([NAN, .4, .6]) == .4
+    assert worst_domain([NAN, .4, .6]) == .4
+
+
+# ---- replicates
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", METRICS)
+def test_leading_axes_are_replicates(name):
+    """A stack gives, for each of its members, what the member gives alone, NaN included."""
+    metric, rng = METRICS[name], np.random.default_rng(1)
+    of_matrix = metric.takes in ("matrix", "class_matrix")
+    stack = rng.random((2, 3, 7, 6) if of_matrix else (2, 3, 11))
+    stack[rng.random(stack.shape) < .15] = NAN
+    stack[0, 1] = NAN
+    more = {"timed_curve": [np.arange(1, 12)], "class_vector": [[30] * 9 + [3, 30]]}
+    given = more.get(metric.takes, [])
+    found = metric.function(stack, *given)
+    alone = [[metric.function(one, *given) for one in row] for row in stack]
+    assert found.shape == (2, 3) and np.isnan(found[0, 1]) and np.isfinite(found[1]).all()
+    assert np.array_equal(found, alone, equal_nan=True) or found == pytest.approx(
+        np.array(alone), nan_ok=True, rel=1e-14)
 
 
 # ---- errors and the registry
@@ -285,10 +328,13 @@ def test_curves_leave_out_what_was_not_measured():
     (lambda: forgetting(R, "mammoth"), ["variant='mammoth'", *FORGETTING]),
     (lambda: backward_transfer(R, ""), ["variant=''", *BACKWARD_TRANSFER]),
     (lambda: forward_transfer(R, "zscl"), ["variant='zscl'", *FORWARD_TRANSFER]),
-    (lambda: transfer(R[1:]), ["R:", "(4, 4)", "(T + 1, T)"]),
+    (lambda: transfer(R[1:]), ["R:", "(4, 4)", "(…, T + 1, T)"]),
     (lambda: last(R[0]), ["R:", "(4,)"]),
     (lambda: a_avg([]), ["values", "(0,)"]),
     (lambda: f_last([.1, .2]), ["class_accuracy", "(2,)"]),
+    (lambda: a_time([.1, .2], [40, 40]), ["images_seen", "[40.0, 40.0]", "rising"]),
+    (lambda: a_time([.1, .2], [40]), ["images_seen", "2 points"]),
+    (lambda: lowest_fifth([.1, .2], [40]), ["tests", "(1,)", "2 groups"]),
 ])
 def test_errors_name_field_value_and_choices(call, words):
     with pytest.raises(ValueError) as error:
@@ -309,12 +355,15 @@ def test_registry_reaches_every_public_function():
 @pytest.mark.parametrize("name", METRICS)
 def test_registry_entries_are_complete(name):
     metric = METRICS[name]
-    given = {"matrix": R, "stage_curve": [.9, .7], "checkpoint_curve": [.9, .7], "class_matrix": R,
-             "class_vector": [.9, .7], "domain_vector": [.9, .7]}
+    given = {"matrix": [R], "stage_curve": [[.9, .7]], "checkpoint_curve": [[.9, .7]],
+             "timed_curve": [[.9, .7], [40, 80]], "class_matrix": [R], "class_vector": [[.9] * 5],
+             "domain_vector": [[.9, .7]]}
     assert metric.name == name and metric.symbol and metric.direction in ("higher", "lower")
     assert "arXiv" in metric.source or metric.source.startswith("code of")
+    own = ("a_time", "forgetting/zero_shot", "forward_change")
+    assert metric.source.startswith("here") == (name in own)
     assert "\n" not in metric.definition and any(word in metric.definition
                                                  for word in ("divi", "mean over"))
-    assert np.isfinite(metric.function(given[metric.takes]))
+    assert np.isfinite(metric.function(*given[metric.takes]))
     assert metric.direction == ("lower" if name.startswith(("forgetting", "f_last")) else "higher")
     assert len({m.symbol for m in METRICS.values()}) == len(METRICS)

@@ -27,7 +27,7 @@ FUNCTIONS = [
     functional.distillation,
     accuracy.hits,
     retrieval.ranks,
-    metrics.worst_class,
+    metrics.lowest_fifth,
     metrics.f_last,
     intervals.paired_interval,
     *(metric.function for metric in metrics.METRICS.values()),
