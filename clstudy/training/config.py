@@ -125,9 +125,9 @@ class RunConfig(BaseModel):
         needs = method.needs_tuner or self.tuner
         if self.tuner != needs:
             raise ValueError(f"method={self.method!r} needs tuner={needs!r}, not {self.tuner!r}")
-        if self.tuner == "none" and self.method != "frozen":
+        if self.tuner == "none" and method.trains:
             raise ValueError(f"tuner='none' leaves method={self.method!r} nothing to train; choose "
-                             "another tuner, or method='frozen'")
+                             "another tuner, or a method that trains nothing, such as 'frozen'")
         return self
 
     def make(self, axis: str) -> Any:
