@@ -17,6 +17,7 @@ from clstudy.data.augment import AUGMENTATIONS
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch, BenchmarkData
 from clstudy.evaluation.accuracy import evaluate
+from clstudy.evaluation.features import Cache
 from clstudy.models.clip import Clip
 from clstudy.training.checkpoint import Position, Saver
 from clstudy.training.config import RunConfig
@@ -115,10 +116,12 @@ def train(config: RunConfig, progress: Progress | None = None, probes: Sequence[
     def look(stage: int, complete: bool) -> None:
         cache.forget(**at.moving)
         model, tasks = method.deploy(clip), [stage.classes for stage in stages]
+        known = cache if model is clip else Cache()
         sides = complete and (stage % config.held_out_every == 0 or stage == len(stages))
         with distributed.sharing():
-            found = evaluate(model, benchmark, tasks, at.seen, complete, sides,
-                             cache if model is clip else None, method.scores)
+            found = evaluate(model, benchmark, tasks, at.seen, complete, sides, known, method.scores)
+            if complete:
+                watching.evaluated(model, benchmark, tasks, known, method.scores, stage, at)
         at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row}
                         for row in found.rows)
         at.correct.extend(packed(stage, at.images, complete, found.correct))

@@ -45,7 +45,7 @@ def same(one: list, other: list) -> bool:
                for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if name != "towers"])  # looks at nothing
 def test_a_look_changes_nothing(toy, clip, batch, name):
     TUNERS["adapter"]().apply(clip, "both")  # with dropout
     clip.train().model.visual.transformer.eval()  # and modes that differ
