@@ -117,7 +117,7 @@ def train(config: RunConfig, progress: Progress | None = None, probes: Sequence[
         cache.forget(**at.moving)
         model, tasks = method.deploy(clip), [stage.classes for stage in stages]
         known = cache if model is clip else Cache()
-        sides = complete and (stage % config.held_out_every == 0 or stage == len(stages))
+        sides = config.held_out_at(stage, len(stages), complete)
         with distributed.sharing():
             found = evaluate(model, benchmark, tasks, at.seen, complete, sides, known, method.scores)
             if complete:
@@ -182,8 +182,9 @@ def packed(stage: int, images: int, complete: bool, correct: dict[tuple[str, str
            ) -> list[dict]:
     """Return rows of `Trained.correct`: eight images to a byte, the first in the highest bit.
 
-    Between two stage ends only what counts then is kept, the candidates "seen"."""
+    Of the test set, between two stage ends only what counts then is kept, the candidates "seen"."""
     at = {"stage": stage, "images_seen": images, "stage_end": complete}
     return [{**at, "set": name, "candidates": candidates, "count": len(right),
              "bits": np.packbits(right).tobytes()}
-            for (name, candidates), right in correct.items() if complete or candidates == "seen"]
+            for (name, candidates), right in correct.items()
+            if complete or name != "test" or candidates == "seen"]
