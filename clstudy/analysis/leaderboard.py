@@ -291,8 +291,8 @@ def care(table: pd.DataFrame) -> pd.DataFrame:
     said = groups.settings.nunique().rename("settings tried").to_frame()
     said["seeds"] = [str(low) if low == high else f"{low}-{high}" for low, high in seeds.to_numpy()]
     said["learning rates"] = [", ".join(f"{rate:g}" for rate in sorted(set(group.lr)))
-                              if method != "frozen" else "-"
-                              for (_, method, _), group in groups]
+                              if tuner != "none" else "-"
+                              for (_, _, tuner), group in groups]
     return said
 
 

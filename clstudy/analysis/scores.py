@@ -89,7 +89,7 @@ def labelled(runs: Sequence[Run]) -> dict[str, list[Run]]:
     where the whole stream comes at once."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        joint = run.config.stream == "joint" and run.config.method != "frozen"
+        joint = run.config.stream == "joint" and run.config.tuner != "none"
         found.setdefault("joint" if joint else look(run.config), []).append(run)
     return found
 

@@ -26,6 +26,27 @@ def hits(similarity: Float[Tensor, "images classes"], labels: Int[Tensor, " imag
     return (best == labels) & offered.expand_as(similarity).gather(1, labels[:, None])[:, 0]
 
 
+def homes(count: int, tasks: Sequence[tuple[int, ...]]) -> Int[np.ndarray, " classes"]:
+    """Return the task of each class, counted from 0; −1 for a class of none."""
+    home = np.full(count, -1)
+    for number, classes in enumerate(tasks):
+        home[list(classes)] = number
+    return home
+
+
+def answers(similarity: Float[Tensor, "images classes"], labels: Int[np.ndarray, " images"],
+            home: Int[np.ndarray, " classes"], arrived: Bool[np.ndarray, " classes"]
+            ) -> dict[str, Bool[np.ndarray, " images"]]:
+    """Return which images are right among the classes of their task ("own"), those seen, and all.
+
+    home: task of each class, or −1. arrived: whether a class has been seen."""
+    own = home[:, None] == home[None, :]
+    right, own, arriving, streamed = (torch.from_numpy(each).to(similarity.device)
+                                      for each in (labels, own, arrived, home >= 0))
+    offered = {"own": own[right], "seen": arriving[None], "all": streamed[None]}
+    return {name: hits(similarity, right, mask).cpu().numpy() for name, mask in offered.items()}
+
+
 @torch.no_grad()
 def evaluate(clip: Clip, benchmark: BenchmarkData, tasks: Sequence[tuple[int, ...]],
              seen: Sequence[int], complete: bool = True, sides: bool = True,
@@ -40,17 +61,9 @@ def evaluate(clip: Clip, benchmark: BenchmarkData, tasks: Sequence[tuple[int, ..
     test, count = benchmark.test, len(benchmark.test.class_names)
     image = features(clip, test.images, cache)
     text = class_features(clip, test.class_names, test.template, cache)
-    similarity = scores(clip, image, text, range(count))
-    home = np.full(count, -1)  # task of each class
-    for number, classes in enumerate(tasks):
-        home[list(classes)] = number
-    arrived = np.zeros(count, bool)
+    home, arrived = homes(count, tasks), np.zeros(count, bool)
     arrived[list(seen)] = True
-    own = home[:, None] == home[None, :]
-    labels, own, arriving, streamed = (torch.from_numpy(each).to(similarity.device)
-                                       for each in (test.labels, own, arrived, home >= 0))
-    offered = {"own": own[labels], "seen": arriving[None], "all": streamed[None]}
-    right = {name: hits(similarity, labels, mask).cpu().numpy() for name, mask in offered.items()}
+    right = answers(scores(clip, image, text, range(count)), test.labels, home, arrived)
     rows = row("all", "seen classes", "seen", right["seen"][arrived[test.labels]])
     correct = {("test", name): each for name, each in right.items()}
     if complete:

@@ -1,5 +1,6 @@
 """Pure loss terms: tensors in, a scalar out. A method adds them up under names."""
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -9,11 +10,13 @@ from torch.nn import functional as F
 from clstudy.data.types import Batch
 from clstudy.models.clip import Clip
 
+Push = Literal["both", "image", "text", "none"]  # who feels what the texts of absent classes do
+
 
 def match(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"],
           scale: Float[Tensor, ""], target: Int[Tensor, " batch"],
-          weight: Float[Tensor, " batch"] | None = None,
-          double_softmax: bool = False) -> Float[Tensor, ""]:
+          weight: Float[Tensor, " batch"] | None = None, double_softmax: bool = False,
+          absent_push: Push = "both") -> Float[Tensor, ""]:
     """Return the cross-entropy of matching each image to its text among those offered (SIT, arXiv
     2405.15155; CLIP zero-shot).
 
@@ -22,19 +25,26 @@ def match(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"],
     image, text: unit-norm features; scale: s = 1/τ; target: the row of `text` that belongs to each
     image; weight: w_i, mean 1 (uniform if None); double_softmax: as in SIT's released code, which
     hands the probabilities p_i to a cross-entropy that takes another softmax of them, so that the
-    loss stays within one unit of log C."""
+    loss stays within one unit of log C. absent_push: which features get a gradient from z_ik = s
+    f_i·t_k where t_k is no image's target; the value is the same for all."""
     logits = scale * image @ text.T
+    if absent_push != "both":
+        absent = torch.ones_like(text[:, 0], dtype=torch.bool).index_fill(0, target, False)
+        f = image if absent_push == "image" else image.detach()
+        t = text if absent_push == "text" else text.detach()
+        logits = torch.where(absent, scale * f @ t.T, logits)
     if double_softmax:
         logits = logits.softmax(-1)
     loss = F.cross_entropy(logits, target, reduction="none")
     return (loss if weight is None else loss * weight).mean()
 
 
-def match_batch(clip: Clip, batch: Batch, double_softmax: bool = False) -> Float[Tensor, ""]:
+def match_batch(clip: Clip, batch: Batch, double_softmax: bool = False,
+                absent_push: Push = "both") -> Float[Tensor, ""]:
     """Return `match` (SIT, arXiv 2405.15155) of a batch, whose candidates are the texts offered."""
     encoded = clip.encode(batch)
     return match(encoded.image, encoded.text, encoded.scale, batch.target,
-                 double_softmax=double_softmax)
+                 double_softmax=double_softmax, absent_push=absent_push)
 
 
 def match_text_gradient(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"],

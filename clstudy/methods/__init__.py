@@ -2,6 +2,7 @@
 
 Tables have this order; figures keep families together."""
 from clstudy.methods.agem import AGEM
+from clstudy.methods.class_means import ClassMeans
 from clstudy.methods.clib import CLIB
 from clstudy.methods.clip_loss import ClipLoss
 from clstudy.methods.compose import Compose
@@ -25,6 +26,7 @@ from clstudy.methods.zscl import ZSCL
 
 METHODS = {
     "frozen": Frozen,
+    "class_means": ClassMeans,
     "finetune": Finetune,
     "sit": SIT,
     "er": ER,

@@ -45,6 +45,7 @@ class Method(Options):
 
     family: ClassVar[str] = "other"  # has a colour in figures: `plots/style.py`
     dash: ClassVar[tuple[float, ...] | str] = ""  # of its line; "": solid
+    trains: ClassVar[bool] = True  # False: no step is made, and tuner "none" will do
     needs_tuner: ClassVar[str] = ""  # the only tuner it goes with; "": any
     needs_reference: ClassVar[bool] = False  # it asks for reference pairs; may be a property
     reconstructed: ClassVar[bool] = False  # the paper's own objective is not public
@@ -58,7 +59,8 @@ class Method(Options):
 
     def trainable(self, clip: Clip) -> list[nn.Parameter]:
         """Return the parameters that the optimiser gets: those that the tuner freed."""
-        return [parameter for parameter in clip.parameters() if parameter.requires_grad]
+        return [parameter for parameter in clip.parameters()
+                if parameter.requires_grad and self.trains]
 
     def rehearse(self, clip: Clip, batch: Batch) -> Batch:
         """Return the batch to train on, before each step and before augmentation."""

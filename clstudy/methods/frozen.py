@@ -8,7 +8,7 @@ forgotten, frozen CLIP is better.
 """
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from clstudy.data.types import Batch
 from clstudy.methods.base import Beside, Method
@@ -23,11 +23,9 @@ class Frozen(Method):
     source = "Thengane et al. 2022, Continual-CLIP, arXiv 2210.03114"
     family = "frozen"
     dash = (1, 1)
+    trains = False
     place_on_map = Beside(None, "learns nothing, so it has no objective")
     checked = "the protocol; its CIFAR-100 numbers need weights that are not embedded"
 
     def loss(self, clip: Clip, batch: Batch) -> dict[str, Tensor]:
         return {}
-
-    def trainable(self, clip: Clip) -> list[nn.Parameter]:
-        return []

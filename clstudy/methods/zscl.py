@@ -22,11 +22,17 @@ github.com/Thunderbeee/ZSCL), so the distillation reaches the image tower only; 
 held by the anchor and the average. θ̂ starts at θ° and is what is evaluated and what the next stage
 starts from. The weights as they are at that moment count as its last model: in a stage of fewer
 than k steps θ̂ is the middle between start and end. The references are not augmented, so each
-teacher feature is computed once. λ = 0 is ZSCL without weight consolidation; the code's MTIL runs
-have λ = 1. Departures: KL where the code has the cross-entropy, which is larger by the teacher's
-entropy and has the same gradient; no label smoothing (0.2 there); as many texts as images in each
-step (there all texts in every step). There the first model of the average is that after the first
-step, and the weights at the end are not in it unless k divides them.
+teacher feature is computed once.
+
+The whole of it, as its scripts run it, has all parts at once: options `MTIL` (distillation, average
+and anchor; 1,000 steps a task, so that k is a tenth of them: scale k with your stages) or `CIL`
+(its class-incremental runs, without anchor). The defaults are those of MTIL without the anchor, the
+form that its scripts call ZSCL_stars, with all classes seen as candidates as in every method here.
+
+Departures: KL where the code has the cross-entropy, which is larger by the teacher's entropy and
+has the same gradient; no label smoothing (0.2 there); as many texts as images in each step (there
+all texts in every step). There the first model of the average is that after the first step, and the
+weights at the end are not in it unless k divides them.
 """
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -43,6 +49,12 @@ from clstudy.losses.functional import distillation, match
 from clstudy.methods.base import Beside, Method, frozen_copy, state
 from clstudy.models.clip import Clip
 from clstudy.models.weight_space import Values, between, put, put_beside, tuned
+
+# options of the released scripts: mtil/scripts/ZSCL.sh, and cil/continual_clip/models.py
+MTIL = {"weight": 1.0, "temperature": 2.0, "anchor": 1.0, "average_every": 100,
+        "candidates": "phase"}
+CIL = {"weight": 5.0, "temperature": 2.0, "anchor": 0.0, "average_every": 10,
+       "candidates": "phase"}
 
 
 @dataclass

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -87,7 +87,9 @@ class RunConfig(BaseModel):
     milestones: list[int] = []  # epochs of each stage after which lr is divided by ten
     augmentation: str = "light"
     eval_every: int | None = Field(None, ge=1)  # images between evaluations; None: at stage ends
-    held_out_every: int = Field(1, ge=1)  # stages between held-out sets; first and last always
+    # stages between held-out sets and retrieval, of which first and last always; "evaluation": also
+    # between stage ends, every `eval_every` images
+    held_out_every: Annotated[int, Field(ge=1)] | Literal["evaluation"] = 1
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
     compile: bool = False
     channels_last: bool = False
@@ -125,14 +127,22 @@ class RunConfig(BaseModel):
         needs = method.needs_tuner or self.tuner
         if self.tuner != needs:
             raise ValueError(f"method={self.method!r} needs tuner={needs!r}, not {self.tuner!r}")
-        if self.tuner == "none" and self.method != "frozen":
+        if self.tuner == "none" and method.trains:
             raise ValueError(f"tuner='none' leaves method={self.method!r} nothing to train; choose "
-                             "another tuner, or method='frozen'")
+                             "another tuner, or a method that trains nothing, such as 'frozen'")
         return self
 
     def make(self, axis: str) -> Any:
         """Return the benchmark, stream, tuner or method of this run, with its options."""
         return make(axis, getattr(self, axis), registry(axis), getattr(self, f"{axis}_args"))
+
+    def held_out_at(self, stage: int, stages: int, complete: bool) -> bool:
+        """Return whether an evaluation measures held-out sets and retrieval, too.
+
+        stages: of the run. complete: at the end of the stage, or before training (stage 0)."""
+        if self.held_out_every == "evaluation":
+            return True
+        return complete and (stage % self.held_out_every == 0 or stage == stages)
 
     @property
     def run_id(self) -> str:

@@ -17,6 +17,7 @@ from clstudy.data.augment import AUGMENTATIONS
 from clstudy.data.streams import Stage
 from clstudy.data.types import Batch, BenchmarkData
 from clstudy.evaluation.accuracy import evaluate
+from clstudy.evaluation.features import Cache
 from clstudy.models.clip import Clip
 from clstudy.training.checkpoint import Position, Saver
 from clstudy.training.config import RunConfig
@@ -115,10 +116,12 @@ def train(config: RunConfig, progress: Progress | None = None, probes: Sequence[
     def look(stage: int, complete: bool) -> None:
         cache.forget(**at.moving)
         model, tasks = method.deploy(clip), [stage.classes for stage in stages]
-        sides = complete and (stage % config.held_out_every == 0 or stage == len(stages))
+        known = cache if model is clip else Cache()
+        sides = config.held_out_at(stage, len(stages), complete)
         with distributed.sharing():
-            found = evaluate(model, benchmark, tasks, at.seen, complete, sides,
-                             cache if model is clip else None, method.scores)
+            found = evaluate(model, benchmark, tasks, at.seen, complete, sides, known, method.scores)
+            if complete:
+                watching.evaluated(model, benchmark, tasks, known, method.scores, stage, at)
         at.evals.extend({"stage": stage, "images_seen": at.images, "stage_end": complete, **row}
                         for row in found.rows)
         at.correct.extend(packed(stage, at.images, complete, found.correct))
@@ -179,8 +182,9 @@ def packed(stage: int, images: int, complete: bool, correct: dict[tuple[str, str
            ) -> list[dict]:
     """Return rows of `Trained.correct`: eight images to a byte, the first in the highest bit.
 
-    Between two stage ends only what counts then is kept, the candidates "seen"."""
+    Of the test set, between two stage ends only what counts then is kept, the candidates "seen"."""
     at = {"stage": stage, "images_seen": images, "stage_end": complete}
     return [{**at, "set": name, "candidates": candidates, "count": len(right),
              "bits": np.packbits(right).tobytes()}
-            for (name, candidates), right in correct.items() if complete or candidates == "seen"]
+            for (name, candidates), right in correct.items()
+            if complete or name != "test" or candidates == "seen"]

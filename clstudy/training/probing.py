@@ -9,15 +9,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clstudy.data.types import BenchmarkData
+from clstudy.evaluation.accuracy import answers, homes
+from clstudy.evaluation.features import Cache, Scores, class_features, features
 from clstudy.methods.base import Method
 from clstudy.probes.class_gradients import Classes
 from clstudy.probes.common import settled
 from clstudy.probes.drift import Drift
 from clstudy.probes.parameter_gradients import Gradients
+from clstudy.probes.towers import Towers
+from clstudy.training.checkpoint import Position
 from clstudy.utils.validation import choose
 
 IMAGES_PER_CLASS = 10  # test images of each class whose features `Drift` follows in `train`
-MEMORY = ("looks", "before", "weights", "moved", "measured", "last")  # what probes carry on
+# what probes carry on
+MEMORY = ("looks", "before", "weights", "moved", "measured", "last", "first", "learned")
 
 
 def _gradients(clip, benchmark: BenchmarkData, prompts: Tensor) -> Gradients:
@@ -47,7 +52,12 @@ def _drift(clip, benchmark: BenchmarkData, prompts: Tensor) -> Drift:
     return Drift(clip, chosen, labels[rows].tolist(), tokens, present.tolist())
 
 
-PROBES = {"gradients": _gradients, "classes": _classes, "drift": _drift}
+def _towers(clip, benchmark: BenchmarkData, prompts: Tensor) -> Towers:
+    """Return a probe that exchanges the towers of before and of now."""
+    return Towers()
+
+
+PROBES = {"gradients": _gradients, "classes": _classes, "drift": _drift, "towers": _towers}
 
 
 class Watching:
@@ -59,6 +69,27 @@ class Watching:
     def look(self, terms: dict[str, Tensor], stage: int, images_seen: int) -> None:
         for probe in self.probes.values():
             probe.look(terms, stage, images_seen)
+
+    def evaluated(self, clip, benchmark: BenchmarkData, tasks: Sequence[tuple[int, ...]],
+                  cache: Cache, scores: Scores, stage: int, at: Position) -> None:
+        """Let probes of evaluations compare, before training and at the end of each stage.
+
+        clip: the model as it was evaluated, with its features in the cache. tasks, scores: as there.
+        at: has the classes seen."""
+        test, count = benchmark.test, len(benchmark.test.class_names)
+        home, arrived = homes(count, tasks), np.zeros(count, bool)
+        arrived[list(at.seen)] = True
+
+        def right(image: Tensor, text: Tensor) -> dict[str, np.ndarray]:
+            similarity = scores(clip, image, text, range(count))
+            found = answers(similarity, test.labels, home, arrived)
+            return {candidates: found[candidates] for candidates in ("seen", "all")}
+
+        for probe in self.probes.values():
+            if isinstance(probe, Towers):
+                image = features(clip, test.images, cache)
+                text = class_features(clip, test.class_names, test.template, cache)
+                probe.compare(image, text, home[test.labels] + 1, right, stage, at.images)
 
     def tables(self, method: Method) -> dict[str, pd.DataFrame]:
         """Return the table of each probe by name, and what the method tells as "method"."""

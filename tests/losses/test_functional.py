@@ -89,6 +89,49 @@ def test_an_absent_class_is_only_repelled(f, t):
     assert torch.allclose(dt[3], repulsion, atol=1e-14) and repulsion.norm() > 0
 
 
+def slope(loss, x: torch.Tensor) -> torch.Tensor:
+    """The gradient of a loss at x by central differences."""
+    steps = 1e-6 * torch.eye(x.numel(), dtype=x.dtype).view(-1, *x.shape)
+    return torch.stack([loss(x + step) - loss(x - step) for step in steps]).view_as(x) / 2e-6
+
+
+@pytest.mark.parametrize("push", ["image", "text", "none"])
+def test_absent_texts_compete_and_push_one_side_or_none(f, t, push):
+    """Class 3 is absent. Against closed forms, against differences with the other side held, and
+    against the asymmetric loss and SIT's."""
+    df, dt, p = gradients(f, t)
+    a, b = f.detach().clone().requires_grad_(), t.detach().clone().requires_grad_()
+    loss = match(a, b, S, TARGET, absent_push=push)
+    assert torch.equal(loss, match(f, t, S, TARGET))
+    loss.backward()
+    f, t, a, b = f.detach(), t.detach(), a.grad, b.grad
+    away = S / B * p[:, 3:] * t[3]  # what an absent text does to each image
+    assert torch.allclose(a, df if push == "image" else df - away, atol=1e-14)
+    assert torch.equal(b[:3], dt[:3])
+    assert torch.equal(b[3], dt[3] if push == "text" else torch.zeros(D, dtype=b.dtype))
+
+    def held(f1, t1):
+        z, others = S * f1 @ t1.T, (f1 if push == "image" else f, t1 if push == "text" else t)
+        z = torch.cat([z[:, :3], S * others[0] @ others[1][3:].T], dim=1)
+        return F.cross_entropy(z, TARGET)
+
+    assert torch.allclose(a, slope(lambda x: held(x, t), f), atol=1e-8)
+    assert torch.allclose(b, slope(lambda x: held(f, x), t), atol=1e-8)
+    sit = [f.clone().requires_grad_(), t[:3].clone().requires_grad_()]
+    df, dt = torch.autograd.grad(match(*sit, S, TARGET), sit)
+    assert (b[:3] - dt).norm() > 0.01 and (a - df).norm() > 0.01  # even "none" is not SIT's
+
+
+def test_where_no_class_is_absent_all_pushes_are_one_loss_to_the_bit(f, t):
+    found = []
+    for push in ("both", "image", "text", "none"):
+        a, b = f.clone().requires_grad_(), t[:3].clone().requires_grad_()
+        match(a, b, S, TARGET, absent_push=push).backward()
+        found.append((a.grad, b.grad))
+    assert all(torch.equal(one, other) for grads in found[1:]
+               for one, other in zip(found[0], grads, strict=True))
+
+
 def test_gradients_agree_with_finite_differences(f, t):
     f, t, s = f.requires_grad_(), t.requires_grad_(), S.clone().requires_grad_()
     weight = torch.tensor([0.5, 1.5, 2.0, 0.25, 0.75], dtype=torch.float64)

@@ -5,7 +5,7 @@ from small_runs import register, train
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
-from clstudy.methods import METHODS, imm
+from clstudy.methods import METHODS, imm, zscl
 from clstudy.models import fisher
 from clstudy.models.tuners import TUNERS
 from clstudy.models.weight_space import between, named, put, put_beside, tuned
@@ -449,3 +449,14 @@ def test_zscl_keeps_the_similarities_of_the_references(tiny, toy):
                     for m in (starts[0].eval(), ends[0].eval()))
         drift[name] = (new - old).square().mean().item()
     assert drift["zscl"] < 0.5 * drift["finetune"]
+
+
+@pytest.mark.parametrize("form", [zscl.MTIL, zscl.CIL])
+def test_the_whole_of_zscl_has_all_its_parts_at_once(monkeypatch, tiny, form):
+    """As the released scripts run it; k shortened with the stages."""
+    method = METHODS["zscl"](**form | {"average_every": 2, "references": 4})
+    _, steps, _, seen = watched(monkeypatch, tiny.replace(tuner="full", lr=1e-3), method)
+    terms = {row["term"] for row in steps if row["step"] == 1 and row["value"] > 0}
+    assert terms == {"task", "images", "texts"} | ({"anchor"} if form["anchor"] else set())
+    for end, after in zip(seen["end"], seen["after"], strict=True):
+        assert not torch.allclose(end, after, atol=1e-5)  # the average goes on, not the last model

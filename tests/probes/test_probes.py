@@ -45,7 +45,7 @@ def same(one: list, other: list) -> bool:
                for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if name != "towers"])  # looks at nothing
 def test_a_look_changes_nothing(toy, clip, batch, name):
     TUNERS["adapter"]().apply(clip, "both")  # with dropout
     clip.train().model.visual.transformer.eval()  # and modes that differ
@@ -134,14 +134,14 @@ def test_a_run_is_the_same_to_the_bit_with_probes(tiny, name):
     steps, notes = same_to_the_bit(config)
     assert set(notes) - {"method"} == {"cost", *ALL}
     for probe in ("gradients", "classes"):
-        if name == "frozen":
+        if not METHODS[name].trains:
             assert len(notes[probe]) == 0
         else:  # every step, under its number
             found = notes[probe][["step", "stage", "images_seen"]].drop_duplicates()
             expected = steps[["step", "stage", "images_seen"]].drop_duplicates()
             assert found.to_dict("list") == expected.to_dict("list")
             assert set(notes[probe].term) - {"total"} <= set(steps.term)
-    ends = [0] if name == "frozen" else [0, 4, 8]
+    ends = [0, 4, 8] if METHODS[name].trains else [0]
     assert notes["drift"].step.drop_duplicates().tolist() == ends and len(
         notes["drift"]) == 6 * len(ends)
 

@@ -98,7 +98,7 @@ def test_every_method_goes_on_to_the_bit(tiny, runs, tmp_path, name):
             for path in runs.iterdir()] == [config.run_id]  # nothing that was saved is left
 
 
-PROBES = ["classes", "drift", "gradients"]
+PROBES = ["classes", "drift", "gradients", "towers"]
 
 
 @pytest.mark.parametrize("settings", [

@@ -11,6 +11,7 @@ from small_runs import train
 from clstudy.data.streams import STREAMS, Stage, Stream
 from clstudy.evaluation.accuracy import evaluate
 from clstudy.methods import METHODS
+from clstudy.training import loop
 from clstudy.training.loop import batches
 from clstudy.training.monitor import NotFinite
 from clstudy.training.setup import pick_device, prepare
@@ -73,6 +74,27 @@ def test_held_out_every_leaves_held_out_sets_out_but_for_the_first_and_last_look
     assert evals[evals["set"] == "shades"].stage.tolist() == [0, 4, 6]
     kept = every[~every["set"].isin(sides) | every.stage.isin([0, 4, 6])]
     assert kept.to_dict("records") == evals.to_dict("records")
+
+
+def test_held_out_every_evaluation_gives_a_line_of_early_stops(tiny):
+    """The updated classes, held-out sets and retrieval at several points of one run, with bits; what
+    is measured changes nothing."""
+    config = tiny.replace(stream="joint", stream_args={}, epochs=2, eval_every=20, method="finetune")
+    plain, made = (loop.train(config.replace(held_out_every=every)) for every in (1, "evaluation"))
+    inside = made.evals[~made.evals.stage_end]
+    for name, candidates in (("seen classes", "seen"), ("shades", "own")):
+        assert inside[inside["name"] == name].images_seen.tolist() == [24, 40, 60, 84, 100, 120]
+        kind = "test" if candidates == "seen" else name
+        bits = made.correct[(made.correct["set"] == kind) & ~made.correct.stage_end]
+        assert set(bits.candidates) == {candidates} and len(bits) == 6
+        values = inside[inside["name"] == name].value.tolist()
+        for value, row in zip(values, bits.itertuples(), strict=True):
+            right = np.unpackbits(np.frombuffer(row.bits, np.uint8), count=row.count)
+            assert right.mean() == value
+    assert {"image-to-text recall@1", "text-to-image recall@5"} <= set(inside.metric)
+    assert made.steps.equals(plain.steps)
+    sides = inside.kind.isin(["held-out set", "retrieval"])
+    assert made.evals.drop(inside.index[sides]).reset_index(drop=True).equals(plain.evals)
 
 
 @pytest.mark.parametrize("tower", ["image", "text", "both"])
