@@ -159,8 +159,8 @@ def check_data(tasks: Iterable[tuple[Path, dict[str, Any]]]) -> None:
         chosen = {p.name: p.value for p in parameters(path)} | given
         name, options = with_path(str(chosen.get("benchmark", "emoji")),
                                   chosen.get("benchmark_args", {}))
-        # These two come with the repository, and the import of a benchmark takes seconds.
-        if name not in ("emoji", "emoji_concepts"):
+        # These come with the repository, and the import of a benchmark takes seconds.
+        if name not in ("emoji", "emoji_concepts", "emoji_kinds"):
             make("benchmark", name, registry("benchmark"), options).require()
 
 

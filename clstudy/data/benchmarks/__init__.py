@@ -3,6 +3,7 @@ from clstudy.data.benchmarks.base import Benchmark
 from clstudy.data.benchmarks.coco import CocoCrops, EuroSat
 from clstudy.data.benchmarks.domainnet import DomainNet
 from clstudy.data.benchmarks.emoji import Emoji, EmojiConcepts, EmojiStyles
+from clstudy.data.benchmarks.emoji_kinds import EmojiKinds
 from clstudy.data.benchmarks.folder import Folder
 from clstudy.data.benchmarks.imagenet import ImageNet
 from clstudy.data.benchmarks.mtil import Mtil
@@ -11,6 +12,7 @@ from clstudy.data.benchmarks.sit_benchmarks import Cifar10, Cifar100, ImageNetR,
 BENCHMARKS: dict[str, type[Benchmark]] = {
     "emoji": Emoji,
     "emoji_concepts": EmojiConcepts,
+    "emoji_kinds": EmojiKinds,
     "emoji_styles": EmojiStyles,
     "cifar10": Cifar10,
     "cifar100": Cifar100,
