@@ -1,7 +1,7 @@
 """Finished runs: their tables, which are read from disk and checked."""
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -302,12 +302,14 @@ def finished_folders(runs: Path) -> list[Path]:
     return sorted(folder for folder in folders if "." not in folder.name)
 
 
-def finished(folder: Path) -> list[Run]:
+def finished(folder: Path, only: Collection[str] | None = None) -> list[Run]:
     """Return all finished runs of a folder, also those with settings that no longer exist.
 
-    Damaged: the settings of a run."""
+    only: their ids; None: all. Damaged: the settings of a run."""
     found = []
     for one in finished_folders(folder):
+        if only is not None and one.name not in only:
+            continue
         settings = read_object(checked_file(one, "config.json"))
         found.append(Run(RunConfig.model_construct(**settings), one))
     return found
