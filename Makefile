@@ -16,14 +16,20 @@ CHROMIUM := $(shell command -v chromium || command -v chromium-browser || comman
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 STRIP := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill"
 
-.PHONY: help study memory test soak browser screenshots lab docs lint clean-env
+.PHONY: help study figures all memory test soak browser screenshots lab docs lint clean-env
 .DEFAULT_GOAL := help
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-study: .venv/.ready ## the main study: notebooks 00 to 08 and 12, and their figures (PROFILE=quick)
+study: .venv/.ready ## the main study, small: notebooks 00 to 08 and 12, beside the stored evidence (PROFILE=quick)
 	$(BIN)/clstudy study --profile $(PROFILE)
+
+figures: .venv/.ready ## draw every figure and table again from figures/runs.parquet, without training
+	$(BIN)/clstudy study --profile full --part all --stored
+
+all: .venv/.ready ## every run of every notebook, packed into figures/runs.parquet, and every figure
+	$(BIN)/clstudy study --profile full --part all --pack
 
 memory: .venv/.ready ## the study on small memories: notebooks 09 to 11 (PROFILE=quick)
 	$(BIN)/clstudy study --profile $(PROFILE) --part memory

@@ -66,23 +66,41 @@ def run(notebooks: Notebooks,
 @app.command()
 @refusing()
 def study(profile: Profile = "quick", part: Annotated[str, Option(
-        help="main; memory: the notebooks on small memories; all")] = "main") -> None:
-    """Run the notebooks of a study and draw their figures: the main study on the embedded data."""
-    from clstudy.notebooks.study import of_part
+        help="main; memory: the notebooks on small memories; all")] = "main",
+        stored: Annotated[bool, Option(
+            "--stored", help="Draw from figures/runs.parquet; train nothing.")] = False,
+        pack: Annotated[bool, Option(
+            "--pack", help="Pack the runs into figures/runs.parquet.")] = False) -> None:
+    """Run the notebooks of a study and draw their figures: the main study on the embedded data.
+
+    The profile full draws into figures/, every other one into a folder of the runs, and tells its
+    primary outcomes beside the stored evidence."""
+    from clstudy.notebooks import study as studies
 
     started = time.perf_counter()
-    tasks, without = of_part(part, profile)
+    if stored and pack:
+        raise ValueError("--stored takes runs from the file that --pack writes; choose one")
+    tasks, without = studies.of_part(part, profile)
     if without:
         typer.echo(f"without a profile {profile!r}, left out: {', '.join(without)}")
-    code = _execute(tasks, _executed())
-    numbers = {path.stem[:2] for path, _ in tasks}
-    for table in sorted(paths.FIGURES.glob("*.md")):
-        if table.stem[:2] in numbers:
-            typer.echo(f"\n{table.read_text()}")
-    gallery()
-    minutes = (time.perf_counter() - started) / 60
-    typer.echo(f"figures: {paths.FIGURES}   runs: {paths.RUNS}   "
-               f"executed notebooks: {_executed()}   time: {minutes:.1f} min")
+    if stored:
+        tasks, live = studies.divided(tasks)
+        typer.echo(f"computed in the notebook, so their figures stay: {', '.join(live) or 'none'}")
+    with studies.surroundings(profile, stored, listed=pack):
+        code = _execute(tasks, _executed(), kernels=2 * stored)
+        numbers = {path.stem[:2] for path, _ in tasks}
+        for table in sorted(paths.FIGURES.glob("*.md")):
+            if table.stem[:2] in numbers:
+                typer.echo(f"\n{table.read_text()}")
+        gallery()
+        studies.fill_readme()
+        if pack:
+            typer.echo("not packed: a notebook failed" if code else studies.pack(part == "all"))
+        elif not stored:
+            typer.echo(f"\n{studies.beside_stored()}\n")
+        minutes = (time.perf_counter() - started) / 60
+        typer.echo(f"figures: {paths.FIGURES}   runs: {paths.RUNS}   "
+                   f"executed notebooks: {_executed()}   time: {minutes:.1f} min")
     raise typer.Exit(code)
 
 
@@ -91,20 +109,28 @@ def _executed() -> Path:
 
 
 def _execute(tasks: list[tuple[Path, dict[str, Any]]], out: Path,
-             timeout: float | None = None) -> int:
-    """Execute notebooks one after the other; return the exit code."""
+             timeout: float | None = None, kernels: int = 0) -> int:
+    """Execute notebooks one after the other, or some at a time in warm kernels; return the exit
+    code."""
     from clstudy.notebooks import execute, html
 
+    def one_by_one() -> Iterator[tuple[Path, Any]]:
+        for path, given in tasks:
+            settings = " ".join(f"{name}={value}" for name, value in given.items())
+            typer.echo(f"── {path.stem} {settings}")
+            yield path, execute.run_notebook(path, given, out, timeout=timeout)
+            html.index(out)
+
     ended = {}
-    for path, given in tasks:
-        settings = " ".join(f"{name}={value}" for name, value in given.items())
-        typer.echo(f"── {path.stem} {settings}")
-        done = ended[path] = execute.run_notebook(path, given, out, timeout=timeout)
-        html.index(out)
+    for path, done in execute.run_beside(tasks, out, kernels, timeout) if kernels else one_by_one():
+        ended[path] = done
+        if kernels:
+            typer.echo(f"── {path.stem}  {done.seconds:.0f} s")
         if not done.ok:
             typer.secho(f"   failed: {done.error}", fg="red", err=True)
+    html.index(out)
     typer.echo("")
-    for path, done in ended.items():
+    for path, done in sorted(ended.items()):
         state = "ok    " if done.ok else "FAILED"
         typer.echo(f"{state} {path.stem:20} {done.seconds:6.0f} s  {done.html}")
     typer.echo(f"index: {out / 'index.html'}")

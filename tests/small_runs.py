@@ -119,9 +119,10 @@ def make(folder: Path, rows: Sequence[dict] = (), seed: int = 0, steps: Sequence
         table.to_parquet(folder / f"{name}.parquet")
     stages = sorted({line["stage"] for line in rows or evaluations() if line["stage_end"]})
     bits = [{
-        "stage": stage, "set": "test", "candidates": "seen", "count": 10, "bits": bytes([stage, 0])
+        "stage": stage, "images_seen": 40 * stage, "stage_end": True, "set": "test",
+        "candidates": "seen", "count": 10, "bits": bytes([stage, 0])
     } for stage in stages]
-    pd.DataFrame(bits).assign(stage_end=True).to_parquet(folder / "correct.parquet")
+    pd.DataFrame(bits).to_parquet(folder / "correct.parquet")
     tests = {"set": "test", "label": [0] * 10, "concept": range(10), "domain": -1, "task": 1,
              "arrived": 40}
     pd.DataFrame(tests).to_parquet(folder / "tests.parquet")

@@ -49,10 +49,16 @@ def markdown(name: str) -> str:
 
 def filled(text: str, name: str) -> str:
     """Return a text with its table between `<!-- NAME -->` and `<!-- /NAME -->` written anew."""
+    return put(text, name, markdown(name))
+
+
+def put(text: str, name: str, content: str) -> str:
+    """Return a text with `content` between `<!-- NAME -->` and `<!-- /NAME -->`, if it has
+    these."""
     start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     if start not in text or end not in text:
         return text
-    return text[:text.index(start)] + start + markdown(name) + text[text.index(end):]
+    return text[:text.index(start)] + start + content + text[text.index(end):]
 
 
 def first_sentence(doc: str) -> str:

@@ -39,7 +39,8 @@ def lines(pairs: Mapping[str, Sequence[Pair]], shares: Sequence[float],
 
     Errors are those of `along`: the first is raised, and the lines made before it are kept."""
     every = [pair for group in pairs.values() for pair in group]
-    todo = [pair for pair in every if not _file(*pair, shares, held_out).exists()]
+    todo = [(start, end) for start, end in every if end.folder.exists()  # not of stored evidence
+            and not _file(start, end, shares, held_out).exists()]
     make = partial(_make, shares=shares, held_out=held_out)
     workers = default([end.config for _, end in every])
     with bar(total=len(every), initial=len(every) - len(todo), desc="lines", unit="line") as shown:
@@ -68,7 +69,7 @@ def along(start: Run | None, end: Run, shares: Sequence[float],
     FileNotFoundError: a run without its weights (`load_or_train(config, keep_model=True)`)."""
     stored = _file(start, end, shares, held_out)
     with suppress(OSError, ValueError):  # missing or damaged: it is made again
-        return pd.read_parquet(stored)
+        return end.probe(stored.stem)
     for field in ("model", "pretrained", "benchmark", "benchmark_args") if start else ():
         one, other = getattr(start.config, field), getattr(end.config, field)
         if one != other:

@@ -74,7 +74,9 @@ def scored(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
         with suppress(Exception):  # missing, or damaged in any way
             known = pd.read_parquet(kept).to_dict("index")
     for run in runs:
-        made = f"{code} {run.id} {(run.folder / 'result.json').stat().st_mtime_ns}"
+        result = run.folder / "result.json"  # stored evidence has no such file
+        when = result.stat().st_mtime_ns if result.exists() else run.result.get("finished")
+        made = f"{code} {run.id} {when}"
         row = known.get(run.id, {})
         if row.get("seal") != _seal(made, row):
             new = True
@@ -151,8 +153,7 @@ def held_out_sets(table: pd.DataFrame) -> list[str]:
 def machine(run: Run) -> str:
     """Return where a run was made, as far as its speed goes: its GPU, or its kind of CPU and the
     number of threads."""
-    path = run.folder / "env.json"
-    env = run_module.read_object(path) if path.exists() else {}
+    env = run.environment
     return env.get("cuda") or f"{env.get('machine', 'unknown')}, {env.get('threads', '?')} threads"
 
 

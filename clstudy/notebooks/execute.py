@@ -9,10 +9,12 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from clstudy.notebooks import html as pages
@@ -27,6 +29,8 @@ KERNEL_ENV = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a user's `agg` hides every figure
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger writes a warning into the first cell
 }
+CLEAR = ("get_ipython().reset(new_session=True)\n"
+         "import sys\nif 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')")
 SOCKET = 70  # characters of a folder that is short enough for sockets: their paths may have 107
 
 
@@ -42,13 +46,14 @@ class Executed:
 
 
 def run_notebook(notebook: Path, parameters: Mapping[str, Any], out_dir: Path, *,
-                 timeout: float | None = None, progress: bool = True) -> Executed:
+                 timeout: float | None = None, progress: bool = True,
+                 kernel: Any = None) -> Executed:
     """Run `notebook` in a kernel of this interpreter and write NAME.ipynb and NAME.html.
 
-    The kernel works in the repository's folder. `timeout` limits the whole notebook, in seconds. A
-    failure in a cell is reported, not raised: it leaves NAME.failed.ipynb beside a NAME.ipynb that
-    finished earlier, and the next success removes it. ValueError: a parameter is wrong, or the
-    executed copy would overwrite the notebook.
+    The kernel works in the repository's folder; it is a new one, or a `warm_kernel`. `timeout`
+    limits the whole notebook, in seconds. A failure in a cell is reported, not raised: it leaves
+    NAME.failed.ipynb beside a NAME.ipynb that finished earlier, and the next success removes it.
+    ValueError: a parameter is wrong, or the executed copy would overwrite the notebook.
     """
     notebook, out_dir = Path(notebook).resolve(), Path(out_dir).resolve()
     values = check_parameters(notebook, parameters)
@@ -61,7 +66,7 @@ def run_notebook(notebook: Path, parameters: Mapping[str, Any], out_dir: Path, *
     failed = out_dir / f"{notebook.stem}.failed.ipynb"
     started = time.monotonic()
     try:
-        error = _execute(notebook, values, draft, timeout, progress)
+        error = _execute(notebook, values, draft, timeout, progress, kernel)
     except BaseException:  # Ctrl-C: keep what was reached
         draft.replace(failed)
         raise
@@ -97,7 +102,7 @@ class _Watch:
 
 
 def _execute(notebook: Path, values: dict[str, Any], draft: Path, timeout: float | None,
-             progress: bool) -> str | None:
+             progress: bool, kernel: Any = None) -> str | None:
     """Run a notebook by papermill into `draft`; return None, or what went wrong and where."""
     import papermill  # 2 s, so only when a notebook runs
     from nbclient.exceptions import CellTimeoutError
@@ -110,7 +115,7 @@ def _execute(notebook: Path, values: dict[str, Any], draft: Path, timeout: float
         return None if timeout is None else max(end - time.monotonic(), 0.01)  # 0: no limit
 
     try:
-        with _kernel_options() as options:
+        with _kernel_options() if kernel is None else _again(kernel) as options:
             papermill.execute_notebook(notebook, draft, values, progress_bar=False,
                                        timeout_func=left, on_cell_start=watch, **options)
     except papermill.PapermillExecutionError as error:
@@ -136,6 +141,76 @@ def _kernel_options() -> Iterator[dict[str, Any]]:
             "kernel_manager_class": _own_kernel(),
             "config": Config({"OwnKernel": kernel}),
         }
+
+
+@contextmanager
+def warm_kernel() -> Iterator[Any]:
+    """Yield a kernel that runs notebooks one after the other: each finds what the others imported,
+    and none of their names. (A kernel needs five seconds for the imports of a notebook.)"""
+    with _kernel_options() as options:
+        kernel = options["kernel_manager_class"](config=options["config"])
+        kernel.client_class = "jupyter_client.asynchronous.AsyncKernelClient"  # as nbclient wants
+        _wait(kernel.start_kernel)
+        try:
+            yield kernel
+        finally:
+            _wait(kernel.shutdown_kernel, now=True)
+
+
+@contextmanager
+def _again(kernel: Any) -> Iterator[dict[str, Any]]:
+    """Yield the options of papermill for a warm kernel without the names of the last notebook."""
+    client = kernel.client()
+    client.start_channels()
+    try:
+        _wait(client.wait_for_ready, timeout=60)
+        _wait(client.execute_interactive, CLEAR, silent=True, timeout=60)
+    finally:
+        client.stop_channels()
+    yield {"kernel_name": "python3", "language": "python", "km": kernel}
+
+
+def _wait(function: Callable, *arguments: Any, **options: Any) -> Any:
+    from jupyter_core.utils import ensure_async, run_sync
+
+    async def done() -> Any:
+        return await ensure_async(function(*arguments, **options))
+
+    return run_sync(done)()
+
+
+def run_beside(tasks: Sequence[tuple[Path, Mapping[str, Any]]], out_dir: Path, kernels: int = 2,
+               timeout: float | None = None) -> Iterator[tuple[Path, Executed]]:
+    """Run notebooks that train nothing, some at a time in as many warm kernels; yield each as it
+    ends. A kernel in which a notebook failed is replaced."""
+    waiting, ended = SimpleQueue(), SimpleQueue()
+    for task in tasks:
+        waiting.put(task)
+
+    def work() -> None:
+        try:
+            while True:
+                with warm_kernel() as kernel:
+                    ok = True
+                    while ok:
+                        path, given = waiting.get_nowait()
+                        done = run_notebook(path, given, out_dir, timeout=timeout, progress=False,
+                                            kernel=kernel)
+                        ended.put((path, done))
+                        ok = done.ok
+        except Empty:
+            pass
+        except BaseException as error:  # raised in the thread that waits
+            ended.put(error)
+
+    with ThreadPoolExecutor(kernels) as pool:
+        for _ in range(min(kernels, len(tasks))):
+            pool.submit(work)
+        for _ in tasks:
+            found = ended.get()
+            if isinstance(found, BaseException):
+                raise found
+            yield found
 
 
 def _own_kernel() -> type:

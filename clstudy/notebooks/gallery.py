@@ -3,6 +3,7 @@
 The same files in `figures/` and `notebooks/` give the same page."""
 import html
 import json
+import os
 from pathlib import Path
 
 from clstudy.notebooks import cells
@@ -28,6 +29,9 @@ def names(folder: Path) -> list[str]:
 def page(folder: Path, notebooks: Path = NOTEBOOKS) -> str:
     """Write the page as Markdown."""
     left, parts = names(folder), [HEAD]
+    if (folder / "runs.parquet").exists():
+        parts.append("All runs behind them, in one file: [runs.parquet](runs.parquet). `make "
+                     "figures` draws every figure again from it.\n")
     if (folder / "lab" / "README.md").exists():
         parts.append("Pictures of the widgets in a browser: [lab](lab/README.md).\n")
     for path in find_notebooks(folder=notebooks):
@@ -37,7 +41,8 @@ def page(folder: Path, notebooks: Path = NOTEBOOKS) -> str:
         mine = [name for name in left if f'"{name}"' in code]
         left = [name for name in left if name not in mine]
         if mine:
-            link = f"[`{path.stem}`](../notebooks/{path.name}) · `clstudy run {path.stem}`"
+            place = os.path.relpath(path, folder).replace(os.sep, "/")
+            link = f"[`{path.stem}`]({place}) · `clstudy run {path.stem}`"
             parts.append(f"## {cells.title(found)}\n\n{cells.question(found)}\n\n{link}\n")
             parts += [_entry(folder, name) for name in mine]
     if left:

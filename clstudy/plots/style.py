@@ -159,10 +159,13 @@ def _legend(figure: Figure, axes: np.ndarray, order: Sequence[str] = ()) -> None
                   ncols=min(columns, len(shown)), frameon=False)
 
 
-def save(figure: Figure, name: str, runs: Sequence[Run] = (), caption: str = "") -> Figure:
+def save(figure: Figure, name: str, runs: Sequence[Run] = (), caption: str = "",
+         numbers: pd.DataFrame | None = None) -> Figure:
     """Write figures/NAME.png (to read), .pdf (for papers, TrueType fonts embedded) and .json: the
     caption, the runs behind it and their settings in short. The same figure gives the same bytes:
-    no file holds a date or a version."""
+    no file holds a date or a version.
+
+    numbers: what is drawn, a row per seed (as of `scores`), for figures/NAME.csv."""
     paths.FIGURES.mkdir(parents=True, exist_ok=True)
     png, pdf, about = (paths.FIGURES / f"{name}.{kind}" for kind in ("png", "pdf", "json"))
     with matplotlib.rc_context(FILES):
@@ -174,6 +177,8 @@ def save(figure: Figure, name: str, runs: Sequence[Run] = (), caption: str = "")
     content = {"figure": name, "caption": caption, "settings": settings(runs),
                "runs": sorted({run.id for run in runs})}
     about.write_text(json.dumps(content, indent=1) + "\n")
+    if numbers is not None:  # six digits are enough for every interval
+        numbers.to_csv(paths.FIGURES / f"{name}.csv", index=False, float_format="%.6g")
     return figure
 
 

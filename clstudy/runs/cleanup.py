@@ -57,7 +57,8 @@ def unneeded(runs: Path | None = None, figures: Path | None = None,
     runs, figures = runs or paths.RUNS, figures or paths.FIGURES
     for kind in kinds:
         choose("kind", kind, KINDS)
-    kept = needed(figures) | {id for state in states(runs) if alive(state) for id in state["tasks"]}
+    kept = {id for state in states(runs) if alive(state) for id in state["tasks"]}
+    kept |= needed(figures) | needed(runs / "figures")  # where small studies draw
     items = list(_unneeded(runs, kept))
     removed = {item.path for item in items if item.kind == "runs" and "runs" in kinds}
     items = [item for item in items if item.path.parent not in removed]  # weights count once

@@ -1,7 +1,7 @@
 """Finished runs: their tables, which are read from disk and checked."""
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +47,12 @@ class Run:
     def result(self) -> dict:
         return read_object(self.folder / "result.json")
 
+    @cached_property
+    def environment(self) -> dict:
+        """What the numbers may depend on besides the settings: versions, machine, threads."""
+        path = self.folder / "env.json"
+        return read_object(checked_file(self.folder, path.name)) if path.exists() else {}
+
     @property
     def fingerprints(self) -> list[str]:
         """The fingerprints of the data and weights that the run was made from."""
@@ -81,11 +87,16 @@ class Run:
         bits = [np.unpackbits(np.frombuffer(packed, np.uint8), count=count) for packed in rows.bits]
         return np.array(bits, bool).reshape(len(rows), count)
 
+    def tables(self) -> list[str]:
+        """Return the names of the tables that `probe` reads."""
+        return sorted({path.stem for path in self.folder.glob("*.parquet")} - {"correct", "tests"})
+
     def probe(self, name: str) -> pd.DataFrame:
         """Return the table of a probe (see `clstudy.probes` for its columns).
 
         name: also "method", the table of a method that keeps one, as `gdro` its class weights.
         FileNotFoundError: the run was made without the probe."""
+        note([self.id], name)
         path = self.folder / f"{name}.parquet"
         if not path.exists():
             raise FileNotFoundError(f"run {self.id} has no {path.name}; make it with "
@@ -188,6 +199,14 @@ class Runs(Sequence):
         return Runs(run for run, _ in kept)
 
 
+def note(ids: Iterable[str], table: str = "") -> None:
+    """Add runs, or a table of theirs, to the list of those asked for, if there is one."""
+    if file := paths.asked():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.write("".join(f"{id} {table}\n" for id in ids))
+
+
 def flat(config: RunConfig) -> dict[str, Any]:
     """Return the settings of a run by name, each option of an axis as "method_args.size"."""
     found = {}
@@ -283,12 +302,14 @@ def finished_folders(runs: Path) -> list[Path]:
     return sorted(folder for folder in folders if "." not in folder.name)
 
 
-def finished(folder: Path) -> list[Run]:
+def finished(folder: Path, only: Collection[str] | None = None) -> list[Run]:
     """Return all finished runs of a folder, also those with settings that no longer exist.
 
-    Damaged: the settings of a run."""
+    only: their ids; None: all. Damaged: the settings of a run."""
     found = []
     for one in finished_folders(folder):
+        if only is not None and one.name not in only:
+            continue
         settings = read_object(checked_file(one, "config.json"))
         found.append(Run(RunConfig.model_construct(**settings), one))
     return found

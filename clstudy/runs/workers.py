@@ -19,8 +19,9 @@ from typing import Any
 
 from loky import get_reusable_executor
 
+from clstudy.runs import evidence
 from clstudy.runs.lock import Busy
-from clstudy.runs.run import Runs
+from clstudy.runs.run import Runs, note
 from clstudy.runs.store import check_probes, is_usable, load_or_train
 from clstudy.training.config import RunConfig
 from clstudy.utils import paths
@@ -38,10 +39,16 @@ def train_all(configs: Sequence[RunConfig], workers: int | None = None, runs: Pa
     workers: default one per core, or one where a GPU computes. Runs that another process makes are
     waited for at the end. A run that fails stops no other; the first error is raised when all
     others are done. The processes stay for two minutes, with what they have loaded, up to 2 GB
-    each, for the next call. They end with this process, and an interrupt ends them at once."""
-    runs = runs or paths.RUNS
+    each, for the next call. They end with this process, and an interrupt ends them at once.
+
+    Where CLSTUDY_STORED names stored evidence, nothing is trained: the runs are taken from it.
+    NotStored: a run is not there."""
     check_probes(probes)
+    if stored := paths.stored():
+        return evidence.take(configs, stored)
+    runs = runs or paths.RUNS
     by_id = {config.run_id: config for config in configs}
+    note(by_id)
     todo = [config for id, config in by_id.items() if not is_usable(runs / id, keep_model, probes)]
     work = partial(load_or_train, runs=runs, keep_model=keep_model, probes=tuple(probes),
                    wait=False)

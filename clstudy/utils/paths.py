@@ -7,6 +7,8 @@
     CLSTUDY_HEADLESS    1: nobody watches; progress is lines of text, widgets are static figures
     CLSTUDY_QUIET       1: show no progress, as in worker processes
     CLSTUDY_CORES       number of cores that this process may use (default: all)
+    CLSTUDY_STORED      a file of packed runs, or 1 for figures/runs.parquet: runs are taken from it
+    CLSTUDY_ASKED       a file that lists the runs that notebooks ask for
     CLSTUDY_SAVE_EVERY  seconds between two saved states of a run (default: 60; 0: at stage ends)
 
 Other modules read a folder when they need it (`paths.RUNS`), so that one assignment moves it for
@@ -15,12 +17,14 @@ import os
 from pathlib import Path
 
 HEADLESS, QUIET, CORES = "CLSTUDY_HEADLESS", "CLSTUDY_QUIET", "CLSTUDY_CORES"
+STORED, ASKED = "CLSTUDY_STORED", "CLSTUDY_ASKED"
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "clstudy"
 DATA = REPOSITORY / "data"
 NOTEBOOKS = REPOSITORY / "notebooks"
 FIGURES = Path(os.environ.get("CLSTUDY_FIGURES") or REPOSITORY / "figures")
+EVIDENCE = REPOSITORY / "figures" / "runs.parquet"  # the runs behind the committed figures
 RUNS = Path(os.environ.get("CLSTUDY_RUNS") or REPOSITORY / "runs")
 EMBEDDED = {"icon-clip": DATA / "icon-clip"}  # models that come with the repository
 
@@ -49,6 +53,17 @@ def core_limit() -> int | None:
     """Return the number of cores that this process may use; None: all of them."""
     given = os.environ.get(CORES, "")
     return int(given) or None if given.isdigit() else None
+
+
+def stored() -> Path | None:
+    """Return the file of packed runs that stands for training; None: runs are made."""
+    given = os.environ.get(STORED)
+    return None if not given or given == "0" else EVIDENCE if given == "1" else Path(given)
+
+
+def asked() -> Path | None:
+    """Return the file that lists the runs asked for; None: nobody keeps a list."""
+    return Path(os.environ[ASKED]) if os.environ.get(ASKED) else None
 
 
 def save_every() -> str | float:

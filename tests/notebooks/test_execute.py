@@ -279,6 +279,29 @@ def test_a_failing_notebook_keeps_what_it_reached(tmp_path: Path) -> None:
     assert "papermill-error-cell" in done.html.read_text()
 
 
+def test_notebooks_share_a_warm_kernel_and_no_names(tmp_path: Path) -> None:
+    kernel = "import os, json\nprint('kernel', os.getpid(), 'json' in globals(), 'left' in globals())"
+    one = write(tmp_path / "1.ipynb", kernel, "left = 1; import ast as kept_module", parameters=None)
+    two = write(tmp_path / "2.ipynb", "print('json' in globals())", kernel, "1 / 0", parameters=None)
+    three = write(tmp_path / "3.ipynb", kernel, parameters=None)
+    tasks = [(path, {}) for path in (one, two, three)]
+    done = dict(execute.run_beside(tasks, tmp_path / "out", kernels=1, timeout=60))
+    assert [done[path].ok for path in (one, two, three)] == [True, False, True]
+    assert "ZeroDivisionError" in done[two].error
+    said = [re.search(r"kernel (\d+) True (\w+)", outputs(done[path].path)).groups()
+            for path in (one, two, three)]
+    assert [left for _, left in said] == ["False"] * 3 and "False" in outputs(done[two].path)
+    pids = [pid for pid, _ in said]
+    assert pids[0] == pids[1] != pids[2]  # a kernel in which a notebook failed is replaced
+    counts = [cell.execution_count for cell in nbformat.read(done[one].path, as_version=4).cells]
+    assert counts == [1, 2]
+
+
+def test_an_error_beside_the_notebooks_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="would overwrite"):
+        list(execute.run_beside([(write(tmp_path / "1.ipynb", "1", parameters=None), {})], tmp_path))
+
+
 def test_the_notebook_itself_is_not_overwritten(notebook: Path, no_kernel: None) -> None:
     with pytest.raises(ValueError, match="would overwrite 03_demo.ipynb"):
         execute.run_notebook(notebook, {}, notebook.parent)
