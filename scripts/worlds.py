@@ -144,7 +144,7 @@ def tuned(config: RunConfig) -> dict[str, Any]:
     return {"stream": config.stream, "method": f"{config.method} {named}".strip(),
             "rate": f"{config.lr:g}", "passes × steps": f"{config.epochs} × {config.steps_per_batch}",
             "validation": found.get("validation"), "test before": found["all classes before"],
-            "test": found["all classes"], "lowest fifth": found["worst fifth"],
+            "test": found["all classes"], "lowest fifth": found["lowest fifth"],
             "forgetting": found["forgetting"] if config.stream != "joint" else None, **rest,
             "R@1 before": found["R@1 image to text before"], "R@1": found["R@1 image to text"]}
 
