@@ -3,43 +3,57 @@
     found = compare(runs, "A_last", between="method", base="finetune", by=["stream", "tuner"])
     print(tell(found))
 
-Differences are paired: by seed, and by every other setting that both sides share."""
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+Differences are paired: by seed, and by every other setting that both sides share. `intervals` says
+what the interval is, `verdicts` what may be said of it."""
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
-from clstudy.analysis.intervals import interval
-from clstudy.analysis.scores import Groups, grouped, listed, metrics_of, scores, settings
+from clstudy.analysis.intervals import two_way
+from clstudy.analysis.replicates import differences
+from clstudy.analysis.scores import (
+    Groups,
+    flattened,
+    grouped,
+    listed,
+    metrics_of,
+    scores,
+    settings,
+)
+from clstudy.analysis.verdicts import MARGIN, above_zero, family, judged, tell, verdict_of
+from clstudy.runs.run import Run
 from clstudy.utils.validation import choose
 
-UNDECIDED = "not decided by one run"
-THAN = {"higher": "higher than", "lower": "lower than",
-        "not significantly different": "not significantly different from",
-        UNDECIDED: f"{UNDECIDED} against"}
-FROM_ZERO = {"higher": "above zero", "lower": "below zero",
-             "not significantly different": "not significantly different from zero",
-             UNDECIDED: UNDECIDED}
-FOUND = ("base", "metric", "mean", "base_mean", "difference", "low", "high", "p", "p_corrected",
-         "n", "verdict")  # columns of `compare` that are no settings
+__all__ = ["above_zero", "changes", "compare", "family", "tell", "verdict_of"]
 
 
 def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: str = "method",
-            base: Any = "finetune", by: Sequence[str] = ()) -> pd.DataFrame:
+            base: Any = "finetune", by: Sequence[str] = (), margin: float | None = None
+            ) -> pd.DataFrame:
     """Compare each value of the setting `between` with `base`, within each combination of `by`.
 
     runs: finished runs, or a table with a row per run as `scores` returns it, with any metrics.
+    margin: differences within it count as equal; None: 2 points for runs, 0 for a table, whose unit
+    is not known. A run is paired with the run of `base` that has the same settings in everything
+    that varies among the runs of `base`. Pairs with one class order (`stream_seed`, or `seed` where
+    that is None) are averaged first: they are not independent.
+
     Returns a row for each value, combination and metric, with the columns of `by`; `between`; base;
-    metric; mean and base_mean (percent); difference, low, high (points, 95 %, Student t over the
-    pairs); p (two-sided t test), p_corrected (Holm, over all rows); n (pairs); verdict ("higher",
-    "lower", "not significantly different"). A run is paired with the run of `base` that has the
-    same settings in everything that varies among the runs of `base`. ValueError: no run of `base`;
-    several of it for one pair; runs that differ in a setting that is neither paired nor in `by`."""
+    metric; mean and base_mean; difference, low, high (95 %); p, p_corrected (Holm, over all rows);
+    n (class orders); verdict; seeds_needed, which would decide (inf: none); pairs; interval, over
+    what low to high is: "seeds × concepts" where all runs hold which test images were right and the
+    metric comes from these, else "seeds"; with one seed "concepts"; se, df; low_seeds and
+    high_seeds (Student t over seeds alone); se_seeds, se_concepts (se² is the sum of their
+    squares); concepts; comparisons (in the family); equal_within (the margin). ValueError: no run
+    of `base`; several of it for one pair; runs that differ in a setting that is neither paired nor
+    in `by`."""
     metrics, by = listed(metrics), list(by)
     table = _with_settings(runs, metrics, [between, *by])
+    every = None if isinstance(runs, pd.DataFrame) else flattened(runs)
+    orders = _orders_of(table) if every is None else [_order(run) for run in every]
+    margin = (0.0 if every is None else MARGIN) if margin is None else margin
     theirs = table[table[between] == base]
     if theirs.empty:
         values = [str(value) for value in table[between].unique()]
@@ -54,32 +68,36 @@ def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: 
         for name in set(here) & set(varying):
             same = same[same[name].map(repr) == repr(here[name])]
         pairs = _pairs(ours, same, keys, {between: value, **here}, metrics)
-        rows += [{**here, between: value, "base": base, "metric": metric,
-                  **_paired(pairs[f"{metric} ours"], pairs[f"{metric} theirs"])}
-                 for metric in metrics]
+        rows += [{**here, between: value, "base": base, "metric": metric, "equal_within": margin,
+                  **_compared(metric, table, pairs, orders, every)} for metric in metrics]
     if not rows:
         raise ValueError(f"compare: all runs have {between}={base}; give it others to compare with")
-    return _corrected(pd.DataFrame(rows))
+    return judged(pd.DataFrame(rows))
 
 
-def changes(runs: Groups, metrics: str | Sequence[str], by: Sequence[str] = ()) -> pd.DataFrame:
+def changes(runs: Groups, metrics: str | Sequence[str], by: Sequence[str] = (),
+            margin: float = MARGIN) -> pd.DataFrame:
     """Compare each metric after training with the same metric before, paired by run.
 
     Returns the columns of `compare`, a row for each combination of `by` and each metric."""
     rows = []
     for key, group in grouped(runs, by).items():
-        found = pd.DataFrame([metrics_of(run) for run in group])
-        rows += [{**dict(zip(by, key, strict=True)), "when": "after training", "base": "before",
-                  "metric": metric, **_paired(found[metric], found[f"{metric} before"])}
-                 for metric in listed(metrics)]
-    return _corrected(pd.DataFrame(rows))
+        found, orders = pd.DataFrame([metrics_of(run) for run in group]), list(map(_order, group))
+        for metric in listed(metrics):
+            sides = [[(run, name) for run in group] for name in (metric, f"{metric} before")]
+            rows.append({**dict(zip(by, key, strict=True)), "when": "after training",
+                         "base": "before", "metric": metric, "equal_within": margin,
+                         **_paired(found[metric], found[f"{metric} before"], orders,
+                                   differences(*sides))})
+    return judged(pd.DataFrame(rows))
 
 
 def _with_settings(runs: Groups | pd.DataFrame, metrics: list[str],
                    needed: list[str]) -> pd.DataFrame:
-    """Return a row per run with its metrics, the settings that vary, and those needed."""
+    """Return a row per run with its metrics, the settings that vary, and those needed; its number
+    is the index."""
     if isinstance(runs, pd.DataFrame):
-        table = constant = runs
+        table = constant = runs.reset_index(drop=True)
     else:
         table, constant = scores(runs, metrics), settings(runs, constant=True)
     known = dict.fromkeys([*table.columns.drop(metrics), *constant.columns])
@@ -93,9 +111,21 @@ def _varying(table: pd.DataFrame) -> list[str]:
     return [name for name in table if table[name].map(repr).nunique() > 1]
 
 
+def _order(run: Run) -> int:
+    """Return what a run's class order was drawn from."""
+    return run.config.seed if run.config.stream_seed is None else run.config.stream_seed
+
+
+def _orders_of(table: pd.DataFrame) -> list:
+    """Return the same of a table's rows; without seeds every row has its own."""
+    seeds = table.seed if "seed" in table else pd.Series(table.index, table.index)
+    return (table.stream_seed.where(table.stream_seed.notna(), seeds) if "stream_seed" in table
+            else seeds).tolist()
+
+
 def _pairs(ours: pd.DataFrame, theirs: pd.DataFrame, keys: list[str], here: dict[str, Any],
            metrics: list[str]) -> pd.DataFrame:
-    """Join both sides on `keys`: a row per pair, with the metrics of both."""
+    """Join both sides on `keys`: a row per pair, with the numbers of both runs."""
     where = ", ".join(f"{name}={value}" for name, value in here.items())
     if free := _varying(ours.drop(columns=[*here, *metrics, *keys])):
         raise ValueError(f"compare: the runs of {where} differ in {', '.join(free)}: name it in "
@@ -107,90 +137,34 @@ def _pairs(ours: pd.DataFrame, theirs: pd.DataFrame, keys: list[str], here: dict
             raise ValueError(f"compare: {name} has several runs for {', '.join(keys) or 'one pair'}"
                              f" = {pair[pair.duplicated()].iloc[0]}; choose among them with "
                              "where(…)")
-        sides.append(side[metrics].set_axis(pair))
-    pairs = sides[0].add_suffix(" ours").join(sides[1].add_suffix(" theirs"), how="inner")
+        sides.append(pd.Series(side.index, pair))
+    pairs = pd.concat(sides, axis=1, join="inner", keys=["ours", "theirs"])
     if pairs.empty:
         raise ValueError(
             f"compare: no run of base pairs with the runs of {where} in {', '.join(keys)}")
     return pairs
 
 
-def _paired(ours: pd.Series, theirs: pd.Series) -> dict[str, Any]:
-    """Return the statistics of `compare` for two series of equal length, one row per pair."""
-    change = ours.to_numpy() - theirs.to_numpy()
-    mean, half = interval(change)
-    low, high = mean - half, mean + half
-    return {"mean": ours.mean(), "base_mean": theirs.mean(), "difference": mean, "low": low,
-            "high": high, "p": _p(change), "n": len(change), "verdict": verdict_of(low, high)}
+def _compared(metric: str, table: pd.DataFrame, pairs: pd.DataFrame, orders: list,
+              runs: list[Run] | None) -> dict[str, Any]:
+    """Return the statistics of `compare` for one metric of the pairs."""
+    ours, theirs = (table.loc[pairs[side], metric] for side in ("ours", "theirs"))
+    replicates = None
+    if runs is not None:
+        replicates = differences(*([(runs[number], metric) for number in pairs[side]]
+                                   for side in ("ours", "theirs")))
+    return _paired(ours, theirs, [orders[number] for number in pairs.ours], replicates)
 
 
-def _p(change: np.ndarray) -> float:
-    """Return p of the two-sided t test against zero; that of scipy warns where all are equal."""
-    n, size = len(change), abs(change.mean())
-    error = change.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    if error == 0:
-        return 0.0 if size else np.nan
-    return 2 * t.sf(size / error, n - 1)
+def _paired(ours: pd.Series, theirs: pd.Series, orders: list,
+            replicates: tuple[np.ndarray, int] | None) -> dict[str, Any]:
+    """Return the statistics of `compare` for two series of equal length, one row per pair.
 
-
-def _corrected(found: pd.DataFrame) -> pd.DataFrame:
-    """Insert p corrected for the number of comparisons (Holm) behind p; no p stays NaN."""
-    from statsmodels.stats.multitest import multipletests  # costs a second
-
-    holm = found.p.copy()
-    if holm.notna().any():
-        holm[holm.notna()] = multipletests(holm.dropna(), method="holm")[1]
-    found.insert(found.columns.get_loc("p") + 1, "p_corrected", holm)
-    return found
-
-
-# ---- the English of a verdict is written here alone
-
-
-def verdict_of(low: float, high: float) -> str:
-    """Return what the interval of a difference allows to say."""
-    if np.isnan(low):
-        return UNDECIDED
-    return "higher" if low > 0 else "lower" if high < 0 else "not significantly different"
-
-
-def tell(found: pd.DataFrame, labels: Mapping[Any, str] = MappingProxyType({}),
-         unit: str = " points", digits: int = 1, means: bool = False) -> str:
-    """Write the rows of `compare` as sentences, one a line.
-
-    labels: what to call a value of a setting. A setting that a run does not have is left out.
-    means: also write the means of both sides."""
-    *by, between = [name for name in found.columns if name not in FOUND]
-    lines = []
-    for row in found.to_dict("records"):
-        here = [f"{labels.get(row[name], row[name])}, " for name in by if not pd.isna(row[name])]
-        numbers = _number(row["difference"], row["low"], row["high"], row["n"], unit, digits)
-        if means:
-            sides = f"{row['mean']:.{digits}f} against {row['base_mean']:.{digits}f}"
-            numbers = f"{sides}, {numbers}"
-        ours, theirs = (labels.get(row[name], row[name]) for name in (between, "base"))
-        lines.append(f"{''.join(here)}{row['metric']}: {ours} is {THAN[row['verdict']]} {theirs}: "
-                     f"{numbers}.")
-    return "\n".join(lines)
-
-
-def above_zero(values: Mapping[str, Iterable[float]] | pd.DataFrame, unit: str = " points",
-               digits: int = 1) -> str:
-    """Write for each name whether its numbers are above or below zero, as a sentence.
-
-    values: one number per run under each name; a table with a row per run is one, too."""
-    lines = []
-    for name, found in values.items():
-        numbers = list(found)
-        mean, half = interval(numbers)
-        low, high = mean - half, mean + half
-        said = _number(mean, low, high, len(numbers), unit, digits)
-        lines.append(f"{name} is {FROM_ZERO[verdict_of(low, high)]}: {said}.")
-    return "\n".join(lines)
-
-
-def _number(mean: float, low: float, high: float, n: int, unit: str, digits: int) -> str:
-    said = f"{mean:+.{digits}f}{unit}"
-    if np.isnan(low):
-        return said
-    return f"{said} (95 % interval {low:+.{digits}f} to {high:+.{digits}f}, n = {n})"
+    orders: the class order of each pair. replicates: as `differences` returns them."""
+    codes = pd.factorize(np.array(orders, object))[0]
+    mean = np.eye(codes.max() + 1)[codes]  # (pairs, class orders)
+    mean /= mean.sum(axis=0)
+    ours, theirs = (side.to_numpy(dtype=float) @ mean for side in (ours, theirs))
+    drawn, concepts = replicates or (None, np.inf)
+    found = two_way(ours - theirs, None if drawn is None else drawn @ mean, concepts)
+    return {"mean": ours.mean(), "base_mean": theirs.mean(), **found._asdict(), "pairs": len(codes)}

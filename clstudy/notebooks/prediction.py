@@ -25,11 +25,12 @@ class Guess:
     def turned_out(self, found: str | Interval | pd.DataFrame) -> bool | None:
         """Print whether the guess was right and return it; without a guess None.
 
-        found: one of the choices, or the interval of a difference, also as the one row that
-        `compare` gives. The interval means the first choice if it lies above zero, the second if it
-        lies below, the third if it contains zero."""
+        found: one of the choices, the interval of a difference, or the one row that `compare`
+        gives. Above zero ("higher") means the first choice, below zero ("lower") the second, all
+        else the third."""
         if isinstance(found, pd.DataFrame):
-            answer = self._side(*found[["low", "high"]].to_numpy()[0])
+            side = found.verdict.iloc[0].partition(",")[0]
+            answer = self._side(*{"higher": (1, 1), "lower": (-1, -1)}.get(side, (0, 0)))
         elif isinstance(found, Interval):
             answer = self._side(found.mean - found.half_width, found.mean + found.half_width)
         else:
