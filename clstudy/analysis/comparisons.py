@@ -68,8 +68,13 @@ def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: 
         for name in set(here) & set(varying):
             same = same[same[name].map(repr) == repr(here[name])]
         pairs = _pairs(ours, same, keys, {between: value, **here}, metrics)
+        sides = [pairs[side].tolist() for side in ("ours", "theirs")]
+        drawn = {} if every is None else differences(
+            *([every[number] for number in side] for side in sides), {metric: metric for metric in metrics})
         rows += [{**here, between: value, "base": base, "metric": metric, "equal_within": margin,
-                  **_compared(metric, table, pairs, orders, every)} for metric in metrics]
+                  **_paired(*(table.loc[side, metric] for side in sides),
+                            [orders[number] for number in sides[0]], drawn.get(metric))}
+                 for metric in metrics]
     if not rows:
         raise ValueError(f"compare: all runs have {between}={base}; give it others to compare with")
     return judged(pd.DataFrame(rows))
@@ -80,15 +85,15 @@ def changes(runs: Groups, metrics: str | Sequence[str], by: Sequence[str] = (),
     """Compare each metric after training with the same metric before, paired by run.
 
     Returns the columns of `compare`, a row for each combination of `by` and each metric."""
+    before = {metric: f"{metric} before" for metric in listed(metrics)}
     rows = []
     for key, group in grouped(runs, by).items():
         found, orders = pd.DataFrame([metrics_of(run) for run in group]), list(map(_order, group))
-        for metric in listed(metrics):
-            sides = [[(run, name) for run in group] for name in (metric, f"{metric} before")]
-            rows.append({**dict(zip(by, key, strict=True)), "when": "after training",
-                         "base": "before", "metric": metric, "equal_within": margin,
-                         **_paired(found[metric], found[f"{metric} before"], orders,
-                                   differences(*sides))})
+        drawn = differences(group, group, before)
+        rows += [{**dict(zip(by, key, strict=True)), "when": "after training", "base": "before",
+                  "metric": metric, "equal_within": margin,
+                  **_paired(found[metric], found[other], orders, drawn.get(metric))}
+                 for metric, other in before.items()]
     return judged(pd.DataFrame(rows))
 
 
@@ -143,17 +148,6 @@ def _pairs(ours: pd.DataFrame, theirs: pd.DataFrame, keys: list[str], here: dict
         raise ValueError(
             f"compare: no run of base pairs with the runs of {where} in {', '.join(keys)}")
     return pairs
-
-
-def _compared(metric: str, table: pd.DataFrame, pairs: pd.DataFrame, orders: list,
-              runs: list[Run] | None) -> dict[str, Any]:
-    """Return the statistics of `compare` for one metric of the pairs."""
-    ours, theirs = (table.loc[pairs[side], metric] for side in ("ours", "theirs"))
-    replicates = None
-    if runs is not None:
-        replicates = differences(*([(runs[number], metric) for number in pairs[side]]
-                                   for side in ("ours", "theirs")))
-    return _paired(ours, theirs, [orders[number] for number in pairs.ours], replicates)
 
 
 def _paired(ours: pd.Series, theirs: pd.Series, orders: list,

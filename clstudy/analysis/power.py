@@ -29,8 +29,9 @@ def power(effect: float, parts: Parts, seeds: float, level: float = 0.95) -> flo
     if se == 0:
         return float(effect != 0)
     away, critical = abs(effect) / se, float(stdtrit(df, (1 + level) / 2))
-    other_side = np.nan_to_num(nctdtr(df, away, -critical))  # scipy has NaN where it is next to 0
-    return float(1 - nctdtr(df, away, critical) + other_side)
+    # scipy has NaN where the probability is next to 0
+    missed, other_side = np.nan_to_num(nctdtr(df, away, [critical, -critical]))
+    return float(1 - missed + other_side)
 
 
 def seeds_for_power(effect: float, parts: Parts, wanted: float = 0.8, level: float = 0.95) -> float:

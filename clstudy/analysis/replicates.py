@@ -3,55 +3,61 @@ them.
 
 A concept has weights of its own, Poisson with mean and variance 1, drawn from its id: the interval of a
 comparison does not depend on what else is compared, and is the same each time."""
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from clstudy.analysis.resampling import concepts_of, under_weights
 from clstudy.runs.run import Damaged, Run
 
 REPLICATES = 1000
-Side = Sequence[tuple[Run, str]]  # a run and one of its metrics
 
 
-def differences(ours: Side, theirs: Side) -> tuple[np.ndarray, int] | None:
-    """Return the differences of pairs under each draw of weights, (REPLICATES, pairs) in points,
-    and the number of concepts.
+def differences(ours: Sequence[Run], theirs: Sequence[Run], names: Mapping[str, str]
+                ) -> dict[str, tuple[np.ndarray, int]]:
+    """Return the differences of pairs of runs under each draw of weights, (REPLICATES, pairs) in
+    points, and the number of concepts, for each metric of ours that has them.
 
-    None: a run without tables of its test images, runs that were tested on different images, or a
-    metric that does not come from single images. Damaged: a table of a run."""
-    runs, metrics = zip(*ours, *theirs, strict=True)
+    names: metric of ours → metric of theirs. Nothing has them where a run has no tables of its
+    test images, or runs were tested on different images; a metric has none where it does not come
+    from single images. Damaged: a table of a run."""
+    from clstudy.analysis.resampling import concepts_of  # imports torch
+
+    runs, metrics = list(dict.fromkeys([*ours, *theirs])), tuple(dict.fromkeys([*names, *names.values()]))
     if not all(_has_tables(run) for run in runs):
-        return None
+        return {}
     try:
-        concepts = concepts_of(list(dict.fromkeys(runs)), list(dict.fromkeys(metrics)))
+        concepts = concepts_of(runs, metrics)
     except Damaged:
         raise
     except ValueError:  # tested on different images
-        return None
-    if len(concepts) < 2:
-        return None
+        return {}
     key = concepts.astype(np.int64).tobytes()
-    sides = [[_replicates(run, metric, key) for run, metric in side] for side in (ours, theirs)]
-    if any(values is None for side in sides for values in side):
-        return None
-    return np.subtract(*sides).T, len(concepts)
+    sides = [[_replicates(run, metrics, key) for run in side] for side in (ours, theirs)]
+    found = {}
+    for name, other in names.items():
+        pair = [[one.get(metric) for one in side]
+                for side, metric in zip(sides, (name, other), strict=True)]
+        if not any(values is None for values in [*pair[0], *pair[1]]):
+            drawn = np.subtract(*pair).T
+            found[name] = drawn, len(concepts_of(runs[:1], [name, other]))
+    return found
 
 
 def _has_tables(run: Run) -> bool:
     return all((run.folder / f"{name}.parquet").exists() for name in ("correct", "tests"))
 
 
-@lru_cache(maxsize=4096)
-def _replicates(run: Run, metric: str, key: bytes) -> np.ndarray | None:
-    concepts = np.frombuffer(key, np.int64)
-    return under_weights(run, [metric], concepts, _weights(key)).get(metric)
+@lru_cache(maxsize=1024)
+def _replicates(run: Run, metrics: tuple[str, ...], key: bytes) -> dict[str, np.ndarray]:
+    from clstudy.analysis.resampling import under_weights
+
+    return under_weights(run, metrics, np.frombuffer(key, np.int64), _weights(key))
 
 
 @lru_cache(maxsize=1)
 def _weights(key: bytes) -> np.ndarray:
     """Return the weights of each concept, (REPLICATES, concepts)."""
-    concepts = np.frombuffer(key, np.int64)
-    return np.stack([np.random.default_rng([0, concept]).poisson(1, REPLICATES)
-                     for concept in concepts], axis=1).astype(float)
+    columns = [np.random.default_rng([0, concept]).poisson(1, REPLICATES)
+               for concept in np.frombuffer(key, np.int64)]
+    return np.array(columns, float).reshape(-1, REPLICATES).T

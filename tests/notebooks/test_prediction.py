@@ -28,7 +28,8 @@ def test_without_a_guess_nothing_is_told(capsys) -> None:
 
 @pytest.mark.parametrize(("found", "answer"), [
     (Interval(2.0, 1.0), "above"), (Interval(-2.0, 1.0), "below"), (Interval(0.5, 1.0), "no difference"),
-    (Interval(2.0, float("nan")), "no difference"), (pd.DataFrame({"verdict": ["higher, by less than 2 points"]}), "above"),
+    (Interval(2.0, float("nan")), "no difference"),
+    (pd.DataFrame({"verdict": ["higher, by less than 2 points"]}), "above"),
     (pd.DataFrame({"verdict": ["lower"]}), "below"), (pd.DataFrame({"verdict": ["inconclusive"]}), "no difference")])
 def test_an_interval_tells_a_side_only_where_it_is_clear_of_zero(found, answer, capsys) -> None:
     assert [choice for choice in CHOICES
