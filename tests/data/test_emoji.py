@@ -1,5 +1,6 @@
 """The embedded world: what the file holds, that other tools read it, and that test is not in
 train."""
+import hashlib
 import io
 import re
 
@@ -189,6 +190,13 @@ def test_every_class_is_tested_with_about_the_share_asked_for(kinds):
             for label in untested} <= alone  # its one concept is needed for training
     small = BENCHMARKS["emoji"](families=("streamline-emojis",), test_share=0.5).load()
     assert 0.4 < len(small.test) / (len(small.test) + len(small.train)) < 0.6
+
+
+def test_what_trains_and_tests_by_default_is_what_the_stored_runs_were_made_with(benchmark):
+    arrays = (benchmark.train.labels, benchmark.train.concepts, benchmark.test.labels,
+              benchmark.test.concepts, np.array(benchmark.test.images.numpy().sum((1, 2, 3))))
+    found = hashlib.sha256(b"".join(each.tobytes() for each in arrays)).hexdigest()[:16]
+    assert found == {"emoji": "19eb1ac8baf92453", "emoji_concepts": "10a9ce87fa2a9a59"}[benchmark.name]
 
 
 def test_another_split_has_other_test_concepts():
