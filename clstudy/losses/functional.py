@@ -15,8 +15,8 @@ Push = Literal["both", "image", "text", "none"]  # who feels what the texts of a
 
 def match(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"],
           scale: Float[Tensor, ""], target: Int[Tensor, " batch"],
-          weight: Float[Tensor, " batch"] | None = None, double_softmax: bool = False,
-          absent_push: Push = "both") -> Float[Tensor, ""]:
+          weight: Float[Tensor, " batch"] | None = None,
+          double_softmax: bool = False) -> Float[Tensor, ""]:
     """Return the cross-entropy of matching each image to its text among those offered (SIT, arXiv
     2405.15155; CLIP zero-shot).
 
@@ -25,26 +25,41 @@ def match(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"],
     image, text: unit-norm features; scale: s = 1/τ; target: the row of `text` that belongs to each
     image; weight: w_i, mean 1 (uniform if None); double_softmax: as in SIT's released code, which
     hands the probabilities p_i to a cross-entropy that takes another softmax of them, so that the
-    loss stays within one unit of log C. absent_push: which features get a gradient from z_ik = s
-    f_i·t_k where t_k is no image's target; the value is the same for all."""
+    loss stays within one unit of log C."""
     logits = scale * image @ text.T
-    if absent_push != "both":
-        absent = torch.ones_like(text[:, 0], dtype=torch.bool).index_fill(0, target, False)
-        f = image if absent_push == "image" else image.detach()
-        t = text if absent_push == "text" else text.detach()
-        logits = torch.where(absent, scale * f @ t.T, logits)
     if double_softmax:
         logits = logits.softmax(-1)
     loss = F.cross_entropy(logits, target, reduction="none")
     return (loss if weight is None else loss * weight).mean()
 
 
-def match_batch(clip: Clip, batch: Batch, double_softmax: bool = False,
-                absent_push: Push = "both") -> Float[Tensor, ""]:
+def match_batch(clip: Clip, batch: Batch, double_softmax: bool = False) -> Float[Tensor, ""]:
     """Return `match` (SIT, arXiv 2405.15155) of a batch, whose candidates are the texts offered."""
     encoded = clip.encode(batch)
     return match(encoded.image, encoded.text, encoded.scale, batch.target,
-                 double_softmax=double_softmax, absent_push=absent_push)
+                 double_softmax=double_softmax)
+
+
+def match_sides(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"],
+                scale: Float[Tensor, ""], target: Int[Tensor, " batch"], push: Push = "both",
+                competes: bool = True) -> Float[Tensor, ""]:
+    """Return `match` (SIT, arXiv 2405.15155), in which texts that are no image's target push the
+    images alone, the texts alone (themselves), or neither.
+
+    push: who gets a gradient from z_ik = s f_i·t_k of such a text k. competes: for a side that gets
+    none, z_ik is a constant in the denominator of p; False: it is not there, and that side has
+    SIT's gradient. The value is that of the images' side."""
+    absent = torch.ones_like(text[:, 0], dtype=torch.bool).index_fill(0, target, False)
+
+    def side(name: str, f: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        logits = s * f @ t.T
+        if push not in (name, "both"):
+            held = logits.detach() if competes else torch.full_like(logits, -torch.inf)
+            logits = torch.where(absent, held, logits)
+        return F.cross_entropy(logits, target, reduction="none").mean()  # as `match`, to the bit
+
+    texts = side("text", image.detach(), text, scale.detach())
+    return side("image", image, text.detach(), scale) + (texts - texts.detach())
 
 
 def match_text_gradient(image: Float[Tensor, "batch dim"], text: Float[Tensor, "texts dim"],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clstudy.losses.functional import contrastive, distillation, match
+from clstudy.losses.functional import contrastive, distillation, match, match_sides
 
 B, K, D = 5, 4, 3
 
@@ -95,20 +95,26 @@ def slope(loss, x: torch.Tensor) -> torch.Tensor:
     return torch.stack([loss(x + step) - loss(x - step) for step in steps]).view_as(x) / 2e-6
 
 
+def sides(f, t, push: str, competes: bool, texts: int = K):
+    """Value and gradients of `match_sides`."""
+    f, t = f.detach().clone().requires_grad_(), t[:texts].detach().clone().requires_grad_()
+    loss = match_sides(f, t, S, TARGET, push, competes)
+    loss.backward()
+    return loss.detach(), f.grad, t.grad
+
+
 @pytest.mark.parametrize("push", ["image", "text", "none"])
 def test_absent_texts_compete_and_push_one_side_or_none(f, t, push):
-    """Class 3 is absent. Against closed forms, against differences with the other side held, and
-    against the asymmetric loss and SIT's."""
-    df, dt, p = gradients(f, t)
-    a, b = f.detach().clone().requires_grad_(), t.detach().clone().requires_grad_()
-    loss = match(a, b, S, TARGET, absent_push=push)
+    """Class 3 is absent. Against closed forms, and against differences with the other side held."""
+    loss, a, b = sides(f, t, push, True)
     assert torch.equal(loss, match(f, t, S, TARGET))
-    loss.backward()
-    f, t, a, b = f.detach(), t.detach(), a.grad, b.grad
+    df, dt, p = gradients(f, t)
+    f, t = f.detach(), t.detach()
     away = S / B * p[:, 3:] * t[3]  # what an absent text does to each image
     assert torch.allclose(a, df if push == "image" else df - away, atol=1e-14)
-    assert torch.equal(b[:3], dt[:3])
-    assert torch.equal(b[3], dt[3] if push == "text" else torch.zeros(D, dtype=b.dtype))
+    assert torch.allclose(b[:3], dt[:3], atol=1e-14)
+    expected = dt[3] if push == "text" else torch.zeros_like(dt[3])
+    assert torch.allclose(b[3], expected, atol=1e-14)
 
     def held(f1, t1):
         z, others = S * f1 @ t1.T, (f1 if push == "image" else f, t1 if push == "text" else t)
@@ -117,19 +123,30 @@ def test_absent_texts_compete_and_push_one_side_or_none(f, t, push):
 
     assert torch.allclose(a, slope(lambda x: held(x, t), f), atol=1e-8)
     assert torch.allclose(b, slope(lambda x: held(f, x), t), atol=1e-8)
-    sit = [f.clone().requires_grad_(), t[:3].clone().requires_grad_()]
-    df, dt = torch.autograd.grad(match(*sit, S, TARGET), sit)
-    assert (b[:3] - dt).norm() > 0.01 and (a - df).norm() > 0.01  # even "none" is not SIT's
 
 
-def test_where_no_class_is_absent_all_pushes_are_one_loss_to_the_bit(f, t):
-    found = []
-    for push in ("both", "image", "text", "none"):
-        a, b = f.clone().requires_grad_(), t[:3].clone().requires_grad_()
-        match(a, b, S, TARGET, absent_push=push).backward()
-        found.append((a.grad, b.grad))
-    assert all(torch.equal(one, other) for grads in found[1:]
-               for one, other in zip(found[0], grads, strict=True))
+@pytest.mark.parametrize("push", ["image", "text", "none"])
+def test_without_competition_each_side_has_the_gradient_of_one_of_the_two_losses(f, t, push):
+    loss, a, b = sides(f, t, push, False)
+    sit = [f.detach().clone().requires_grad_(), t[:3].detach().clone().requires_grad_()]
+    value = match(*sit, S, TARGET)
+    sit_f, sit_t = torch.autograd.grad(value, sit)
+    df, dt, _ = gradients(f, t)
+    assert (df - sit_f).norm() > 0.01 and (dt[:3] - sit_t).norm() > 0.01
+    assert torch.allclose(a, df if push == "image" else sit_f, atol=1e-14)
+    sit_t = torch.cat([sit_t, torch.zeros_like(sit_t[:1])])
+    assert torch.allclose(b, dt if push == "text" else sit_t, atol=1e-14)
+    assert torch.allclose(loss, match(f, t, S, TARGET) if push == "image" else value, atol=1e-14)
+
+
+def test_where_no_class_is_absent_all_pushes_are_one_loss(f, t):
+    found = [sides(f, t, push, competes, 3) for push in ("both", "image", "text", "none")
+             for competes in (True, False)]
+    assert all(torch.equal(one, other) for values in found[1:]
+               for one, other in zip(found[0], values, strict=True))
+    whole = sides(f, t, "both", True)
+    df, dt, _ = gradients(f, t)
+    assert torch.allclose(whole[1], df, atol=1e-14) and torch.allclose(whole[2], dt, atol=1e-14)
 
 
 def test_gradients_agree_with_finite_differences(f, t):

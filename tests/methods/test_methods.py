@@ -148,8 +148,13 @@ def test_absent_texts_can_compete_without_a_gradient(clip, batch):
             for push in ("both", "image", "text", "none")}
     for push in ("image", "none"):
         assert (felt[push][absent] == 0).all()
-    assert torch.equal(felt["text"], felt["both"])
+    assert torch.allclose(felt["text"], felt["both"])
     assert all(torch.allclose(one[present], felt["both"][present]) for one in felt.values())
+    sit = word_gradients(clip, batch, "finetune", absent_push="image", absent_competes=False)
+    assert torch.allclose(sit, word_gradients(clip, batch, "sit"))
+    for options in ({"absent_competes": False}, {"absent_push": "none", "double_softmax": True}):
+        with pytest.raises(ValueError, match="absent_push"):
+            METHODS["finetune"](**options)
 
 
 # ---- the verbs
