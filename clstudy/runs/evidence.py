@@ -288,7 +288,7 @@ def _blobs(run: Run, names: Collection[str]) -> pd.DataFrame:
     """Return the tables of probes as Parquet files, those that are stored already unchanged."""
     stored = run.tables() if isinstance(run, StoredRun) else ()
     rows = []
-    for name in sorted({*names, *stored}):
+    for name in sorted({*names, *stored} & {*run.tables()}):
         file = io.BytesIO()
         run.probe(name).to_parquet(file, compression="zstd", compression_level=19)
         rows.append({"name": name, "content": file.getvalue()})

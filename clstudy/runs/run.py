@@ -1,7 +1,10 @@
 """Finished runs: their tables, which are read from disk and checked."""
+import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+import uuid
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +106,19 @@ class Run:
                                     f"load_or_train(config, probes=[{name!r}])")
         return pd.read_parquet(checked_file(self.folder, path.name))
 
+    def kept(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """Return a table that is computed from the weights of the run: stored beside its others
+        when it is first made, so that it can be packed and read where the weights are not.
+
+        name: of the table, as `kept_name` makes it."""
+        with suppress(OSError, ValueError):  # missing or damaged: it is made again
+            return self.probe(name)
+        table, path = make(), self.folder / f"{name}.parquet"
+        draft = path.with_suffix(f".{uuid.uuid4().hex[:8]}.new")
+        table.to_parquet(draft)
+        draft.replace(path)
+        return table
+
     def matrix(self, candidates: str = "all", metric: str = "accuracy") -> np.ndarray:
         """Return R[s, t], the accuracy on task t + 1 after stage s; row 0 is before training.
 
@@ -197,6 +213,11 @@ class Runs(Sequence):
             any_of = values if isinstance(values, list | tuple | set | range) else [values]
             kept = [(run, one) for run, one in kept if one.get(full) in any_of]
         return Runs(run for run, _ in kept)
+
+
+def kept_name(kind: str, *asked: Any) -> str:
+    """Return a name for `Run.kept`. asked: all that the table depends on besides the run."""
+    return f"{kind}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
 
 
 def note(ids: Iterable[str], table: str = "") -> None:
