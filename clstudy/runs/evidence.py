@@ -75,6 +75,9 @@ class StoredRun(Run):
     def tests(self) -> pd.DataFrame:
         return self.packed.tests(self.packed.text("tests_of", self.row))
 
+    def has_tests(self) -> bool:
+        return True
+
     @cached_property
     def result(self) -> dict:
         return json.loads(self.packed.text("result", self.row))

@@ -72,6 +72,10 @@ class Run:
         """What the images are of which `bits` tells: set, label, concept, domain, task, arrived."""
         return pd.read_parquet(checked_file(self.folder, "tests.parquet"))
 
+    def has_tests(self) -> bool:
+        """Return whether there are `bits` and `tests`: runs of before have none."""
+        return all((self.folder / f"{name}.parquet").exists() for name in ("correct", "tests"))
+
     def correct(self, name: str = "test", candidates: str = "seen",
                 stage_ends: bool = True) -> np.ndarray:
         """Return which images of a set were right at stage ends: bool, (measured stages, images).

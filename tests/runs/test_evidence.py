@@ -42,6 +42,7 @@ def test_a_stored_run_is_the_run(tiny, runs, file):
     assert stored.config.model_dump() == run.config.model_dump()
     assert np.array_equal(stored.correct("shades", "own"), run.correct("shades", "own"))
     assert np.array_equal(stored.matrix(), run.matrix(), equal_nan=True)
+    assert stored.has_tests() and run.has_tests()
     assert stored.classes("all").equals(run.classes("all"))
     assert stored.curve().equals(run.curve())
     pd.testing.assert_series_equal(pd.Series(metrics_of(stored)), pd.Series(metrics_of(run)))
