@@ -5,13 +5,10 @@
 Sources: WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903; linear mode connectivity, Frankle et al.
 2019, arXiv 1912.05671. LoRA and RKR are folded into the weights first, so that the line is straight
 in what the model computes with."""
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -22,7 +19,7 @@ from clstudy.models.clip import Clip
 from clstudy.models.loading import load_clip
 from clstudy.models.merging import merge
 from clstudy.models.weight_space import Values, between, put
-from clstudy.runs.run import Run, load_tuned
+from clstudy.runs.run import Run, kept_name, load_tuned
 from clstudy.runs.workers import default, local
 from clstudy.training.setup import prepare
 from clstudy.utils.progress import bar
@@ -39,8 +36,8 @@ def lines(pairs: Mapping[str, Sequence[Pair]], shares: Sequence[float],
 
     Errors are those of `along`: the first is raised, and the lines made before it are kept."""
     every = [pair for group in pairs.values() for pair in group]
-    todo = [(start, end) for start, end in every if end.folder.exists()  # not of stored evidence
-            and not _file(start, end, shares, held_out).exists()]
+    todo = [(start, end) for start, end in every
+            if _name(start, shares, held_out) not in end.tables()]
     make = partial(_make, shares=shares, held_out=held_out)
     workers = default([end.config for _, end in every])
     with bar(total=len(every), initial=len(every) - len(todo), desc="lines", unit="line") as shown:
@@ -67,9 +64,16 @@ def along(start: Run | None, end: Run, shares: Sequence[float],
     The table is stored in the folder of `end` and read when it is there. ValueError: two different
     models or benchmarks, an unknown held-out set, a tuner that cannot be folded into the weights.
     FileNotFoundError: a run without its weights (`load_or_train(config, keep_model=True)`)."""
-    stored = _file(start, end, shares, held_out)
-    with suppress(OSError, ValueError):  # missing or damaged: it is made again
-        return end.probe(stored.stem)
+    return end.kept(_name(start, shares, held_out),
+                    lambda: _evaluated(start, end, shares, held_out))
+
+
+def _name(start: Run | None, shares: Sequence[float], held_out: Sequence[str]) -> str:
+    return kept_name("path", start and start.id, list(map(float, shares)), list(held_out))
+
+
+def _evaluated(start: Run | None, end: Run, shares: Sequence[float],
+               held_out: Sequence[str]) -> pd.DataFrame:
     for field in ("model", "pretrained", "benchmark", "benchmark_args") if start else ():
         one, other = getattr(start.config, field), getattr(end.config, field)
         if one != other:
@@ -78,16 +82,7 @@ def along(start: Run | None, end: Run, shares: Sequence[float],
         first = load_clip(end.config.model, end.config.pretrained)
     else:
         first = merge(load_tuned(start))
-    table = _table(first, merge(load_tuned(end)), end, shares, held_out)
-    draft = stored.with_suffix(".new")
-    table.to_parquet(draft)
-    draft.rename(stored)
-    return table
-
-
-def _file(start: Run | None, end: Run, shares: Sequence[float], held_out: Sequence[str]) -> Path:
-    asked = json.dumps([start and start.id, list(map(float, shares)), list(held_out)])
-    return end.folder / f"path-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.parquet"
+    return _table(first, merge(load_tuned(end)), end, shares, held_out)
 
 
 def _table(first: Clip, last: Clip, end: Run, shares: Sequence[float],

@@ -8,6 +8,7 @@ S: the images of the stage and the memory; u: SogCLR, arXiv 2202.12387, as in
 on average (Jensen); u has seen more images, but some of them under earlier weights. Both are
 measured here against g at the current weights."""
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from clstudy.data.types import BenchmarkData
 from clstudy.evaluation.features import class_features, features
 from clstudy.losses.global_contrastive import Average, log_mean_exp
 from clstudy.models.loading import load_clip
-from clstudy.runs.run import Run, load_tuned
+from clstudy.runs.run import Run, kept_name, load_tuned
 from clstudy.training.config import RunConfig
 from clstudy.training.loop import batches
 from clstudy.training.setup import prepare
@@ -111,20 +112,24 @@ def of_runs(runs: Sequence[Run], gammas: Sequence[float], size: int = 96,
     """Return `errors` at the last stage of each run, whose weights were kept; with a column seed.
 
     S is the last stage and the memory before it. The model goes from the one before training to the
-    one of the run: a whole stream's way, so an upper bound of what it moves in one stage."""
-    tables = []
-    for run in runs:
-        *_, (index, benchmark) = remembered_ids(run.config)
-        train = benchmark.train
-        images = train.images[torch.from_numpy(index).to(train.images.device)]
-        before = load_clip(run.config.model, run.config.pretrained).eval()
-        ends = [(features(clip, images).float().cpu(),
-                 class_features(clip, train.class_names, train.template).float().cpu())
-                for clip in (before, load_tuned(run))]
-        label, tau = torch.from_numpy(train.labels[index]), float(1 / before.scale().detach())
-        table = errors(*ends, label, tau, gammas, size, visits, run.config.seed)
-        tables.append(table.assign(seed=run.config.seed))
-    return pd.concat(tables, ignore_index=True)
+    one of the run: a whole stream's way, so an upper bound of what it moves in one stage. The table
+    of each run is stored in its folder, and read when it is there."""
+    name = kept_name("averages", list(map(float, gammas)), size, visits)
+    tables = [run.kept(name, partial(_of_run, run, gammas, size, visits)) for run in runs]
+    return pd.concat([table.assign(seed=run.config.seed)
+                      for run, table in zip(runs, tables, strict=True)], ignore_index=True)
+
+
+def _of_run(run: Run, gammas: Sequence[float], size: int, visits: int) -> pd.DataFrame:
+    *_, (index, benchmark) = remembered_ids(run.config)
+    train = benchmark.train
+    images = train.images[torch.from_numpy(index).to(train.images.device)]
+    before = load_clip(run.config.model, run.config.pretrained).eval()
+    ends = [(features(clip, images).float().cpu(),
+             class_features(clip, train.class_names, train.template).float().cpu())
+            for clip in (before, load_tuned(run))]
+    label, tau = torch.from_numpy(train.labels[index]), float(1 / before.scale().detach())
+    return errors(*ends, label, tau, gammas, size, visits, run.config.seed)
 
 
 def remembered_ids(config: RunConfig) -> Iterator[tuple[np.ndarray, BenchmarkData]]:

@@ -51,6 +51,13 @@ def tagged(cells: Iterable[Cell], tag: str) -> list[Cell]:
     return [cell for cell in cells if tag in tags(cell)]
 
 
+def until(cells: Sequence[Cell], heading: str) -> list[Cell]:
+    """Return the cells before the one that begins with a heading; all if none does."""
+    end = next((place for place, cell in enumerate(cells) if source(cell).startswith(heading)),
+               len(cells))
+    return list(cells[:end])
+
+
 def outputs(cells: Iterable[Cell]) -> Iterator[Any]:
     """Yield the outputs of all cells, one after the other."""
     for cell in cells:

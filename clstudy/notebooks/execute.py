@@ -18,9 +18,10 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from clstudy.notebooks import html as pages
-from clstudy.notebooks.cells import read, source
+from clstudy.notebooks.cells import read, source, until
 from clstudy.notebooks.parameters import check_parameters
 from clstudy.utils import paths
+from clstudy.utils.files import write_json
 from clstudy.utils.progress import report
 
 KERNEL_ENV = {
@@ -47,12 +48,13 @@ class Executed:
 
 def run_notebook(notebook: Path, parameters: Mapping[str, Any], out_dir: Path, *,
                  timeout: float | None = None, progress: bool = True,
-                 kernel: Any = None) -> Executed:
+                 kernel: Any = None, drawing: bool = False) -> Executed:
     """Run `notebook` in a kernel of this interpreter and write NAME.ipynb and NAME.html.
 
     The kernel works in the repository's folder; it is a new one, or a `warm_kernel`. `timeout`
     limits the whole notebook, in seconds. A failure in a cell is reported, not raised: it leaves
     NAME.failed.ipynb beside a NAME.ipynb that finished earlier, and the next success removes it.
+    drawing: leave out what comes after the figures (widgets, exercises: some need weights).
     ValueError: a parameter is wrong, or the executed copy would overwrite the notebook.
     """
     notebook, out_dir = Path(notebook).resolve(), Path(out_dir).resolve()
@@ -63,10 +65,14 @@ def run_notebook(notebook: Path, parameters: Mapping[str, Any], out_dir: Path, *
     # A name of its own: two workers may run the same notebook, e.g. a retry beside a dying run.
     draft = out_dir / f"{notebook.stem}.running-{uuid.uuid4().hex[:8]}.ipynb"
     shutil.copyfile(notebook, draft)
+    if drawing:
+        document = read(draft)
+        document["cells"] = until(document["cells"], "## Try it")
+        write_json(draft, document)
     failed = out_dir / f"{notebook.stem}.failed.ipynb"
     started = time.monotonic()
     try:
-        error = _execute(notebook, values, draft, timeout, progress, kernel)
+        error = _execute(draft if drawing else notebook, values, draft, timeout, progress, kernel)
     except BaseException:  # Ctrl-C: keep what was reached
         draft.replace(failed)
         raise
@@ -181,8 +187,8 @@ def _wait(function: Callable, *arguments: Any, **options: Any) -> Any:
 
 def run_beside(tasks: Sequence[tuple[Path, Mapping[str, Any]]], out_dir: Path, kernels: int = 2,
                timeout: float | None = None) -> Iterator[tuple[Path, Executed]]:
-    """Run notebooks that train nothing, some at a time in as many warm kernels; yield each as it
-    ends. A kernel in which a notebook failed is replaced."""
+    """Run notebooks that train nothing as far as their figures go, some at a time in as many warm
+    kernels; yield each as it ends. A kernel in which a notebook failed is replaced."""
     waiting, ended = SimpleQueue(), SimpleQueue()
     for task in tasks:
         waiting.put(task)
@@ -195,7 +201,7 @@ def run_beside(tasks: Sequence[tuple[Path, Mapping[str, Any]]], out_dir: Path, k
                     while ok:
                         path, given = waiting.get_nowait()
                         done = run_notebook(path, given, out_dir, timeout=timeout, progress=False,
-                                            kernel=kernel)
+                                            kernel=kernel, drawing=True)
                         ended.put((path, done))
                         ok = done.ok
         except Empty:

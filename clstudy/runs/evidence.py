@@ -75,6 +75,9 @@ class StoredRun(Run):
     def tests(self) -> pd.DataFrame:
         return self.packed.tests(self.packed.text("tests_of", self.row))
 
+    def has_tests(self) -> bool:
+        return True
+
     @cached_property
     def result(self) -> dict:
         return json.loads(self.packed.text("result", self.row))
@@ -288,7 +291,7 @@ def _blobs(run: Run, names: Collection[str]) -> pd.DataFrame:
     """Return the tables of probes as Parquet files, those that are stored already unchanged."""
     stored = run.tables() if isinstance(run, StoredRun) else ()
     rows = []
-    for name in sorted({*names, *stored}):
+    for name in sorted({*names, *stored} & {*run.tables()}):
         file = io.BytesIO()
         run.probe(name).to_parquet(file, compression="zstd", compression_level=19)
         rows.append({"name": name, "content": file.getvalue()})

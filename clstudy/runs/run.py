@@ -1,7 +1,10 @@
 """Finished runs: their tables, which are read from disk and checked."""
+import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+import uuid
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +72,10 @@ class Run:
         """What the images are of which `bits` tells: set, label, concept, domain, task, arrived."""
         return pd.read_parquet(checked_file(self.folder, "tests.parquet"))
 
+    def has_tests(self) -> bool:
+        """Return whether there are `bits` and `tests`: runs of before have none."""
+        return all((self.folder / f"{name}.parquet").exists() for name in ("correct", "tests"))
+
     def correct(self, name: str = "test", candidates: str = "seen",
                 stage_ends: bool = True) -> np.ndarray:
         """Return which images of a set were right at stage ends: bool, (measured stages, images).
@@ -102,6 +109,19 @@ class Run:
             raise FileNotFoundError(f"run {self.id} has no {path.name}; make it with "
                                     f"load_or_train(config, probes=[{name!r}])")
         return pd.read_parquet(checked_file(self.folder, path.name))
+
+    def kept(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """Return a table that is computed from the weights of the run: stored beside its others
+        when it is first made, so that it can be packed and read where the weights are not.
+
+        name: of the table, as `kept_name` makes it."""
+        with suppress(OSError, ValueError):  # missing or damaged: it is made again
+            return self.probe(name)
+        table, path = make(), self.folder / f"{name}.parquet"
+        draft = path.with_suffix(f".{uuid.uuid4().hex[:8]}.new")
+        table.to_parquet(draft)
+        draft.replace(path)
+        return table
 
     def matrix(self, candidates: str = "all", metric: str = "accuracy") -> np.ndarray:
         """Return R[s, t], the accuracy on task t + 1 after stage s; row 0 is before training.
@@ -197,6 +217,11 @@ class Runs(Sequence):
             any_of = values if isinstance(values, list | tuple | set | range) else [values]
             kept = [(run, one) for run, one in kept if one.get(full) in any_of]
         return Runs(run for run, _ in kept)
+
+
+def kept_name(kind: str, *asked: Any) -> str:
+    """Return a name for `Run.kept`. asked: all that the table depends on besides the run."""
+    return f"{kind}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
 
 
 def note(ids: Iterable[str], table: str = "") -> None:

@@ -211,7 +211,7 @@ def told(run: Run) -> dict[str, list]:
     evals = run.evals[(run.evals.metric == "accuracy") & run.evals.kind.isin(KINDS)]
     tables = {"steps": run.steps[["step", "term", "value"]],
               "evals": evals[["images_seen", "name", "value"]]}
-    if (run.folder / "drift.parquet").exists():
+    if "drift" in run.tables():
         drift = run.probe("drift").groupby("step", as_index=False)[["text", "image"]].mean()
         tables["drift"] = drift
     return _no_rows() | {name: list(table.itertuples(index=False, name=None))

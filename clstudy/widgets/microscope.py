@@ -78,7 +78,7 @@ def gradient_microscope(runs: Mapping[str, Run], step: int = 0, term: str = "tas
 
 def _norms(run: Run, table: pd.DataFrame, term: str) -> dict[str, pd.Series]:
     """Return norms on the image side and on the text side, by step."""
-    if (run.folder / "gradients.parquet").exists():
+    if "gradients" in run.tables():
         towers = run.probe("gradients")
         towers = towers[(towers.block == "all") & (towers.term == term)]
         return {f"{tower} tower": rows.set_index("step")["norm"]

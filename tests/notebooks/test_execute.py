@@ -283,7 +283,10 @@ def test_notebooks_share_a_warm_kernel_and_no_names(tmp_path: Path) -> None:
     kernel = "import os, json\nprint('kernel', os.getpid(), 'json' in globals(), 'left' in globals())"
     one = write(tmp_path / "1.ipynb", kernel, "left = 1; import ast as kept_module", parameters=None)
     two = write(tmp_path / "2.ipynb", "print('json' in globals())", kernel, "1 / 0", parameters=None)
-    three = write(tmp_path / "3.ipynb", kernel, parameters=None)
+    three = write(tmp_path / "3.ipynb", kernel, "# ## Try it\n2 / 0", parameters=None)
+    document = nbformat.read(three, as_version=4)  # what comes after the figures is left out
+    document.cells[1:1] = [nbformat.v4.new_markdown_cell("## Try it\n\nThis.")]
+    nbformat.write(document, three)
     tasks = [(path, {}) for path in (one, two, three)]
     done = dict(execute.run_beside(tasks, tmp_path / "out", kernels=1, timeout=60))
     assert [done[path].ok for path in (one, two, three)] == [True, False, True]

@@ -11,7 +11,7 @@ from clstudy import load_or_train, train_all
 from clstudy.analysis.scores import metrics_of, scores
 from clstudy.runs import evidence
 from clstudy.runs.evidence import NotStored, load, pack, take
-from clstudy.runs.run import Damaged, Runs
+from clstudy.runs.run import Damaged, Runs, kept_name
 from clstudy.utils import paths
 
 
@@ -42,6 +42,7 @@ def test_a_stored_run_is_the_run(tiny, runs, file):
     assert stored.config.model_dump() == run.config.model_dump()
     assert np.array_equal(stored.correct("shades", "own"), run.correct("shades", "own"))
     assert np.array_equal(stored.matrix(), run.matrix(), equal_nan=True)
+    assert stored.has_tests() and run.has_tests()
     assert stored.classes("all").equals(run.classes("all"))
     assert stored.curve().equals(run.curve())
     pd.testing.assert_series_equal(pd.Series(metrics_of(stored)), pd.Series(metrics_of(run)))
@@ -69,6 +70,18 @@ def test_packing_replaces_by_id_keeps_the_others_and_drops_what_is_not_wanted(sm
     assert [run.id for run in left] == [small[1].id]
     assert left[0].probe("drift").image.isna().tolist() == [False, True]
     assert left[0].tests.equals(stored[1].tests)  # another run held them before
+
+
+def test_a_table_computed_from_weights_is_kept_packed_and_not_made_again(small, file):
+    made, name = pd.DataFrame({"share": [0., 1.]}), kept_name("path", None, [0, 1])
+    assert name != kept_name("path", None, [0, 2])
+    small[0].kept(name, lambda: made)
+    (small[0].folder / f"{name}.parquet").write_bytes(b"PAR1")  # damaged: made again
+    assert small[0].kept(name, lambda: made).equals(made)
+    stored = load(pack(small, file, tables={run.id: [name, "never made"] for run in small}))
+    assert stored[0].kept(name, lambda: 1 / 0).equals(made) and stored[0].tables() == [name]
+    with pytest.raises(NotStored, match=f"{small[1].id} .* no table '{name}'"):
+        stored[1].kept(name, lambda: made)
 
 
 def test_runs_of_one_world_share_their_tests(small, file):
