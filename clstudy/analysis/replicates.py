@@ -24,7 +24,7 @@ def differences(ours: Sequence[Run], theirs: Sequence[Run], names: Mapping[str, 
     from clstudy.analysis.resampling import concepts_of  # imports torch
 
     runs, metrics = list(dict.fromkeys([*ours, *theirs])), tuple(dict.fromkeys([*names, *names.values()]))
-    if not all(_has_tables(run) for run in runs):
+    if not all(run.has_tests for run in runs):
         return {}
     try:
         concepts = concepts_of(runs, metrics)
@@ -42,10 +42,6 @@ def differences(ours: Sequence[Run], theirs: Sequence[Run], names: Mapping[str, 
             drawn = np.subtract(*pair).T
             found[name] = drawn, len(concepts_of(runs[:1], [name, other]))
     return found
-
-
-def _has_tables(run: Run) -> bool:
-    return all((run.folder / f"{name}.parquet").exists() for name in ("correct", "tests"))
 
 
 @lru_cache(maxsize=1024)
