@@ -16,7 +16,7 @@ def simulated(N: int, S: int, C: int, seeds=0.0, concepts=0.0, interaction=0.0, 
     effect = sum(size * np.sqrt(3) * rng.uniform(-1, 1, (N, *shape)) for size, shape in (
         (seeds, (S, 1)), (concepts, (1, C)), (interaction, (S, C))))
     half = (mean / 100 + effect) / 2
-    right = 50 * sum(sign * (rng.random((N, S, C), np.float32) < .6 + sign * half).astype(np.float32)
+    right = 50 * sum(sign * (rng.random((N, S, C), np.float32) < .6 + sign * half).astype("f4")
                      for sign in (1, -1) for _ in range(2))
     of_concepts = weights(C, draws)
     drawn = right @ of_concepts.T / of_concepts.sum(axis=1)

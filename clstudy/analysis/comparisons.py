@@ -69,8 +69,8 @@ def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: 
             same = same[same[name].map(repr) == repr(here[name])]
         pairs = _pairs(ours, same, keys, {between: value, **here}, metrics)
         sides = [pairs[side].tolist() for side in ("ours", "theirs")]
-        drawn = {} if every is None else differences(
-            *([every[number] for number in side] for side in sides), {metric: metric for metric in metrics})
+        drawn = differences(*([every[number] for number in side] for side in sides),
+                            {metric: metric for metric in metrics}) if every else {}
         rows += [{**here, between: value, "base": base, "metric": metric, "equal_within": margin,
                   **_paired(*(table.loc[side, metric] for side in sides),
                             [orders[number] for number in sides[0]], drawn.get(metric))}

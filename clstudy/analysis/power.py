@@ -1,12 +1,12 @@
 """How many seeds a comparison needs.
 
     parts = two_way(per_seed, resampled, concepts).parts  # from a pilot
-    power(2.0, parts, seeds=8)                            # probability to find 2 points with 8 seeds
-    seeds_for_power(2.0, parts)                           # seeds that find them 80 % of the time
+    power(2.0, parts, seeds=8)   # the probability to find 2 points with 8 seeds
+    seeds_for_power(2.0, parts)  # the seeds that find them 80 % of the time
 
-With S seeds the test statistic is d / SE(S), taken as a noncentral t with `Parts.at(S)`'s degrees of
-freedom and noncentrality δ / SE(S), δ the true difference. The parts are taken as known; from a pilot
-of few seeds they are rough, and so is the answer."""
+With S seeds the test statistic is d / SE(S), taken as a noncentral t with `Parts.at(S)`'s
+degrees of freedom and noncentrality δ / SE(S), δ the true difference. The parts are taken as
+known; from a pilot of few seeds they are rough, and so is the answer."""
 from bisect import bisect_left
 from collections.abc import Callable
 

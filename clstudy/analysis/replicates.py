@@ -1,8 +1,8 @@
 """The metrics of runs when the test concepts weigh differently: what `intervals.two_way` needs of
 them.
 
-A concept has weights of its own, Poisson with mean and variance 1, drawn from its id: the interval of a
-comparison does not depend on what else is compared, and is the same each time."""
+A concept has weights of its own, Poisson with mean and variance 1, drawn from its id: the
+interval of a comparison does not depend on what else is compared, and is the same each time."""
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -23,8 +23,9 @@ def differences(ours: Sequence[Run], theirs: Sequence[Run], names: Mapping[str, 
     from single images. Damaged: a table of a run."""
     from clstudy.analysis.resampling import concepts_of  # imports torch
 
-    runs, metrics = list(dict.fromkeys([*ours, *theirs])), tuple(dict.fromkeys([*names, *names.values()]))
-    if not all(run.has_tests for run in runs):
+    runs = list(dict.fromkeys([*ours, *theirs]))
+    metrics = tuple(dict.fromkeys([*names, *names.values()]))
+    if not all(run.has_tests() for run in runs):
         return {}
     try:
         concepts = concepts_of(runs, metrics)

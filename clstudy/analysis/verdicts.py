@@ -1,22 +1,22 @@
 """What a comparison allows to say. The English of a verdict is written here alone.
 
-    higher, lower           p below 0.05 after Holm's correction (1979, Scandinavian J. Statistics 6)
-                            over the family of comparisons
-    …, by less than 2 points    that, and the interval lies inside the margin
-    equal within ±2         the 95 % interval lies inside the margin (equivalence: Schuirmann 1987,
-                            J. Pharmacokinetics and Biopharmaceutics 15; his two one-sided tests at
-                            5 % ask this of the 90 % interval, so 95 % is the stricter; not corrected)
-    inconclusive            neither; with the number of seeds that would decide
+    higher, lower     p is below 0.05 after the correction of Holm (1979, Scandinavian J.
+                      Statistics 6) over the family of comparisons;
+                      "higher, by less than 2 points" where the interval lies inside the margin, too
+    equal within ±2   the 95 % interval lies inside the margin. Two one-sided tests at 5 %
+                      (Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15) ask this of the
+                      90 % interval: ours is stricter, and not corrected for the family
+    inconclusive      neither; with the number of seeds that would decide
 
-Holm: sort the p of m comparisons; the i-th smallest is multiplied by m − i + 1, and no corrected p is
-below that of a smaller one. The probability to call even one true zero higher or lower is then at most
-5 %, however the comparisons depend on each other. A family is what a reader would pick from: all rows
-of one `compare`, or of several tables by `family`.
+Holm: sort the p of m comparisons; the i-th smallest is multiplied by m − i + 1, and no corrected p
+is below that of a smaller one. The probability to call even one true zero higher or lower is then
+at most 5 %, however the comparisons depend on each other. A family is what a reader would pick
+from: all rows of one `compare`, or of several tables by `family`.
 
 An inconclusive comparison would be decided, if its difference stayed, by the fewest seeds whose
-interval (at Holm's level) is narrower than the difference, or (at 95 %) than what the difference leaves
-of the margin. Where the part of the test concepts alone is wider, no number of seeds does it. At that
-number the chance is about one in two; to plan a study use `power.seeds_for_power`."""
+interval (at Holm's level) is narrower than the difference, or (at 95 %) than what the difference
+leaves of the margin. Where the part of the test concepts alone is wider, no number of seeds does
+it. At that number the chance is about one in two; to plan a study use `power.seeds_for_power`."""
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any

@@ -71,7 +71,11 @@ def _size(axis, rows: pd.DataFrame, steps: list, shift: float, shown: Look) -> N
 
 def _room(means: Sequence[float] | pd.Series) -> tuple[float, float]:
     """Return the limits of an axis that the means fill, with a third of their range around."""
-    low, high = np.nanmin(means), np.nanmax(means)
+    known = np.asarray(means, dtype=float)
+    known = known[~np.isnan(known)]
+    if not len(known):  # not measured, such as the lowest fifth of classes with few tests
+        return 0.0, 1.0
+    low, high = known.min(), known.max()
     room = max(0.35 * (high - low), 1)
     return low - room, high + room
 

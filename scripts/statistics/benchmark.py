@@ -2,8 +2,8 @@
 
     python scripts/statistics/benchmark.py
 
-Runs are written by hand, with drawings that are right at random; reading them is part of the time. It
-should stay below five seconds of one core."""
+Runs are written by hand, with drawings that are right at random; reading them is part of the
+time. It should stay below five seconds of one core."""
 import json
 import tempfile
 import time
