@@ -17,7 +17,7 @@ DIGITS = 9  # means that differ by less are equal: sums of the same numbers depe
 def chosen(runs: Sequence[Run], metric: str | Sequence[str], among: str | Sequence[str],
            by: Sequence[str] = ("method", "tuner")) -> Runs:
     """Return, of each combination of `by`, the runs at the value of `among` with the highest mean
-    of a metric over runs; of equal ones the smaller.
+    of a metric over runs; of equal ones the smaller. An only value is taken without a look at the metric.
 
     metric: of a set that chooses and does not test; several count by their mean. among: one setting
     or several, of which combinations are compared, the first first where they are equal. A run
@@ -32,6 +32,8 @@ def chosen(runs: Sequence[Run], metric: str | Sequence[str], among: str | Sequen
 
 def _best(candidates: dict[tuple, list[Run]], metrics: list[str], among: list[str]) -> list[Run]:
     """Return the runs of the best of several values."""
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
     names = {value: ", ".join(f"{name}={one}" for name, one in zip(among, value, strict=True))
              for value in candidates}
     by_count = sorted(candidates, key=lambda value: len(candidates[value]))

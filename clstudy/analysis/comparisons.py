@@ -30,13 +30,14 @@ __all__ = ["above_zero", "changes", "compare", "family", "tell", "verdict_of"]
 
 
 def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: str = "method",
-            base: Any = "finetune", by: Sequence[str] = (), margin: float | None = None
-            ) -> pd.DataFrame:
+            base: Any = "finetune", by: Sequence[str] = (), margin: float | None = None,
+            free: Sequence[str] = ()) -> pd.DataFrame:
     """Compare each value of the setting `between` with `base`, within each combination of `by`.
 
     runs: finished runs, or a table with a row per run as `scores` returns it, with any metrics.
     margin: differences within it count as equal; None: 2 points for runs, 0 for a table, whose unit
-    is not known. A run is paired with the run of `base` that has the same settings in everything
+    is not known. free: settings in which the two sides of a pair may differ, such as a rate that was
+    chosen for each (`chosen`). A run is paired with the run of `base` that has the same settings in everything
     that varies among the runs of `base`. Pairs with one class order (`stream_seed`, or `seed` where
     that is None) are averaged first: they are not independent.
 
@@ -50,7 +51,7 @@ def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: 
     of `base`; several of it for one pair; runs that differ in a setting that is neither paired nor
     in `by`."""
     metrics, by = listed(metrics), list(by)
-    table = _with_settings(runs, metrics, [between, *by])
+    table = _with_settings(runs, metrics, [between, *by]).drop(columns=list(free), errors="ignore")
     every = None if isinstance(runs, pd.DataFrame) else flattened(runs)
     orders = _orders_of(table) if every is None else [_order(run) for run in every]
     margin = (0.0 if every is None else MARGIN) if margin is None else margin

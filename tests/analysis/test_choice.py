@@ -5,6 +5,7 @@ import pytest
 
 from clstudy.analysis import choice, scores
 from clstudy.analysis.choice import chosen
+from clstudy.analysis.comparisons import compare
 from clstudy.runs.run import Run, Runs
 from clstudy.training.config import RunConfig
 
@@ -58,6 +59,23 @@ def test_a_method_without_the_setting_stays_whole(study):
                  *[({"method": "lwf", "method_args": {"weight": weight}}, {"validation": weight})
                    for weight in (1, 2)])
     assert len(chosen(runs, "validation", "weight")) == 3
+
+
+def test_an_only_value_needs_no_validation(study):
+    assert len(chosen(study(*sweep({1e-4: [np.nan, 1]})), "of the papers' data", "lr")) == 2
+
+
+def test_each_side_of_a_comparison_may_have_its_own_rate():
+    """Without `free` the rate, which varies among the runs of the base, must be the same."""
+    table = pd.DataFrame([("full", "finetune", 1e-4, 0, 10.), ("full", "sit", 3e-4, 0, 12.),
+                          ("lora", "finetune", 5e-3, 0, 20.), ("lora", "sit", 5e-4, 0, 25.)],
+                         columns=["tuner", "method", "lr", "seed", "A_last"])
+    with pytest.raises(ValueError, match="no run of base pairs"):
+        compare(table, "A_last", by=["tuner"])
+    found = compare(table, "A_last", by=["tuner"], free=["lr"])
+    assert found.set_index("tuner").difference.to_dict() == {"full": 2, "lora": 5}
+    with pytest.raises(ValueError, match="several runs"):
+        compare(pd.concat([table, table.assign(lr=1)]), "A_last", by=["tuner"], free=["lr"])
 
 
 def test_what_cannot_be_compared_is_refused(study):
