@@ -29,8 +29,7 @@ TOY = {  # parameters that make it small; the model is the toy's
         "tasks": 2, "rates": {"lora": [0.01, 0.02]}, "crossed": 2, "more": {"eval_every": 20},
         "beside": [{"tuner": "none", "method": "frozen"}, *(
             {"tuner": "none", "method": "class_means", "method_args": {"text": text}}
-            for text in (0, .3, .6)), {"tuner": "lora", "method": "sit", "tower": "text"},
-            {"tuner": "lora", "method": "finetune", "stream": "joint"}],
+            for text in (.3, .6)), {"tuner": "lora", "method": "finetune", "stream": "joint"}],
         "variants": {"two": {"double_softmax": True}}},
     "04_gradients": STREAM | {"look_at": 2},
     "05_which_encoder": STREAM,

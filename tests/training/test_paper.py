@@ -206,9 +206,7 @@ def test_runs_have_the_settings_of_the_paper(stem, benchmark):
             assert (config.optimizer, config.lr, config.weight_decay) == OPTIMISERS[config.tuner]
         assert config.tuner_args == TUNERS.get(config.tuner, {})
         if softmaxes(config) == 1:
-            asked = {name: value for name, value in config.method_args.items()
-                     if name != "absent_push"}  # an intervention of ours
-            assert asked == ARGUMENTS.get(config.method, {})
+            assert config.method_args == ARGUMENTS.get(config.method, {})
         assert config.held_out_every >= 5  # held-out sets before and after the stream
 
 
