@@ -5,7 +5,7 @@
 
 Differences are paired: by seed, and by every other setting that both sides share. `intervals` says
 what the interval is, `verdicts` what may be said of it."""
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,14 @@ __all__ = ["above_zero", "changes", "compare", "family", "tell", "verdict_of"]
 
 
 def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: str = "method",
-            base: Any = "finetune", by: Sequence[str] = (), margin: float | None = None
-            ) -> pd.DataFrame:
+            base: Any = "finetune", by: Sequence[str] = (), margin: float | None = None,
+            free: Sequence[str] = ()) -> pd.DataFrame:
     """Compare each value of the setting `between` with `base`, within each combination of `by`.
 
     runs: finished runs, or a table with a row per run as `scores` returns it, with any metrics.
     margin: differences within it count as equal; None: 2 points for runs, 0 for a table, whose unit
-    is not known. A run is paired with the run of `base` that has the same settings in everything
+    is not known. free: settings in which the two sides of a pair may differ, such as a rate that was
+    chosen for each (`chosen`). A run is paired with the run of `base` that has the same settings in everything
     that varies among the runs of `base`. Pairs with one class order (`stream_seed`, or `seed` where
     that is None) are averaged first: they are not independent.
 
@@ -50,10 +51,28 @@ def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: 
     of `base`; several of it for one pair; runs that differ in a setting that is neither paired nor
     in `by`."""
     metrics, by = listed(metrics), list(by)
-    table = _with_settings(runs, metrics, [between, *by])
+    table = with_settings(runs, metrics, [between, *by], free)
     every = None if isinstance(runs, pd.DataFrame) else flattened(runs)
     orders = _orders_of(table) if every is None else [_order(run) for run in every]
     margin = (0.0 if every is None else MARGIN) if margin is None else margin
+    rows = []
+    for here, pairs in matched(table, metrics, between, base, by):
+        sides = [pairs[side].tolist() for side in ("ours", "theirs")]
+        drawn = differences(*([every[number] for number in side] for side in sides),
+                            {metric: metric for metric in metrics}) if every else {}
+        rows += [{**here, "base": base, "metric": metric, "equal_within": margin,
+                  **_paired(*(table.loc[side, metric] for side in sides),
+                            [orders[number] for number in sides[0]], drawn.get(metric))}
+                 for metric in metrics]
+    if not rows:
+        raise ValueError(f"compare: all runs have {between}={base}; give it others to compare with")
+    return judged(pd.DataFrame(rows))
+
+
+def matched(table: pd.DataFrame, metrics: Sequence[str], between: str, base: Any,
+            by: Sequence[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Yield the settings of each comparison of `compare` (by, between), and its pairs: the numbers
+    of both rows of `table`, columns ours and theirs."""
     theirs = table[table[between] == base]
     if theirs.empty:
         values = [str(value) for value in table[between].unique()]
@@ -61,23 +80,13 @@ def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: 
     varying = _varying(theirs.drop(columns=[between, *metrics]))
     keys = [name for name in varying if name not in by]
     others = table[table[between] != base].groupby([between, *by], sort=False, dropna=False)
-    rows = []
     for (value, *at), ours in others:
         here = dict(zip(by, at, strict=True))
         same = theirs
         for name in set(here) & set(varying):
             same = same[same[name].map(repr) == repr(here[name])]
-        pairs = _pairs(ours, same, keys, {between: value, **here}, metrics)
-        sides = [pairs[side].tolist() for side in ("ours", "theirs")]
-        drawn = differences(*([every[number] for number in side] for side in sides),
-                            {metric: metric for metric in metrics}) if every else {}
-        rows += [{**here, between: value, "base": base, "metric": metric, "equal_within": margin,
-                  **_paired(*(table.loc[side, metric] for side in sides),
-                            [orders[number] for number in sides[0]], drawn.get(metric))}
-                 for metric in metrics]
-    if not rows:
-        raise ValueError(f"compare: all runs have {between}={base}; give it others to compare with")
-    return judged(pd.DataFrame(rows))
+        yield ({**here, between: value},
+               _pairs(ours, same, keys, {between: value, **here}, metrics))
 
 
 def changes(runs: Groups, metrics: str | Sequence[str], by: Sequence[str] = (),
@@ -97,10 +106,10 @@ def changes(runs: Groups, metrics: str | Sequence[str], by: Sequence[str] = (),
     return judged(pd.DataFrame(rows))
 
 
-def _with_settings(runs: Groups | pd.DataFrame, metrics: list[str],
-                   needed: list[str]) -> pd.DataFrame:
-    """Return a row per run with its metrics, the settings that vary, and those needed; its number
-    is the index."""
+def with_settings(runs: Groups | pd.DataFrame, metrics: list[str],
+                  needed: list[str], free: Sequence[str] = ()) -> pd.DataFrame:
+    """Return a row per run with its metrics, the settings that vary, and those needed, without
+    those that are `free`; its number is the index."""
     if isinstance(runs, pd.DataFrame):
         table = constant = runs.reset_index(drop=True)
     else:
@@ -108,7 +117,8 @@ def _with_settings(runs: Groups | pd.DataFrame, metrics: list[str],
     known = dict.fromkeys([*table.columns.drop(metrics), *constant.columns])
     for name in needed:
         choose("compare: setting", name, known)
-    return table.assign(**{name: constant[name] for name in needed if name not in table})
+    table = table.assign(**{name: constant[name] for name in needed if name not in table})
+    return table.drop(columns=list(free), errors="ignore")
 
 
 def _varying(table: pd.DataFrame) -> list[str]:

@@ -161,3 +161,25 @@ def mean_over(table: pd.DataFrame, name: str = "mean over the stream") -> pd.Dat
 def _by_run(table: pd.DataFrame):
     keys = [name for name in ("panel", "method", "seed", "part") if name in table]
     return table.groupby(keys, sort=False).value
+
+
+ENCODERS = {("learned", "learned"): "both as then", ("now", "learned"): "images as now",
+            ("learned", "now"): "texts as now", ("now", "now"): "both as now"}
+
+
+def exchanged(groups: Groups, candidates: str = "all") -> pd.DataFrame:
+    """Return what a model of mixed times reaches on the tasks before the last, at the end of the
+    stream: columns method, seed, encoders, accuracy (percent, the mean over these tasks).
+
+    encoders: whose features are as they were at the end of the task's own stage, and whose are as
+    they are now (probe `towers`)."""
+    def of_run(run: Run) -> Iterable[pd.DataFrame]:
+        table = run.probe("towers")
+        table = table[(table.stage == table.stage.max()) & (table.candidates == candidates)]
+        table = table[table.task.isin(table.task[table.image == "learned"])]
+        for (image, text), encoders in ENCODERS.items():
+            mine = table[(table.image == image) & (table.text == text)]
+            accuracy = 100 * (mine.right / mine["count"]).mean()
+            yield pd.DataFrame({"encoders": [encoders], "accuracy": accuracy})
+
+    return _collect(groups, of_run)

@@ -212,3 +212,18 @@ def test_the_end_and_the_mean_of_each_run_in_a_panel():
     means = anatomy.mean_over(LONG[LONG.panel == "p"].drop(columns="part"))
     assert means.columns.to_list() == ["panel", "method", "seed", "mean over the stream"]
     assert means["mean over the stream"].to_list() == [3, 3, 8.5]
+
+
+def test_encoders_of_two_times_are_exchanged_at_the_end_for_the_tasks_before_the_last(tmp_path):
+    """Tasks 1 and 2 of three: 3 and 1 of 4 right with both as then, …; stage 2 does not count."""
+    right = {("learned", "learned"): (3, 1), ("now", "learned"): (2, 0), ("learned", "now"): (3, 0),
+             ("now", "now"): (1, 1), ("start", "start"): (4, 4)}
+    rows = [(stage, *times, task, candidates, hits if stage == 3 else 4, 4)
+            for stage in (2, 3) for candidates in ("all", "seen")
+            for times, both in right.items() for task, hits in enumerate(both, 1)]
+    rows += [(3, *times, 3, "all", 4, 4) for times in (("now", "now"), ("start", "start"))]
+    columns = ["stage", "image", "text", "task", "candidates", "right", "count"]
+    run = make(tmp_path / "run", probes={"towers": pd.DataFrame(rows, columns=columns)})
+    found = anatomy.exchanged({"sit": [run]})
+    assert set(found.method) == {"sit"} and found.set_index("encoders").accuracy.to_dict() == {
+        "both as then": 50, "images as now": 25, "texts as now": 37.5, "both as now": 25}

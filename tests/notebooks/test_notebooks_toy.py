@@ -25,10 +25,12 @@ FEW = {"benchmark": "toy", "benchmark_args": {}, "seeds": [0, 1], "precision": "
 STREAM = FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20, "held_out_every": 5}}
 ONE = FEW | {"epochs": 1, "batch_size": 32, "lr": 0.01}
 TOY = {  # parameters that make it small; the model is the toy's
-    "03_candidates": STREAM | {
-        "others": [{"tuner": "lora", "method": "er", "method_args": {"size": 12}},
-                   {"tuner": "adapter", "method": "sit"}],
-        "variants": {"elsewhere": {"benchmark": "other"}, "two": {"double_softmax": True}}},
+    "03_candidates": FEW | {
+        "tasks": 2, "rates": {"lora": [0.01, 0.02]}, "crossed": 2, "more": {"eval_every": 20},
+        "beside": [{"tuner": "none", "method": "frozen"}, *(
+            {"tuner": "none", "method": "class_means", "method_args": {"text": text}}
+            for text in (.3, .6)), {"tuner": "lora", "method": "finetune", "stream": "joint"}],
+        "variants": {"two": {"double_softmax": True}}},
     "04_gradients": STREAM | {"look_at": 2},
     "05_which_encoder": STREAM,
     "06_streams": STREAM,
@@ -54,7 +56,7 @@ def world(toy, toy_model, monkeypatch, tmp_path):
     this process."""
     def benchmark():
         small = toy().load()
-        sides = {name: small.held_out["shades"] for name in ("concepts", "other classes")}
+        sides = {name: small.held_out["shades"] for name in ("concepts", "other classes", "validation")}
         return replace(small, held_out=sides)
 
     for name in ("toy", "other"):

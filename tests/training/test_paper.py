@@ -40,14 +40,14 @@ PATHS = {
 def variant_of_03(values: dict, changed: dict) -> int:
     """How many runs a variant adds: of a second softmax, those of the two losses alone."""
     pairs, one = 2 * len(values["tuners"]), sum(
-        row["method"] in ("finetune", "sit") for row in values["others"])
-    return pairs + (one if "double_softmax" in changed else 1 + len(values["others"]))
+        row["method"] in ("finetune", "sit") for row in values["beside"])
+    return pairs + (one if "double_softmax" in changed else len(values["beside"]))
 
 
 COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
-    "03_candidates": lambda p: ((len(p["streams"]) * (2 * len(p["tuners"]) + 1) + len(p["others"]))
+    "03_candidates": lambda p: (2 * len(p["tuners"]) + len(p["beside"])
                                 + sum(variant_of_03(p, changed) for changed in p["variants"].values())),
-    "04_gradients": lambda p: 2,
+    "04_gradients": lambda p: 2 + len(p["interventions"]),
     "05_which_encoder": lambda p: 3 * len(p["methods"]) + 1,
     "06_streams": lambda p: len(p["methods"]) * len(p["disjoint_shares"]),
     "07_vocabulary": lambda p: (len(p["towers"]) + sum(map(len, p["weights"].values())) + len(p["sizes"])
@@ -167,7 +167,7 @@ def test_every_run_that_the_parameters_say_is_collected(stem, benchmark):
 
 def test_statements_that_only_look_at_runs_are_left_out():
     said = "\n".join(ast.unparse(statement) for statement in needed(PATHS["03_candidates"]))
-    assert said.count("train_all(") == 4 and "shared = " in said and "there = " in said
+    assert said.count("train_all(") == 5 and "shared = " in said and "variants.items()" in said
     assert not re.search(r"\b(curves|tables)\.|check\(", said)
 
 
