@@ -5,7 +5,7 @@
 
 Differences are paired: by seed, and by every other setting that both sides share. `intervals` says
 what the interval is, `verdicts` what may be said of it."""
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,22 @@ def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: 
     of `base`; several of it for one pair; runs that differ in a setting that is neither paired nor
     in `by`."""
     metrics, by = listed(metrics), list(by)
-    table = _with_settings(runs, metrics, [between, *by])
+    table = with_settings(runs, metrics, [between, *by])
     every = None if isinstance(runs, pd.DataFrame) else flattened(runs)
     orders = _orders_of(table) if every is None else [_order(run) for run in every]
     margin = (0.0 if every is None else MARGIN) if margin is None else margin
+    rows = [{**here, "base": base, "metric": metric, "equal_within": margin,
+             **_compared(metric, table, pairs, orders, every)}
+            for here, pairs in matched(table, metrics, between, base, by) for metric in metrics]
+    if not rows:
+        raise ValueError(f"compare: all runs have {between}={base}; give it others to compare with")
+    return judged(pd.DataFrame(rows))
+
+
+def matched(table: pd.DataFrame, metrics: Sequence[str], between: str, base: Any,
+            by: Sequence[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Yield the settings of each comparison of `compare` (by, between), and its pairs: the numbers
+    of both rows of `table`, columns ours and theirs."""
     theirs = table[table[between] == base]
     if theirs.empty:
         values = [str(value) for value in table[between].unique()]
@@ -61,18 +73,13 @@ def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: 
     varying = _varying(theirs.drop(columns=[between, *metrics]))
     keys = [name for name in varying if name not in by]
     others = table[table[between] != base].groupby([between, *by], sort=False, dropna=False)
-    rows = []
     for (value, *at), ours in others:
         here = dict(zip(by, at, strict=True))
         same = theirs
         for name in set(here) & set(varying):
             same = same[same[name].map(repr) == repr(here[name])]
-        pairs = _pairs(ours, same, keys, {between: value, **here}, metrics)
-        rows += [{**here, between: value, "base": base, "metric": metric, "equal_within": margin,
-                  **_compared(metric, table, pairs, orders, every)} for metric in metrics]
-    if not rows:
-        raise ValueError(f"compare: all runs have {between}={base}; give it others to compare with")
-    return judged(pd.DataFrame(rows))
+        yield ({**here, between: value},
+               _pairs(ours, same, keys, {between: value, **here}, metrics))
 
 
 def changes(runs: Groups, metrics: str | Sequence[str], by: Sequence[str] = (),
@@ -92,8 +99,8 @@ def changes(runs: Groups, metrics: str | Sequence[str], by: Sequence[str] = (),
     return judged(pd.DataFrame(rows))
 
 
-def _with_settings(runs: Groups | pd.DataFrame, metrics: list[str],
-                   needed: list[str]) -> pd.DataFrame:
+def with_settings(runs: Groups | pd.DataFrame, metrics: list[str],
+                  needed: list[str]) -> pd.DataFrame:
     """Return a row per run with its metrics, the settings that vary, and those needed; its number
     is the index."""
     if isinstance(runs, pd.DataFrame):

@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from clstudy.analysis.comparisons import matched, with_settings
 from clstudy.analysis.intervals import interval
 from clstudy.analysis.scores import Groups, cost, grouped, listed, metrics_of
+from clstudy.utils.validation import choose
 
 
 def points(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], by: Sequence[str],
@@ -32,6 +34,49 @@ def pairs(runs: Groups | pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd.
     one, other = (points(runs, metric, by) for metric in (x, y))
     return one[list(by)].assign(x=one["mean"], x_half=one.half_width, y=other["mean"],
                                 y_half=other.half_width)
+
+
+def paired(runs: Groups | pd.DataFrame, metric: str | Sequence[str], between: str = "method",
+           base: Any = "finetune", by: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the differences behind the rows of `compare`, which takes the same arguments: a row
+    per pair and metric, with the columns of `by`; `between`; base; metric; difference; and the seeds
+    of the pair, as far as runs have them (seed, stream_seed)."""
+    metrics, by, rows = listed(metric), list(by), []
+    every = with_settings(runs, metrics, [between, *by])
+    seeds = [name for name in ("seed", "stream_seed") if name in every and name not in by]
+    for here, pairs in matched(every, metrics, between, base, by):
+        ours, theirs = (every.loc[pairs[side]].reset_index(drop=True) for side in pairs)
+        rows += [ours[seeds].assign(**here, base=base, metric=name,
+                                    difference=(ours[name] - theirs[name]).astype(float))
+                 for name in metrics]
+    columns = [*by, between, "base", "metric", "difference", *seeds]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+
+
+def within(table: pd.DataFrame, metric: str, by: Sequence[str], pair: str = "seed"
+           ) -> pd.DataFrame:
+    """Return the mean of a metric over the rows of each group, with the 95 % interval that is left
+    when what all groups of one seed share is taken out: columns *by, mean, half_width, n.
+
+    Seeds are paired: each seed's mean is moved to the mean of all, and the variance of G groups
+    raised by G / (G − 1) (Cousineau 2005; Morey 2008, Tutorials in Quantitative Methods for
+    Psychology 4). So groups that always differ by the same have no width, however far seeds are
+    apart. ValueError: a seed that a group does not have."""
+    for name in [metric, pair, *by]:
+        choose("within: column", name, table.columns)
+    wide = table.pivot_table(metric, pair, list(by), sort=False)
+    if wide.isna().any(axis=None):
+        lacks = wide.isna().stack(list(range(len(by))), future_stack=True)
+        seed, *at = lacks[lacks].index[0]
+        where = ", ".join(f"{name}={value}" for name, value in zip(by, at, strict=True))
+        raise ValueError(f"within: {pair}={seed} has no {metric} at {where}; give all groups the "
+                         f"same values of {pair}")
+    count = wide.shape[1]
+    level = wide.sub(wide.mean(axis=1), axis=0) + wide.to_numpy().mean()
+    more = np.sqrt(count / (count - 1)) if count > 1 else 1.0
+    rows = [{**spread(level[group]), "n": len(level)} for group in level]
+    found = level.columns.to_frame(index=False).join(pd.DataFrame(rows))
+    return found.assign(half_width=more * found.half_width)
 
 
 def table(runs: Groups | pd.DataFrame, metrics: Sequence[str], by: Sequence[str],

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from clstudy.plots.style import (
     LOOKS,
@@ -161,33 +160,6 @@ def _cross(axis, x: float, y: float, x_half: float | None, y_half: float | None,
     elif not np.isnan(x):
         axis.errorbar(x, y, y_half, x_half, fmt=MARKERS[dash], ms=4, color=colour, label=name,
                       **more)
-
-
-def frontier(table: pd.DataFrame, xlabel: str, ylabel: str, *, hue: str = "label",
-             along: str = "weight") -> Figure:
-    """Draw two metrics against each other, a line per method through its weights: columns x,
-    x_half, y, y_half (`tables.pairs`), and those of the colour and of the weight.
-
-    Above and to the right is better, so methods are compared at their best and not at one weight.
-    The smallest and the largest weight of each line are written beside it. "frozen" becomes the
-    dotted cross; a row without a weight is a single point."""
-    table = roles(table, label=hue, weight=along)
-    figure, axes = _figure(TWO_COLUMNS, 3.6)
-    axis = axes[0, 0]
-    for label in _order(table.label):
-        rows = table[table.label == label].sort_values("weight")
-        if label == "frozen":
-            _cross(axis, rows.x.iloc[0], rows.y.iloc[0], None, None, label)
-            continue
-        _line(axis, rows.x, rows.y, rows.y_half, LOOKS[label], xerr=rows.x_half, ms=4,
-              elinewidth=0.5)
-        for row in rows.iloc[[0, -1]].itertuples() if len(rows) > 1 else ():
-            axis.annotate(f"{row.weight:g}", (row.x, row.y), xytext=(4, 4), fontsize=6.5,
-                          textcoords="offset points", color=LOOKS[label][1], zorder=5,
-                          path_effects=[withStroke(linewidth=2, foreground="white")])
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    _legend(figure, axes)
-    return figure
 
 
 def series(table: pd.DataFrame, xlabel: str, ylabel: str, logx: bool = False, *,

@@ -1,11 +1,10 @@
-"""Figures of the map: where the methods stand, and how far a new point is from its neighbour."""
+"""The figure of the map: where the methods stand."""
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from clstudy.plots.accuracy import Roles, roles
-from clstudy.plots.style import PALETTE, TWO_COLUMNS, _figure, _panels
+from clstudy.plots.style import TWO_COLUMNS, _figure
 
 FILLED, NEW = "#DCE6EE", "#FBE3C9"  # light enough for words
 
@@ -39,23 +38,4 @@ def design_space_map(grid: pd.DataFrame) -> Figure:
     axis.tick_params(length=0, labeltop=True, labelbottom=False)
     axis.set_ylabel("vocabulary · class weights")
     axis.set_title("denominator, and candidates below it", pad=28)
-    return figure
-
-
-def differences(table: pd.DataFrame, xlabel: str = "points", *, panel: Roles = "metric",
-                y: Roles = "label") -> Figure:
-    """Draw a row per comparison and a panel per metric: the difference and its 95 % interval.
-    Columns difference, low and high (`compare`), and those of the panel and the row."""
-    table = roles(table, panel=panel, label=y)
-    labels = list(dict.fromkeys(table.label))
-    figure, axes, panels = _panels(table, 0.8 + 0.3 * len(labels), sharey=True)
-    for axis, title, rows in panels:
-        rows = rows.set_index("label").loc[labels]
-        half = (rows.high - rows.difference).fillna(0)  # one run: no bar
-        axis.axvline(0, color="0.5", lw=0.7, zorder=0)
-        axis.errorbar(rows.difference, range(len(labels)), xerr=half, fmt="o", ms=4, elinewidth=0.9,
-                      color=PALETTE[0])
-        axis.set(title=title, xlabel=xlabel)
-    axes[0, 0].set_yticks(range(len(labels)), labels)
-    axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)
     return figure

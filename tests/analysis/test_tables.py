@@ -262,6 +262,32 @@ def test_the_middle_of_a_line_is_compared_with_its_ends():
         interpolation.middle(down, ["UT-Acc"], "the top")
 
 
+def test_the_pairs_behind_a_comparison_have_its_mean():
+    rows = [{"lr": lr, "method": method, "seed": seed, "stream_seed": order,
+             "gain": lr + (3 + seed - order if method == "sit" else 10 * order)}
+            for lr in (1, 2) for method in ("finetune", "sit") for seed in (0, 1)
+            for order in (0, 1)]
+    table = pd.DataFrame(rows)[::-1]
+    pairs = tables.paired(table, "gain", by=["lr"])
+    assert pairs.columns.tolist() == [
+        "lr", "method", "base", "metric", "difference", "seed", "stream_seed"] and len(pairs) == 8
+    assert (pairs.difference == 3 + pairs.seed - 11 * pairs.stream_seed).all()
+    found = comparisons.compare(table, "gain", by=["lr"]).set_index("lr").difference
+    assert pairs.groupby("lr").difference.mean().tolist() == pytest.approx(found[[1, 2]].tolist())
+
+
+def test_an_interval_within_seeds_does_not_hold_what_they_share():
+    """Two groups that differ by 1, 2, 3: each varies by half of it, and 2 / (2 − 1) makes up."""
+    table = pd.DataFrame([{"method": method, "seed": seed, "gain": 100 * seed + more * (1 + seed)}
+                          for seed in (0, 1, 2) for method, more in (("a", 0), ("b", 1))])
+    found = tables.within(table, "gain", ["method"])
+    assert found["mean"].tolist() == pytest.approx([100, 102]) and found.n.tolist() == [3, 3]
+    half = T * .5 / math.sqrt(3) * math.sqrt(2)
+    assert found.half_width.tolist() == pytest.approx([half, half], rel=1e-5)
+    with pytest.raises(ValueError, match="seed=0 has no gain at method=a"):
+        tables.within(table[1:], "gain", ["method"])
+
+
 def test_a_table_may_give_numbers_to_compute_with(seeds, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "FIGURES", tmp_path)
     table = tables.table({"sit": seeds((.5, .6, .7))}, ["A_last"], ["label"])
