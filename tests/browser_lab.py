@@ -53,9 +53,12 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
     "04_gradients": STREAM | {"look_at": 2, "model": "icon-clip"},  # a toy has nothing to lose
     "05_which_encoder": STREAM,
     "06_streams": STREAM | {"disjoint_shares": [100, 50]},
-    "07_vocabulary": UPDATE | {"weights": {"class names": [1], "random": [1], "pairs": [1]}, "weight": 1,
-                               "sizes": [5, 9], "lengths": [1], "towers": ["both"],
-                               "sessions": {"tasks": 2, "held_out_every": 2, "weight": 1}},
+    "07_vocabulary": {
+        "seeds": [0, 1], "precision": "fp32", "epochs": 1, "more": {}, "in_sessions": ["vr_lwf"],
+        "lines": {"finetune": {"method": "finetune"}, "text": {"method": "finetune", "tower": "text"},
+                  "vr_lwf": {"method": "vr_lwf", "weight": [1]},
+                  "class_means": {"method": "class_means", "tuner": "none", "text": [0, 0.5]}},
+        "sessions": {"tasks": 2, "held_out_every": 2}},
     "08_weights": UPDATE | {"shares": [0, 0.5, 1], "average_every": 1,
                             "sessions": {"tasks": 2, "held_out_every": 2}},
     "09_small_memory": HAND | {"tasks": 2, "sizes": [1, 2], "size": 2, "herding_at": 0,

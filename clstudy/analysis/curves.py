@@ -58,3 +58,16 @@ def losses(runs: Groups, by: str = "label") -> pd.DataFrame:
     `by`, stage, step, term, value."""
     tables = [group[0].steps.assign(**{by: key}) for (key,), group in grouped(runs, [by]).items()]
     return pd.concat(tables, ignore_index=True)
+
+
+def together(runs: Groups, names: Sequence[str], by: Sequence[str] = ("label",)) -> pd.DataFrame:
+    """Return the accuracies on several sets at each evaluation at which a run has all of them, in
+    percent: a row per run and evaluation, columns *by, seed, images_seen and the names."""
+    tables = []
+    for key, group in grouped(runs, by).items():
+        for run in group:
+            values = {name: 100 * run.curve(name).set_index("images_seen").value for name in names}
+            both = pd.DataFrame(values).dropna().reset_index()
+            known = {**dict(zip(by, key, strict=True)), "seed": run.config.seed}
+            tables.append(both.assign(**known)[[*known, "images_seen", *names]])
+    return pd.concat(tables, ignore_index=True)

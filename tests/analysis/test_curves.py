@@ -87,3 +87,14 @@ def test_figures_take_these_tables_by_the_names_of_their_columns(runs):
                              hue="method").axes[0].lines
     with pytest.raises(ValueError, match="panel: column='tunr'"):
         plots.changes(points, panel="tunr", x="metric")
+
+
+def test_several_sets_stand_together_at_each_evaluation_that_has_all_of_them(runs):
+    table = curves.together(runs, ["seen classes", "concepts"], ["method"])
+    assert list(table) == ["method", "seed", "images_seen", "seen classes", "concepts"]
+    for run, (_, rows) in zip(runs, table.groupby(["method", "seed"], sort=False), strict=True):
+        both = [run.curve(name).set_index("images_seen").value for name in ("seen classes", "concepts")]
+        at = sorted(set(both[0].index) & set(both[1].index))
+        assert rows.images_seen.tolist() == at and 0 < len(at) < len(both[0])
+        for name, values in zip(("seen classes", "concepts"), both, strict=True):
+            np.testing.assert_allclose(rows[name], 100 * values[at])

@@ -35,9 +35,15 @@ TOY = {  # parameters that make it small; the model is the toy's
     "05_which_encoder": STREAM,
     "06_streams": STREAM,
     "07_vocabulary": ONE | {
-        "weights": {"class names": [1], "random": [1], "words": [1], "pairs": [1], "subspace": [1]},
-        "weight": 1, "sizes": [5], "lengths": [1],
-        "sessions": {"tasks": 2, "held_out_every": 2, "weight": 1}},
+        "choosing": {}, "lr": 0.01, "more": {},
+        "lines": {"finetune": {"method": "finetune", "lr": [0.001, 0.01], "eval_every": 30,
+                               "held_out_every": "evaluation"},
+                  "text": {"method": "finetune", "tower": "text"},
+                  "vr_lwf": {"method": "vr_lwf", "weight": [1, 2]},
+                  "zscl": {"method": "zscl", "average_every": 2, "weight": [1]},
+                  "class_means": {"method": "class_means", "tuner": "none", "text": [0, 0.5]}},
+        "in_sessions": ["finetune", "vr_lwf"],
+        "sessions": {"tasks": 2, "held_out_every": 2, "candidates": "phase"}},
     "08_weights": ONE | {"shares": [0, 0.5, 1], "average_every": 1,
                          "sessions": {"tasks": 2, "held_out_every": 2}},
     "09_small_memory": FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20}, "classes": 6,
@@ -56,7 +62,8 @@ def world(toy, toy_model, monkeypatch, tmp_path):
     this process."""
     def benchmark():
         small = toy().load()
-        sides = {name: small.held_out["shades"] for name in ("concepts", "other classes", "validation")}
+        sides = {name: small.held_out["shades"] for name in ("concepts", "other classes", "validation",
+                                                          "validation, other classes")}
         return replace(small, held_out=sides)
 
     for name in ("toy", "other"):

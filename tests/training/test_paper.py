@@ -7,6 +7,7 @@ method) is trained on one of the benchmarks, in turn: those of the SIT paper dif
 Streams are made for every run."""
 import ast
 import copy
+import math
 import re
 import symtable
 from dataclasses import dataclass, replace
@@ -50,8 +51,9 @@ COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
     "04_gradients": lambda p: 2 + len(p["interventions"]),
     "05_which_encoder": lambda p: 3 * len(p["methods"]) + 1,
     "06_streams": lambda p: len(p["methods"]) * len(p["disjoint_shares"]),
-    "07_vocabulary": lambda p: (len(p["towers"]) + sum(map(len, p["weights"].values())) + len(p["sizes"])
-                                + len(p["lengths"]) + 3),
+    "07_vocabulary": lambda p: len(p["in_sessions"]) + sum(
+        math.prod(len(value) for value in one.values() if isinstance(value, list))
+        for one in p["lines"].values()),
     "08_weights": lambda p: 2 + len(p["averages"]) + 6,
     "09_small_memory": lambda p: 3 + len(p["without"]) + len(p["rehearsing"]) * len(p["sizes"]) + len(p["beside"]),
     "10_domains": lambda p: 2 + len(p["without"]) + len(p["methods"]) + len(p["scratch"]),
