@@ -53,7 +53,7 @@ COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
     "07_vocabulary": lambda p: (len(p["towers"]) + sum(map(len, p["weights"].values())) + len(p["sizes"])
                                 + len(p["lengths"]) + 3),
     "08_weights": lambda p: 2 + len(p["averages"]) + 6,
-    "09_small_memory": lambda p: 3 + len(p["without"]) + len(p["rehearsing"]) * len(p["sizes"]) + len(p["beside"]),
+    "09_small_memory": lambda p: (2 + len(p["without"]) + (len(p["rehearsing"]) + len(p["beside"])) * len(p["sizes"])),
     "10_domains": lambda p: 2 + len(p["without"]) + len(p["methods"]) + len(p["scratch"]),
 }
 
