@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from clstudy.analysis.catalogue import put
-from clstudy.analysis.comparisons import compare, tell
+from clstudy.analysis.comparisons import compare, family, tell
 from clstudy.analysis.scores import Groups, flattened, listed
 from clstudy.runs.evidence import NotStored
 from clstudy.runs.run import Run
@@ -23,19 +23,22 @@ from clstudy.utils import paths
 from clstudy.utils.files import write_json, write_text
 from clstudy.utils.validation import choose
 
+Metrics = str | Sequence[str] | Mapping[str, Mapping[str, str]]
 INSIDE, OVERLAP, OUTSIDE = ("inside the stored interval", "outside, but the intervals overlap",
                             "outside")
 NOT_STORED, NO_INTERVAL = "not in the stored evidence", "the stored evidence has no interval"
 
 
-def save(name: str, runs: Groups, metrics: str | Sequence[str], **asked: Any) -> pd.DataFrame:
+def save(name: str, runs: Groups, metrics: Metrics, **asked: Any) -> pd.DataFrame:
     """Compare runs, store the table as the primary outcome `name` in figures/primary, return it.
 
-    asked: the other arguments of `compare`."""
-    found = compare(runs, metrics, **asked)
+    metrics: as for `compare`; or metric → value of `between` → its base, and p is corrected over
+    all of them. asked: the other arguments of `compare`."""
+    found = _compare(runs, metrics, asked)
     labels = ([label for label, group in runs.items() for _ in group]
               if isinstance(runs, Mapping) else None)
-    about = {"metrics": listed(metrics), "asked": asked, "labels": labels,
+    plain = metrics if isinstance(metrics, Mapping) else listed(metrics)
+    about = {"metrics": plain, "asked": asked, "labels": labels,
              "runs": [run.id for run in flattened(runs)]}
     write_text(_file(name, "csv"), found.to_csv(index=False))
     write_json(_file(name, "json"), about)
@@ -65,7 +68,19 @@ def again(name: str, stored: Sequence[Run], figures: Path | None = None) -> pd.D
     if labels := about["labels"]:
         runs = {label: [run for run, one in zip(runs, labels, strict=True) if one == label]
                 for label in dict.fromkeys(labels)}
-    return compare(runs, about["metrics"], **about["asked"])
+    return _compare(runs, about["metrics"], about["asked"])
+
+
+def _compare(runs: Groups, metrics: Metrics, asked: Mapping[str, Any]) -> pd.DataFrame:
+    if not isinstance(metrics, Mapping):
+        return compare(runs, metrics, **asked)
+    between, found = asked.get("between", "method"), []
+    for metric, bases in metrics.items():
+        for value, base in bases.items():
+            table = compare(runs, metric, base=base, **asked)
+            choose(f"primary outcome: value of {between}", value, list(table[between]))
+            found.append(table[table[between] == value])
+    return pd.concat(family(found), ignore_index=True)
 
 
 def _file(name: str, kind: str, figures: Path | None = None) -> Path:

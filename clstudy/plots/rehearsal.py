@@ -80,7 +80,7 @@ def _room(means: Sequence[float] | pd.Series) -> tuple[float, float]:
     return low - room, high + room
 
 
-def class_weights(weights: pd.DataFrame, ages: pd.DataFrame) -> Figure:
+def class_weights(weights: pd.DataFrame, ages: pd.DataFrame, title: str = "") -> Figure:
     """Draw, left, the weight of each class at each step of the first seed, classes in their order
     of arrival, white before; right, the mean weight of old and of new classes, a thin line per seed
     and a bold one for the mean. Tables: `per_class.class_weights` and `by_age`."""
@@ -106,7 +106,9 @@ def class_weights(weights: pd.DataFrame, ages: pd.DataFrame) -> Figure:
     right.set(title="mean over old and over new classes", xlabel="optimiser step", ylabel="weight")
     for axis in (left, right):
         axis.locator_params(axis="x", integer=True)
-    _legend(figure, axes)
+    right.legend(frameon=False)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, fontweight="bold")
     return figure
 
 

@@ -55,7 +55,7 @@ COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
         math.prod(len(value) for value in one.values() if isinstance(value, list))
         for one in p["lines"].values()),
     "08_weights": lambda p: 2 + len(p["averages"]) + 6,
-    "09_small_memory": lambda p: 3 + len(p["without"]) + len(p["rehearsing"]) * len(p["sizes"]) + len(p["beside"]),
+    "09_small_memory": lambda p: (2 + len(p["without"]) + (len(p["rehearsing"]) + len(p["beside"])) * len(p["sizes"])),
     "10_domains": lambda p: 2 + len(p["without"]) + len(p["methods"]) + len(p["scratch"]),
 }
 
