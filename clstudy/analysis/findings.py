@@ -82,6 +82,8 @@ def _counted(counts: Counter, base: str) -> str:
         short["undecided" if open_ else word.split(" within")[0]] += count
     (word, count), *others = _ordered(short)
     every = counts.total()
+    if not others and every > 1:
+        return f"all {every} comparisons{base} are {word}"
     said = f"of {every} comparison{'s' * (every > 1)}{base}, {count} {_are(count)} {word}"
     return said + "".join(f", {count} {word}" for word, count in others)
 

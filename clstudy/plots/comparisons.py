@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from scipy.optimize import isotonic_regression
 
@@ -19,11 +20,12 @@ from clstudy.analysis import tables
 from clstudy.analysis.verdicts import FOUND
 from clstudy.plots import rehearsal
 from clstudy.plots.accuracy import Roles, _look, roles
-from clstudy.plots.style import MARKERS, TWO_COLUMNS, Look, _figure
+from clstudy.plots.style import MARKERS, ONE_AND_A_HALF, TWO_COLUMNS, Look, _figure
 from clstudy.utils.validation import choose
 
 INK, PALE, BAND = "#222222", "#9A9A9A", "#EFEFEF"
 SMALL = 8  # points, of what stands in a panel; nothing is smaller
+AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 Labels = Mapping[Any, str]
 NONE: Labels = MappingProxyType({})
 
@@ -57,9 +59,7 @@ def differences(found: pd.DataFrame, each: pd.DataFrame | None = None, x: str = 
             values = points[x][points["_y"] == row["_y"]]
             axis.plot(values, _beside(place + 0.24, len(values)), "o", ms=2.4, mew=0, color=PALE)
             _interval(axis, row, x, place, limits, INK, upright=False)
-            axis.annotate("\n".join(wrap(row.get("verdict", ""), 16)), (1, place),
-                          xycoords=axis.get_yaxis_transform(), xytext=(5, 0), fontsize=SMALL,
-                          textcoords="offset points", va="center", linespacing=0.9)
+            _verdict(axis, row, place)
         axis.set(xlim=limits, xlabel=_against(mine, labels, x))
         axis.set_title(name, loc="left")
         axis.set_yticks(range(len(rows)), rows)
@@ -90,18 +90,17 @@ def over(found: pd.DataFrame, x: str = "lr", panel: Roles | None = None,
         mine, points = (one[one["_panel"] == name] for one in (table, dots))
         _zero(axis.axhspan, axis.axhline, mine)
         for i, line in enumerate(lines):
-            rows = mine[mine["_line"] == line].sort_values(x)
-            shift = (i - (len(lines) - 1) / 2) * step
             _, colour, dash = _look(line, i) if len(lines) > 1 else ("", INK, "")
-            at = [places[value] + shift for value in rows[x]]
-            axis.plot(at, rows[y], color=colour, lw=0.9, dashes=dash or (None, None), zorder=2)
-            for place, row in zip(at, rows.to_dict("records"), strict=True):
-                values = points[y][(points["_line"] == line) & (points[x] == row[x])]
-                axis.plot(_beside(place + 0.4 * step, len(values), 0.15 * step), values, "o",
-                          ms=2.4, mew=0, color=PALE if len(lines) == 1 else colour, alpha=0.6)
-                _interval(axis, row, y, place, limits, colour, upright=True)
-            if len(lines) > 1 and len(rows) and name == mine["_panel"].iloc[0] == names[-1]:
-                ends.append((at[-1], rows[y].iloc[-1], _called(line, labels, i), colour))
+            rows, values = (one[one["_line"] == line] for one in (mine, points))
+            shift = (i - (len(lines) - 1) / 2) * step
+            at = [places[value] + shift for value in sorted(rows[x])]
+            axis.plot(at, rows.sort_values(x)[y], color=colour, lw=0.9, zorder=2,
+                      dashes=dash or (None, None))
+            for row in rows.to_dict("records"):
+                _column(axis, values[y][values[x] == row[x]], places[row[x]] + shift, step, colour)
+                _interval(axis, row, y, places[row[x]] + shift, limits, colour, upright=True)
+            if len(lines) > 1 and len(rows) and name == names[-1]:
+                ends.append((at[-1], rows.sort_values(x)[y].iloc[-1], _called(line, labels), colour))
         axis.set(ylim=limits)
         axis.set_title(name, loc="left")
         axis.set_xticks(list(places.values()), [_number(value) for value in places])
@@ -140,7 +139,7 @@ def frontier(table: pd.DataFrame, x: str, y: str, line: Roles = "method",
                       marker="*" if single else MARKERS[dash], ms=9 if single else 4,
                       lw=1.6 if strong else 0.7, alpha=1 if strong else 0.6, elinewidth=0.5,
                       dashes=dash or (None, None), zorder=3 if strong else 2)
-        words.append((_called(name, labels, i), colour, "bold" if highlight and strong else
+        words.append((_called(name, labels), colour, "bold" if highlight and strong else
                       "normal", rows[["x", "y"]].to_numpy(dtype=float)))
         words += [] if single else [(_number(row["_point"]), colour, "normal",
                                      np.array([[row["x"], row["y"]]]))
@@ -162,38 +161,46 @@ def buffers(table: pd.DataFrame, x: str = "size", y: str = "A_last", hue: str = 
     table: of `scores`, a row per run. pair: the column of seeds. ValueError: a column that the
     table does not have; a seed that lacks a group."""
     labels = labels or NONE
-    table = roles(table.assign(_none=""), _x=x, _y=y, _hue=hue, _panel=panel or "_none", _pair=pair)
-    sizes = sorted(table["_x"].dropna().unique())
-    names, methods = (list(dict.fromkeys(table[name])) for name in ("_panel", "_hue"))
-    figure, axes = _figure(TWO_COLUMNS if len(names) > 1 else 5.2, 2.7, 1, len(names))
+    for role, name in {"x": x, "y": y, "hue": hue, "pair": pair}.items():
+        choose(f"{role}: column", name, table.columns)
+    table = _placed(table, labels, panel=panel)
+    sizes = sorted(table[x].dropna().unique())
+    names = list(dict.fromkeys(table["_panel"]))
+    figure, axes = _figure(TWO_COLUMNS if len(names) > 1 else ONE_AND_A_HALF, 2.7, 1, len(names))
     labelled = []
     for axis, name in zip(axes[0], names, strict=True):
-        mine, ends = table[table["_panel"] == name], []
-        with_size = mine[mine["_x"].notna()]
-        spread = tables.within(with_size, "_y", ["_hue", "_x"], "_pair")
-        for i, method in enumerate(methods):
-            rows, (_, colour, dash) = spread[spread["_hue"] == method], _shown(method, i)
-            places = [sizes.index(size) + (i - (len(methods) - 1) / 2) * 0.06 for size in rows["_x"]]
-            values = rows["mean"]
-            if rows.empty:
-                places, values = [len(sizes) - 1], mine["_y"][mine["_hue"] == method]
-                if values.empty:
-                    continue
-                axis.axhline(values.mean(), color=colour, lw=1, ls=":", zorder=1)
-                values = pd.Series([values.mean()])
-            else:
-                axis.errorbar(places, values, rows.half_width, color=colour, lw=1.2, ms=4,
-                              elinewidth=0.8, marker=MARKERS[dash], dashes=dash or (None, None))
-            ends.append((places[-1], values.iloc[-1], _called(method, labels, i), colour))
+        ends = _over_sizes(axis, table[table["_panel"] == name], x, y, hue, pair, sizes)
+        labelled.append((axis, [(at, value, _called(method, labels), colour)
+                                for method, at, value, colour in ends]))
         axis.set_xticks(range(len(sizes)), [_number(size) for size in sizes])
-        axis.set_xlim(-0.3, len(sizes) - 0.75)
-        axis.set(xlabel=xlabel, ylabel=ylabel or f"{labels.get(y, y)}, %")
+        axis.set(xlabel=xlabel, ylabel=ylabel or f"{labels.get(y, y)}, %",
+                 xlim=(-0.3, len(sizes) - 0.75))
         axis.set_title(name, loc="left")
-        labelled.append((axis, ends))
     _finished(figure, title)
     for axis, ends in labelled:
         _at_right(figure, axis, ends)
     return figure
+
+
+def _over_sizes(axis: Axes, table: pd.DataFrame, x: str, y: str, hue: str, pair: str,
+                sizes: Sequence[float]) -> list[tuple[str, float, float, str]]:
+    """Draw the lines of `buffers` in one panel; return for each its method, the place and the
+    value of its end, and its colour."""
+    spread, ends = tables.within(table[table[x].notna()], y, [hue, x], pair), []
+    methods = list(dict.fromkeys(table[hue]))
+    for i, method in enumerate(methods):
+        rows, (_, colour, dash) = spread[spread[hue] == method], _shown(method, i)
+        if rows.empty:
+            at, value = len(sizes) - 1, table[y][table[hue] == method].mean()
+            axis.axhline(value, color=colour, lw=1, ls=":", zorder=1)
+        else:
+            shift = (i - (len(methods) - 1) / 2) * 0.06  # bars do not hide each other
+            places = [sizes.index(size) + shift for size in rows[x]]
+            axis.errorbar(places, rows["mean"], rows.half_width, color=colour, lw=1.2, ms=4,
+                          elinewidth=0.8, marker=MARKERS[dash], dashes=dash or (None, None))
+            at, value = places[-1], rows["mean"].iloc[-1]
+        ends.append((method, at, value, colour))
+    return ends
 
 
 # ---- columns and words
@@ -237,11 +244,11 @@ def _shown(label: str, place: int) -> Look:
     return rehearsal.LOOKS.get(label) or _look(label, place)
 
 
-def _called(value: Any, labels: Labels, place: int = 0) -> str:
+def _called(value: Any, labels: Labels) -> str:
     """Return what to call a value: as the reader says, else the title of its look, else itself."""
     if value in labels:
         return labels[value]
-    return _shown(value, place)[0] if isinstance(value, str) else _number(value)
+    return _shown(value, 0)[0] if isinstance(value, str) else _number(value)
 
 
 def _number(value: Any) -> str:
@@ -315,6 +322,19 @@ def _interval(axis: Axes, row: Mapping[str, Any], x: str, place: float,
     put(value, "o", ms=4.8, mfc=colour if apart else "white", mew=1.1, zorder=5)
 
 
+def _column(axis: Axes, values: pd.Series, place: float, step: float, colour: str) -> None:
+    """Draw the dots of pairs beside their difference."""
+    axis.plot(_beside(place + 0.4 * step, len(values), 0.15 * step), values, "o", ms=2.4, mew=0,
+              color=PALE if colour == INK else colour, alpha=0.6)
+
+
+def _verdict(axis: Axes, row: Mapping[str, Any], place: float) -> None:
+    """Write the verdict at the right edge."""
+    axis.annotate("\n".join(wrap(row.get("verdict", ""), 16)), (1, place),
+                  xycoords=axis.get_yaxis_transform(), xytext=(5, 0), fontsize=SMALL,
+                  textcoords="offset points", va="center", linespacing=0.9)
+
+
 def _beside(place: float, count: int, width: float = 0.03) -> np.ndarray:
     """Return places of dots that would hide each other, by turns on three tracks."""
     return place + width * (np.arange(count) % 3 - 1)
@@ -361,24 +381,24 @@ def _beside_points(figure: Figure, axis: Axes,
     figure.draw_without_rendering()
     paths = [axis.transData.transform(np.column_stack(line.get_data()).astype(float))
              for line in axis.lines]
+    bars = [bar for lines in axis.collections for bar in lines.get_segments()]
+    paths += [axis.transData.transform(bar) for bar in bars]
     taken = np.concatenate([_dense(path) for path in paths])
     inside, placed = axis.get_window_extent(), []
     for text, colour, weight, points in words:
-        shown = axis.text(0, 0, text, fontsize=SMALL, color=colour, fontweight=weight, zorder=6)
+        shown = axis.text(0, 0, text, fontsize=SMALL, color=colour, fontweight=weight, zorder=6,
+                          path_effects=[withStroke(linewidth=2, foreground="white")])
         width, height = shown.get_window_extent().size
-        best = None
-        for (px, py) in axis.transData.transform(points[::-1]):
-            for far in (7, 14, 24):
-                for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-                    left = px + far * dx + (dx - 1) * width / 2
-                    down = py + far * dy + (dy - 1) * height / 2
-                    box = Bbox.from_bounds(left, down, width, height)
-                    cost = (far / 20 + 3 * box.count_contains(taken) + 100 * box.count_overlaps(placed)
-                            + 1000 * (not inside.contains(*box.min) or not inside.contains(*box.max)))
-                    if best is None or cost < best[0]:
-                        best = cost, box
-        shown.set_position(axis.transData.inverted().transform(best[1].min))
-        placed.append(best[1].padded(2))
+        boxes = [Bbox.from_bounds(px + far * dx + (dx - 1) * width / 2,
+                                  py + far * dy + (dy - 1) * height / 2, width, height)
+                 for px, py in axis.transData.transform(points[::-1]) for far in (7, 14, 24)
+                 for dx, dy in AROUND]
+        costs = [3 * box.count_contains(taken) + 100 * box.count_overlaps(placed)
+                 + 1000 * (not inside.contains(*box.min) or not inside.contains(*box.max))
+                 + (i // len(AROUND) % 3) / 2 for i, box in enumerate(boxes)]  # near is better
+        best = boxes[int(np.argmin(costs))]
+        shown.set_position(axis.transData.inverted().transform(best.min))
+        placed.append(best.padded(2))
 
 
 def _dense(path: np.ndarray) -> np.ndarray:

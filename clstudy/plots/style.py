@@ -20,8 +20,9 @@ Look = tuple[str, str, tuple[float, ...] | str]  # title, colour, dash
 # inches, the usual widths of a paper
 ONE_COLUMN, ONE_AND_A_HALF, TWO_COLUMNS = WIDTHS = (3.5, 5.2, 7.2)
 
-# Family of methods → its colour, in the order of legends. Okabe and Ito's colours and an indigo,
-# which colour-blind readers can tell apart; within a family methods differ by their dash.
+# Family of methods → its colour, in the order of legends. Okabe and Ito's colours, an indigo, a wine
+# and a gold, which colour-blind readers can tell apart; within a family methods differ by their
+# dash. Orange and blue belong to the two losses alone.
 FAMILIES = {
     "frozen": "#595959",
     "asymmetric": "#D55E00",
@@ -29,9 +30,9 @@ FAMILIES = {
     "memory": "#009E73",
     "contrastive": "#332288",
     "regularization": "#CC79A7",
-    "distillation": "#56B4E9",
+    "distillation": "#7A1F2B",
     "weight averaging": "#000000",
-    "prompt pool": "#E69F00",
+    "prompt pool": "#C9B200",
     "other": "#999999",
 }
 
@@ -40,25 +41,25 @@ FORMS = {"er_balanced": ("ER (balanced)", "memory", (5, 1.5, 1, 1.5))}  # er wit
 
 TOWERS = {
     "image": ("image encoder", "#009E73", ""),
-    "text": ("text encoder", "#E69F00", (4, 1.5)),
-    "both": ("both encoders", "#0072B2", (1, 1)),
+    "text": ("text encoder", "#C9B200", (4, 1.5)),
+    "both": ("both encoders", "#332288", (1, 1)),
 }
 
 VOCABULARIES = {  # what is distilled on
     "nothing": ("nothing (fine-tuning)", "#D55E00", ""),
     "class names": ("class names (LwF)", "#CC79A7", (4, 1.5)),
-    "random": ("random tokens (VR-LwF)", "#56B4E9", ""),
-    "words": ("random words", "#0072B2", (4, 1.5)),
+    "random": ("random tokens (VR-LwF)", "#7A1F2B", ""),
+    "words": ("random words", "#332288", (4, 1.5)),
     "captions": ("captions", "#009E73", ""),
-    "pairs": ("captions and images (ZSCL)", "#E69F00", (1, 1)),
+    "pairs": ("captions and images (ZSCL)", "#C9B200", (1, 1)),
     "subspace": ("no texts: subspaces (GeoDL)", "#000000", (1, 1)),
     "path": ("between CLIP and fine-tuned (WiSE-FT)", "#000000", ""),
     "path lora": ("the same, LoRA", "#000000", (4, 1.5)),
 }
 
 MEASURES = {
-    "UT-Acc": ("UT-Acc (updated classes)", "#D55E00", ""),
-    "ZS-Acc": ("ZS-Acc (never updated)", "#0072B2", (4, 1.5)),
+    "UT-Acc": ("UT-Acc (updated classes)", "#009E73", ""),
+    "ZS-Acc": ("ZS-Acc (never updated)", "#332288", (4, 1.5)),
 }
 
 

@@ -1,7 +1,5 @@
 """Figures of the map: a word where a method stands, nothing where nothing is known, a dot per
 comparison."""
-import pandas as pd
-import pytest
 
 from clstudy import plots
 from clstudy.analysis import design_space
@@ -36,13 +34,3 @@ def test_the_grid_leaves_out_what_means_nothing():
               (grid.class_weights == "uniform")]
     assert dict(zip(at.vocabulary, at.methods, strict=True)) == {
         "none": "finetune, er", "classes": "lwf", "random": "vr_lwf", "words": "", "captions": ""}
-
-
-def test_differences_are_dots_with_bars_in_the_order_given():
-    table = pd.DataFrame(
-        [{"metric": panel, "label": label, "difference": mean, "low": mean - 1, "high": mean + 1}
-         for panel in ("A_last", "concepts") for label, mean in (("b", 2.0), ("a", -1.0))])
-    axes = plots.differences(table).axes
-    assert [axis.get_title() for axis in axes] == ["A_last", "concepts"]
-    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["b", "a"]
-    assert axes[0].containers[0].lines[0].get_xdata().tolist() == pytest.approx([2.0, -1.0])

@@ -475,21 +475,6 @@ def test_clouds_have_two_panels_in_a_row_with_axes_of_their_own():
     assert len(without.axes) == 1 and len(without.axes[0].containers[0].lines[2]) == 1
 
 
-def test_a_frontier_is_a_line_per_method_in_order_of_its_weights():
-    rows = [("random", 8., 50., 1., 60., 2.), ("random", .5, 70., 0., 40., 0.),
-            ("finetune", 0., 75., 0., 30., 0.), ("frozen", 0., 45., 0., 62., 0.)]
-    table = pd.DataFrame(rows, columns=["label", "weight", "x", "x_half", "y", "y_half"])
-    figure = plots.frontier(table, "UT", "ZS")
-    (axis,) = figure.axes
-    assert [points(c.lines[0]) for c in axis.containers] == [[[75, 30]], [[70, 40], [50, 60]]]
-    assert [note.get_text() for note in axis.texts] == ["0.5", "8"]  # a single point has none
-    dotted = [found for found in axis.lines if found.get_linestyle() == ":"]
-    assert [set(dotted[0].get_xdata()), set(dotted[1].get_ydata())] == [{45}, {62}]
-    assert sorted(legend(figure)) == sorted(
-        plots.LOOKS[name][0] for name in ("random", "finetune", "frozen"))
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("UT", "ZS")
-
-
 def test_settings_on_a_logarithmic_axis_are_written_at_their_places():
     table = pd.DataFrame(
         [{"panel": "texts", "method": "UT-Acc", "x": x, "mean": 2. * x, "half_width": 1.}
