@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from clstudy import RunConfig, load_clip, load_or_train
 from clstudy.analysis.scores import metrics_of
 from clstudy.data.benchmarks import BENCHMARKS
 from clstudy.data.streams import STREAMS, away_from_home
-from clstudy.data.types import BenchmarkData
+from clstudy.data.types import BenchmarkData, Labelled
 from clstudy.evaluation.accuracy import zero_shot
 from clstudy.evaluation.features import Cache, class_features, features
 
@@ -89,27 +88,25 @@ WORLDS = {
 }
 
 
-def size(world: World) -> dict[str, Any]:
-    """Count classes and images; measure how much of each stream arrives away from home."""
-    data, checked = world.load(), world.load("validation").test
+def size(world: World, data: BenchmarkData, checked: Labelled) -> dict[str, Any]:
+    """Count classes and images; measure how much of the blurred stream arrives away from home."""
     tested = np.bincount(data.test.labels, minlength=len(data.test.class_names))
-    away = {}
-    for stream, how in {stream: how for stream, how, *_ in world.runs}.items():
-        if stream == "si_blurry":
-            shares = [away_from_home(STREAMS[stream](**how).stages(data.train.labels, seed),
-                                     data.train.labels) for seed in SEEDS]
-            away[stream] = f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %"
+    away = ""
+    for how in {stream: how for stream, how, *_ in world.runs if stream == "si_blurry"}.values():
+        shares = [away_from_home(STREAMS["si_blurry"](**how).stages(data.train.labels, seed),
+                                 data.train.labels) for seed in SEEDS]
+        away = f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %"
     other = data.held_out.get("other classes")
     return {"classes": len(tested), "train": len(data.train), "validation": len(checked),
             "test": len(data.test), "smallest class": int(tested.min()),
             "classes with 20 tests": int((tested >= 20).sum()),
             "other classes": len(other) if other else 0,
-            "retrieval": len(data.retrieval["drawings"]), "away from home": away.get("si_blurry", "")}
+            "retrieval": len(data.retrieval["drawings"]), "away from home": away}
 
 
-def without_training(clip, world: World, cache: Cache) -> dict[str, float]:
+def without_training(clip, data: BenchmarkData, checked: Labelled, cache: Cache
+                     ) -> dict[str, float]:
     """Return the accuracy of frozen CLIP, and of rules on its features, in percent."""
-    data, checked = world.load(), world.load("validation").test
     known, labels = features(clip, data.train.images, cache), torch.from_numpy(data.train.labels)
     text = class_features(clip, data.train.class_names, data.train.template)
     one_hot = torch.nn.functional.one_hot(labels, len(text)).float()
@@ -149,11 +146,16 @@ def tuned(config: RunConfig) -> dict[str, Any]:
             "R@1 before": found["R@1 image to text before"], "R@1": found["R@1 image to text"]}
 
 
-def written(table: pd.DataFrame) -> str:
-    cells = table.map(lambda cell: "" if cell is None or cell != cell else
-                      f"{cell:.1f}" if isinstance(cell, float) else str(cell))
-    return cells.to_markdown(index=False, disable_numparse=True,
-                             colalign=["left"] + ["right"] * (cells.shape[1] - 1))
+def written(rows: list[dict[str, Any]]) -> str:
+    """Return rows as a Markdown table, a column for each key."""
+    def cell(value: Any) -> str:
+        if value is None or value != value:
+            return ""
+        return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+    lines = [list(rows[0]), [":--", *["--:"] * (len(rows[0]) - 1)],
+             *(list(map(cell, row.values())) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def put(page: str, name: str, table: str) -> str:
@@ -173,14 +175,16 @@ def main(wanted: str = "") -> None:
         return
     clip, cache = load_clip("icon-clip"), Cache()
     clip.eval()
-    sizes = [{"world": name, **size(world)} for name, world in WORLDS.items()]
-    rules = [{"world": name, **without_training(clip, world, cache)}
-             for name, world in WORLDS.items()]
+    sizes, rules = [], []
+    for name, world in WORLDS.items():
+        data, checked = world.load(), world.load("validation").test
+        sizes.append({"world": name, **size(world, data, checked)})
+        rules.append({"world": name, **without_training(clip, data, checked, cache)})
     runs = [{"world": name, **tuned(config)}
             for name, world in WORLDS.items() for config in world.configs()]
     page = PAGE.read_text()
     for name, rows in {"sizes": sizes, "without training": rules, "tuned": runs}.items():
-        page = put(page, name, written(pd.DataFrame(rows)))
+        page = put(page, name, written(rows))
     PAGE.write_text(page)
 
 

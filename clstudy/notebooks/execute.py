@@ -30,8 +30,12 @@ KERNEL_ENV = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a user's `agg` hides every figure
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger writes a warning into the first cell
 }
-CLEAR = ("get_ipython().reset(new_session=True)\n"
-         "import sys\nif 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')")
+CLEAR = """
+get_ipython().reset(new_session=True)
+import sys
+if "matplotlib.pyplot" in sys.modules:
+    sys.modules["matplotlib.pyplot"].close("all")
+del sys"""  # what a warm kernel does between two notebooks
 SOCKET = 70  # characters of a folder that is short enough for sockets: their paths may have 107
 
 

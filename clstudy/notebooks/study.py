@@ -1,4 +1,4 @@
-"""Studies: which notebooks belong to a part of the study, with which parameters, and their evidence.
+"""Studies: the notebooks of a part, their parameters, and the evidence that they leave.
 
 The profile `full` makes the runs behind the committed figures; they are packed into
 figures/runs.parquet. Any other profile draws into RUNS/figures, and its primary outcomes are told

@@ -83,6 +83,9 @@ def test_a_figure_is_saved_to_read_to_print_and_with_its_runs(figures, tmp_path)
         }
     }
     plots.save(figure, "07_plain")
+    assert not (figures / "07_plain.csv").exists()
+    plots.save(figure, "07_plain", numbers=pd.DataFrame({"seed": [0, 1], "A_last": [2 / 3, 50]}))
+    assert (figures / "07_plain.csv").read_text() == "seed,A_last\n0,0.666667\n1,50\n"
     plain = json.loads((figures / "07_plain.json").read_text())
     assert plain["runs"] == [] and plain["settings"] == {}
 
