@@ -10,6 +10,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 VENV_ARGS ?=
 PIP_ARGS ?=
 
+# Without bytecode on disk every new process compiles all that it imports: 12 s instead of 5 for the package.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 COMMA := ,
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)

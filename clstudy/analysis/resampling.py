@@ -96,7 +96,8 @@ class _Weighted(Measured):
             weights = self._weights_of(name)
             right, tested = (each @ weights for each in (counts.right, counts.tested))
             shape = (-1, counts.groups, len(self._weights))
-            self._found[key] = np.moveaxis(_ratio(right.reshape(shape), tested.reshape(shape)), -1, 0)
+            shares = _ratio(right.reshape(shape), tested.reshape(shape))
+            self._found[key] = np.moveaxis(shares, -1, 0)
         return self._found[key]
 
     def _weights_of(self, name: str) -> np.ndarray:

@@ -25,7 +25,7 @@ def scores(runs: Groups, metrics: str | Sequence[str]) -> pd.DataFrame:
     (percent).
 
     Options of an axis have their own name where no other setting has it ("size"), otherwise the
-    dotted one ("method_args.size"); a run without the option has None. A_auc is NaN, with a warning,
+    dotted one ("method_args.size"); a run without the option has None. A_auc is NaN, and warned of,
     where runs have no periodic checkpoints. ValueError: a metric that a run does not have."""
     table, found = settings(runs), [metrics_of(run) for run in flattened(runs)]
     for metric in listed(metrics):

@@ -19,7 +19,7 @@ class Evaluation(NamedTuple):
     """Rows of `evals`, and which images were right."""
 
     rows: list[dict]
-    # (set, candidates) → a truth value for each image of the set; of retrieval also for each caption
+    # (set, candidates) → a truth value for each image of the set, of retrieval for each caption too
     correct: dict[tuple[str, str], np.ndarray]
 
 

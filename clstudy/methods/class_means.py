@@ -76,7 +76,8 @@ class ClassMeans(Method):
         labels = torch.tensor([batch.labels[row] for row in new], device=image.device)
         member = F.one_hot(labels, len(batch.prompts)).T.to(image.dtype)
         if self.sums is None:
-            self.sums, self.counts = torch.zeros_like(member @ image), torch.zeros_like(member[:, 0])
+            self.sums = torch.zeros_like(member @ image)
+            self.counts = torch.zeros_like(member[:, 0])
         self.sums += member @ image
         self.counts += member.sum(1)
 

@@ -286,7 +286,8 @@ class Emoji(EmojiWorld):
         sets["concepts"] = replace(concepts, images=test_data.images)  # encoded once for both
         kept = kept_sets(sets, self.held_out)
         return BenchmarkData("emoji", labelled(train, "kind", names), test_data, captions_of(train),
-                             groups_of(rows[here], "kind"), kept, captioned(rows[tested]), reference)
+                             groups_of(rows[here], "kind"), kept, captioned(rows[tested]),
+                             reference)
 
 
 @dataclass
@@ -314,8 +315,8 @@ class EmojiStyles(EmojiWorld):
         train_data, test_data = (labelled(part, "kind", names, families=self.families)
                                  for part in (train, test))
         return BenchmarkData("emoji_styles", train_data, test_data, captions_of(train),
-                             groups_of(rows, "kind"), untouched(self.families, self.shown), captioned(test),
-                             reference)
+                             groups_of(rows, "kind"), untouched(self.families, self.shown),
+                             captioned(test), reference)
 
 
 @dataclass
