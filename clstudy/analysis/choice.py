@@ -1,7 +1,8 @@
 """Choose a setting, such as the learning rate, by validation, with the same rule for every method.
 
-    runs = chosen(runs, "validation", "lr")              of each method and tuner its best rate
-    chosen(runs, ["validation", "validation, other classes"], ["lr", "weight"])"""
+    best = chosen(tried, "validation", "lr")             of each method and tuner its best rate
+    chosen(tried, ["validation", "validation, other classes"], ["lr", "weight"])
+    train_all(with_seeds(best, range(8)))                few seeds choose, more of them tell"""
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from clstudy.analysis.scores import grouped, listed, metrics_of
 from clstudy.runs.run import Run, Runs
+from clstudy.training.config import RunConfig
 from clstudy.utils.validation import choose
 
 DIGITS = 9  # means that differ by less are equal: sums of the same numbers depend on their order
@@ -28,6 +30,12 @@ def chosen(runs: Sequence[Run], metric: str | Sequence[str], among: str | Sequen
     for key, group in grouped(runs, [*by, *among]).items():
         candidates.setdefault(key[:len(by)], {})[key[len(by):]] = group
     return Runs(run for found in candidates.values() for run in _best(found, metrics, among))
+
+
+def with_seeds(runs: Sequence[Run], seeds: Sequence[int]) -> list[RunConfig]:
+    """Return the configurations of runs with each of the seeds instead of their own, each once."""
+    every = (run.config.replace(seed=seed) for run in runs for seed in seeds)
+    return list({config.run_id: config for config in every}.values())
 
 
 def _best(candidates: dict[tuple, list[Run]], metrics: list[str], among: list[str]) -> list[Run]:

@@ -45,6 +45,12 @@ def finding(found: pd.DataFrame, labels: Mapping[Any, str] = MappingProxyType({}
     return title[0].upper() + title[1:]
 
 
+def span(counts: pd.Series) -> str:
+    """Write the smallest and the largest of some numbers: "8", or "2 to 5"."""
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def _one(values: pd.Series, labels: Mapping[Any, str]) -> str:
     """Return what to call the only value there is; "" where there are several."""
     first, *others = values.unique()

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from clstudy.analysis import choice, scores
-from clstudy.analysis.choice import chosen
+from clstudy.analysis.choice import chosen, with_seeds
 from clstudy.analysis.comparisons import compare
 from clstudy.runs.run import Run, Runs
 from clstudy.training.config import RunConfig
@@ -85,3 +85,9 @@ def test_what_cannot_be_compared_is_refused(study):
         chosen(study(*sweep({1e-4: [1], 3e-4: [np.nan]})), "validation", "lr")
     with pytest.raises(ValueError, match="'rate' is unknown"):
         chosen(study(*sweep({1e-4: [1]})), "validation", "rate")
+
+
+def test_what_was_chosen_is_run_with_more_seeds_each_once(study):
+    runs = study(*sweep({1e-4: [50, 60], 3e-4: [90, 30]}, method="sit"))
+    more = with_seeds(chosen(runs, "validation", "lr"), range(4))
+    assert [(config.lr, config.seed) for config in more] == [(3e-4, seed) for seed in range(4)]

@@ -26,7 +26,7 @@ STREAM = FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20, "held_out_eve
 ONE = FEW | {"epochs": 1, "batch_size": 32, "lr": 0.01}
 TOY = {  # parameters that make it small; the model is the toy's
     "03_candidates": FEW | {
-        "tasks": 2, "rates": {"lora": [0.01, 0.02]}, "crossed": 2, "more": {"eval_every": 20},
+        "tasks": 2, "rates": {"lora": [0.01, 0.02]}, "crossed": [2, 2], "few": 1, "more": {"eval_every": 20},
         "beside": [{"tuner": "none", "method": "frozen"}, *(
             {"tuner": "none", "method": "class_means", "method_args": {"text": text}}
             for text in (.3, .6)), {"tuner": "lora", "method": "finetune", "stream": "joint"}],
@@ -47,7 +47,8 @@ TOY = {  # parameters that make it small; the model is the toy's
     "08_weights": ONE | {"shares": [0, 0.5, 1], "average_every": 1,
                          "sessions": {"tasks": 2, "held_out_every": 2}},
     "09_small_memory": FEW | {"tasks": 2, "lrs": [0.01, 0.02], "more": {}, "classes": 6,
-                              "chooses": "concepts", "more_sizes": [0], "few": [0, 1],
+                              "chooses": "concepts", "few": 1,
+                              "more_sizes": {"clip_loss": [0, 2], "gcl": [2]},
                               "beside": [{"method": "er", "policy": "quota"}],
                               "without": [{"method": "finetune", "tower": "text"},
                                           {"method": "finetune", "stream": "joint"}]},

@@ -120,7 +120,7 @@ def test_no_name_is_missing_in_any(folder: Path) -> None:
 @pytest.mark.slow
 def test_it_runs_up_to_its_stubs(folder: Path, world, capsys) -> None:  # noqa: F811
     stem = "03_candidates"
-    run(str(folder / stem), TOY[stem] | {"crossed": 0, "variants": {}} | world)
+    run(str(folder / stem), TOY[stem] | {"crossed": [], "variants": {}} | world)
     said = capsys.readouterr().out
     assert "not written yet." in said and "You wrote no guess" in said
 
