@@ -37,6 +37,8 @@ CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 PICTURES = os.environ.get("CLSTUDY_SCREENSHOTS")  # their folder; then notebooks run as they are
 HAND = {"benchmark_args": {"families": ["streamline-emojis"]}, "seeds": [0, 1], "precision": "fp32"}
+FEW = {"benchmark_args": {"update": ["activities"], "held_out": ["validation"]}, "seeds": [0, 1],
+       "tasks": 2, "precision": "fp32"}
 STREAM = HAND | {"tasks": 2, "steps_per_batch": 1, "more": {"eval_every": 1000, "held_out_every": 5}}
 UPDATE = {
     "benchmark_args": {
@@ -46,11 +48,11 @@ UPDATE = {
 }
 SMALL = {  # parameters that make it small; the model is a toy's wherever it can be chosen
     "00_start_here": {"things": ["dog", "pizza"], "extra": ["an animal"]},
-    "01_forgetting": {"precision": "fp32", "families": ["streamline-emojis"], "seeds": [0]},
+    "01_forgetting": {"precision": "fp32", "tasks": [["food-drink"], ["activities"]],
+                      "benchmark_args": {"update": ["food-drink", "activities"]}},
     "02_the_loop": {"tasks": 2, "batch_size": 256},
-    "03_candidates": HAND | {"tasks": 2, "steps_per_batch": 1, "streams": ["si_blurry"], "tuners": ["lora"],
-                             "others": [{"tuner": "lora", "method": "er", "method_args": {"size": 20}}]},
-    "04_gradients": STREAM | {"look_at": 2, "model": "icon-clip"},  # a toy has nothing to lose
+    "03_candidates": FEW | {"rates": {"lora": [0.005]}},
+    "04_gradients": FEW | {"look_at": 2, "model": "icon-clip"},  # a toy has nothing to lose
     "05_which_encoder": STREAM,
     "06_streams": STREAM | {"disjoint_shares": [100, 50]},
     "07_vocabulary": {
@@ -61,7 +63,7 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
         "sessions": {"tasks": 2, "held_out_every": 2}},
     "08_weights": UPDATE | {"shares": [0, 0.5, 1], "average_every": 1,
                             "sessions": {"tasks": 2, "held_out_every": 2}},
-    "09_small_memory": HAND | {"tasks": 2, "more": {}},
+    "09_small_memory": FEW | {"more": {}, "classes": 7},
     "10_domains": {"benchmark_args": {"families": ["noto", "twemoji"]}, "shown_args": {}, "seeds": [0, 1], "size": 49,
                    "precision": "fp32"},
     "11_the_map": HAND | {"tasks": 2, "size": 20,

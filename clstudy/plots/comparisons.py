@@ -38,10 +38,11 @@ def differences(found: pd.DataFrame, each: pd.DataFrame | None = None, x: str = 
     lower.
 
     found: of `compare`. each: of `tables.paired`, with the columns of y and panel. y, panel: None
-    takes the settings that vary, and the metric where there are several. labels: what to call a
-    value. ValueError: a column that a table does not have."""
+    takes the settings that vary, and the metric, where there are several and y has it not. labels:
+    what to call a value. ValueError: a column that a table does not have."""
     labels = labels or NONE
-    panel = panel or ("metric" if "metric" in found and found.metric.nunique() > 1 else None)
+    several = "metric" in found and found.metric.nunique() > 1
+    panel = panel or ("metric" if several and "metric" not in np.atleast_1d(y or []) else None)
     y = y or _varying(found, panel)
     table, dots = (_placed(one, labels, x, y=y, panel=panel) for one in (found, each))
     rows, names = (list(dict.fromkeys(table[name])) for name in ("_y", "_panel"))

@@ -25,6 +25,8 @@ FEW = {"benchmark": "toy", "benchmark_args": {}, "seeds": [0, 1], "precision": "
 STREAM = FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20, "held_out_every": 5}}
 ONE = FEW | {"epochs": 1, "batch_size": 32, "lr": 0.01}
 TOY = {  # parameters that make it small; the model is the toy's
+    "01_forgetting": FEW | {"tasks": [["first"], ["second"]], "lr": 0.01},
+    "02_the_loop": {"benchmark": "toy", "benchmark_args": {}, "tasks": 2, "lr": 0.01},
     "03_candidates": FEW | {
         "tasks": 2, "rates": {"lora": [0.01, 0.02]}, "crossed": [2, 2], "few": 1, "more": {"eval_every": 20},
         "beside": [{"tuner": "none", "method": "frozen"}, *(

@@ -147,3 +147,9 @@ def test_buffers_have_intervals_of_pairs_and_lines_across():
 def test_a_missing_column_is_named_with_the_choices(draw, says):
     with pytest.raises(ValueError, match=says):
         draw()
+
+
+def test_metrics_may_be_rows_of_one_panel():
+    figure = plots.differences(FOUND[:2].assign(metric=["symbols", "flags"]), y="metric")
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["symbols", "flags"]
