@@ -19,13 +19,13 @@ CHROMIUM := $(shell command -v chromium || command -v chromium-browser || comman
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 STRIP := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill"
 
-.PHONY: help study figures all memory test soak browser screenshots lab docs lint clean-env
+.PHONY: help study figures all more test soak browser screenshots lab docs lint clean-env
 .DEFAULT_GOAL := help
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-study: .venv/.ready ## the main study, small: notebooks 00 to 08 and 12, beside the stored evidence (PROFILE=quick)
+study: .venv/.ready ## the main questions, small: 00 to 04, 07, 09, beside the stored evidence (PROFILE=quick)
 	$(BIN)/clstudy study --profile $(PROFILE)
 
 figures: .venv/.ready ## draw every figure and table again from figures/runs.parquet, without training
@@ -34,8 +34,8 @@ figures: .venv/.ready ## draw every figure and table again from figures/runs.par
 all: .venv/.ready ## every run of every notebook, packed into figures/runs.parquet, and every figure
 	$(BIN)/clstudy study --profile full --part all --pack
 
-memory: .venv/.ready ## the study on small memories: notebooks 09 to 11 (PROFILE=quick)
-	$(BIN)/clstudy study --profile $(PROFILE) --part memory
+more: .venv/.ready ## the other notebooks, small: 05, 06, 08, 10 to 12 (PROFILE=quick)
+	$(BIN)/clstudy study --profile $(PROFILE) --part more
 
 test: .venv/.ready ## run the tests (ARGS="-k batch")
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
@@ -47,7 +47,7 @@ browser: .venv/.ready ## every notebook and widget in a real JupyterLab (skipped
 	$(if $(CHROMIUM),$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev$(COMMA)browser]')
 	$(if $(CHROMIUM),$(BIN)/python -m pytest tests/browser_lab.py $(ARGS),@echo "skipped: there is no Chromium here")
 
-screenshots: ## pictures of the widgets into figures/lab/ (after make study and make memory)
+screenshots: ## pictures of the widgets into figures/lab/ (after make study and make more)
 	CLSTUDY_SCREENSHOTS=$(CURDIR)/figures/lab $(MAKE) browser
 
 # The kernels' sockets lie in a short temporary folder: their paths may have 107 characters, and a home folder can be long.

@@ -66,7 +66,7 @@ def run(notebooks: Notebooks,
 @app.command()
 @refusing()
 def study(profile: Profile = "quick", part: Annotated[str, Option(
-        help="main; memory: the notebooks on small memories; all")] = "main",
+        help="main: the main questions; more: the other notebooks; all")] = "main",
         stored: Annotated[bool, Option(
             "--stored", help="Draw from figures/runs.parquet; train nothing.")] = False,
         pack: Annotated[bool, Option(

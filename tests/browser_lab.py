@@ -63,7 +63,7 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
         "sessions": {"tasks": 2, "held_out_every": 2}},
     "08_weights": UPDATE | {"shares": [0, 0.5, 1], "average_every": 1,
                             "sessions": {"tasks": 2, "held_out_every": 2}},
-    "09_small_memory": FEW | {"more": {}, "classes": 7},
+    "09_small_memory": FEW | {"more": {}, "classes": 5},
     "10_domains": {"benchmark_args": {"families": ["noto", "twemoji"]}, "shown_args": {}, "seeds": [0, 1], "size": 49,
                    "precision": "fp32"},
     "11_the_map": HAND | {"tasks": 2, "size": 20,

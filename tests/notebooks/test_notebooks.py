@@ -1,5 +1,5 @@
 """Every notebook: stored stripped, in the skeleton of the house, its parameters and profiles fit;
-two are executed."""
+one is executed."""
 import ast
 import json
 import re
