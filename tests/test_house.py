@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import re
+import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -217,3 +218,28 @@ def test_shapes_and_types_are_checked_over_the_whole_suite():
         match(image, text, torch.tensor(1.0), target)
     with pytest.raises(TypeCheckError):
         on_white([1])
+
+
+# ---- what importing costs
+
+LIGHT = (  # a module, in this order in one process → what it must not have brought
+    ("", "numpy pydantic"),
+    (".training.config .data.streams .evaluation.metrics .runs.store .analysis.tables "
+     ".utils.progress .utils.options .notebooks.execute",
+     "torch open_clip peft matplotlib papermill nbformat"),
+    (".data.benchmarks", "torchvision open_clip"), (".methods", "torchvision transformers peft"),
+    (".analysis.gradients .runs.run .plots", "open_clip torchvision peft"))
+
+
+def test_modules_import_nothing_that_is_heavier_than_they_need():
+    program = f"""if True:
+        import sys
+        from importlib import import_module
+        for names, heavy in {LIGHT}:
+            for name in names.split() or [""]:
+                import_module("clstudy" + name)
+                print(name, *{{*heavy.split()}} & {{*sys.modules}})"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          check=True, cwd=ROOT)
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if len(line.split()) > 1] == [] and len(lines) == 14

@@ -4,8 +4,6 @@ one's own."""
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -507,15 +505,3 @@ def test_a_run_on_a_folder_trains(own, toy_model):
                        model=str(toy_model), stream_args={"tasks": 3}, steps_per_batch=1)
     evals, _ = train(config)
     assert "class red brick" in {row["set"] for row in evals}
-
-
-# ---- what importing costs
-
-
-def test_importing_the_benchmarks_is_light():
-    code = ("import sys, clstudy.data.benchmarks; "
-            "print({'torchvision', 'scipy', 'open_clip'} & {*sys.modules} or [])")
-    done = subprocess.run([sys.executable, "-c", code],
-                          env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True,
-                          text=True, check=True)
-    assert done.stdout.strip() == "[]"

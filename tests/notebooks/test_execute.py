@@ -3,7 +3,6 @@ slow."""
 
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -333,10 +332,3 @@ def test_a_kernel_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CLSTUDY_QUIET", "1")
     assert execute._kernel_env(
     )["OMP_NUM_THREADS"] == "2" and "CLSTUDY_QUIET" not in execute._kernel_env()
-
-
-def test_importing_clstudy_and_batch_is_light() -> None:
-    heavy = "{'torch', 'open_clip', 'papermill', 'nbformat', 'pandas'}"
-    code = f"import sys, clstudy, clstudy.notebooks.execute; print(sorted({heavy} & set(sys.modules)))"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"

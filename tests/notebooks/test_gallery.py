@@ -1,14 +1,14 @@
 """The gallery lists every figure with its question, its command and its runs, and is up to date."""
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from clstudy.cli import app
 from clstudy.notebooks import gallery
+from clstudy.utils import paths
 from clstudy.utils.paths import REPOSITORY
 
 FIGURES = REPOSITORY / "figures"
@@ -85,16 +85,8 @@ def test_the_page_is_written_and_not_listed(small):
     assert "README" not in gallery.names(small / "figures")
 
 
-def test_the_command_writes_it(small):
-    done = subprocess.run([sys.executable, "-m", "clstudy.cli", "gallery"], capture_output=True,
-                          text=True, env=os.environ | {"CLSTUDY_FIGURES": str(small / "figures")})
-    assert done.returncode == 0, done.stderr
-    assert "README.md" in done.stdout and "### 09_old" in (
-        small / "figures" / "README.md").read_text(encoding="utf-8")
-
-
-def test_every_figure_says_what_it_shows():
-    for path in FIGURES.glob("*.png"):
-        if path.with_suffix(".json").exists():
-            assert json.loads(
-                path.with_suffix(".json").read_text())["caption"].endswith("."), path.stem
+def test_the_command_writes_it(small, monkeypatch):
+    monkeypatch.setattr(paths, "FIGURES", small / "figures")
+    done = CliRunner().invoke(app, ["gallery"])
+    assert done.exit_code == 0 and "README.md" in done.output
+    assert "### 09_old" in (small / "figures" / "README.md").read_text(encoding="utf-8")

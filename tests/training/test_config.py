@@ -227,29 +227,7 @@ def test_run_id_changes_with_the_weights_behind_a_name(tmp_path, toy_model):
         assert config.run_id != before[name], name
 
 
-# ---- what importing costs
-
-
-LIGHT = ("", ".training.config", ".data.streams", ".evaluation.metrics", ".runs.store",
-         ".analysis.tables", ".utils.progress", ".utils.options", ".notebooks.execute")
-HEAVY = ("torch", "open_clip", "peft", "matplotlib", "papermill")
-
-
-def test_light_modules_import_neither_torch_nor_open_clip():
-    loaded = python(f"""if True:
-        import sys
-        from importlib import import_module
-        for name in {LIGHT}:
-            import_module("clstudy" + name)
-            print(name or "clstudy", *[module for module in {HEAVY} if module in sys.modules])""")
-    assert [line for line in loaded.splitlines() if len(line.split()) > 1] == []
-    assert len(loaded.splitlines()) == len(LIGHT)
-
-
-def test_the_package_itself_imports_nothing_heavy_and_lists_its_names():
-    loaded = python(
-        """import sys, clstudy; print("numpy" in sys.modules, "pydantic" in sys.modules)""")
-    assert loaded.split() == ["False", "False"]
+def test_the_package_lists_its_names():
     import clstudy
 
     assert {"RunConfig", "load_clip", "load_or_train", "load_runs"} <= set(dir(clstudy))
