@@ -38,6 +38,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium h
 PICTURES = os.environ.get("CLSTUDY_SCREENSHOTS")  # their folder; then notebooks run as they are
 HAND = {"benchmark_args": {"families": ["streamline-emojis"]}, "seeds": [0, 1], "precision": "fp32"}
 STREAM = HAND | {"tasks": 2, "steps_per_batch": 1, "more": {"eval_every": 1000, "held_out_every": 5}}
+RATE = {"seeds": [0, 1], "precision": "fp32", "tasks": 2, "rates": [0.005],
+        "more": {"steps_per_batch": 1, "held_out_every": 5}}
 UPDATE = {
     "benchmark_args": {
         "update": ["activities"], "held_out": ["other classes"], "train_families": ["noto"],
@@ -51,8 +53,8 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
     "03_candidates": HAND | {"tasks": 2, "steps_per_batch": 1, "streams": ["si_blurry"], "tuners": ["lora"],
                              "others": [{"tuner": "lora", "method": "er", "method_args": {"size": 20}}]},
     "04_gradients": STREAM | {"look_at": 2, "model": "icon-clip"},  # a toy has nothing to lose
-    "05_which_encoder": STREAM,
-    "06_streams": STREAM | {"disjoint_shares": [100, 50]},
+    "05_which_encoder": RATE | {"benchmark_args": UPDATE["benchmark_args"]},
+    "06_streams": RATE,
     "07_vocabulary": {
         "seeds": [0, 1], "precision": "fp32", "epochs": 1, "more": {}, "in_sessions": ["vr_lwf"],
         "lines": {"finetune": {"method": "finetune"}, "text": {"method": "finetune", "tower": "text"},

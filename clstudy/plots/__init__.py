@@ -2,14 +2,12 @@
 it to `figures/`."""
 from clstudy.plots.accuracy import (
     accuracy_matrices,
-    changes,
     live,
     loss_curves,
     matrix,
     roles,
     series,
     stream_curves,
-    trade,
 )
 from clstudy.plots.comparisons import buffers, differences, frontier, over
 from clstudy.plots.design_space import design_space_map
@@ -22,8 +20,8 @@ from clstudy.plots.streams import arrivals
 from clstudy.plots.style import LOOKS, METHODS, VOCABULARIES, save
 
 __all__ = ["LOOKS", "METHODS", "VOCABULARIES", "accuracy_matrices", "anatomy", "arrivals", "bands",
-           "bars", "buffers", "by_block", "changes", "class_weights", "clouds",
+           "bars", "buffers", "by_block", "class_weights", "clouds",
            "design_space_map", "differences", "domain_gains", "domain_matrices",
            "estimates", "frontier", "live", "look", "loss_curves", "matrix", "over",
            "payers", "pictures", "ranking", "roles", "save", "scatter", "series",
-           "similarity", "sizes", "stream_curves", "style_grid", "trade"]
+           "similarity", "sizes", "stream_curves", "style_grid"]

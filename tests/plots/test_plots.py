@@ -211,29 +211,6 @@ def test_bars_are_as_long_as_their_values_from_the_top():
     assert (axis.get_title(), axis.get_xlabel()) == ("change", "points")
 
 
-def test_changes_are_bars_with_their_intervals():
-    rows = [("disjoint", "pets", "sit", -1., .5), ("disjoint", "cars", "sit", 2., 0.),
-            ("disjoint", "cars", "finetune", -4., 1.), ("disjoint", "pets", "finetune", -3., 2.),
-            ("joint", "pets", "sit", 7., 1.)]
-    figure = plots.changes(
-        pd.DataFrame(rows, columns=["panel", "set", "method", "mean", "half_width"]), "points")
-    left, right = figure.axes
-    assert titles(figure) == ["disjoint", "joint"] and left.get_ylabel() == "points"
-    assert ticks(left, "x") == ["pets", "cars"] and ticks(right, "x") == ["pets"]
-    assert [bar.get_height()
-            for bar in left.patches] == [-3, -4, -1, 2]  # of each method in the order of the sets
-    assert [bar.get_height() for bar in right.patches] == [7]
-    centres = [bar.get_x() + bar.get_width() / 2 for bar in left.patches]
-    assert centres == pytest.approx([-.2, .8, .2, 1.2])
-    ends = [
-        segment[:, 1].tolist() for lines in left.collections for segment in lines.get_segments()
-    ]
-    assert ends == [[-5, -1], [-5, -3], [-1.5, -.5], [2, 2]]
-    assert [to_hex(bar.get_facecolor()).upper()
-            for bar in left.patches] == [FINETUNE[1]] * 2 + [SIT[1]] * 2
-    assert legend(figure) == [FINETUNE[0], SIT[0]]  # each once, though there are two panels
-
-
 def test_one_step_class_by_class_attraction_left_repulsion_right():
     rows = [("b", False, "finetune", 0., 2.), ("a", True, "finetune", 3., 1.),
             ("a", True, "sit", 4., .5)]
@@ -295,32 +272,6 @@ def test_arrivals_are_shares_of_classes_among_the_images_in_time():
     ) == "images of the stream" and axis.get_xlim() == (0, 8)
     colours = [tuple(area.get_facecolor()[0]) for area in axis.collections]
     assert colours[0] == colours[1] != colours[2]  # by home stage
-
-
-# ---- one number against another
-
-
-def test_a_trade_has_a_cross_per_method_and_frozen_clip_as_lines():
-    rows = [("lora", "frozen", 50., 0., 60., 0.), ("lora", "sit", 70., 2., 55., 3.),
-            ("lora", "er", 65., 1., 40., .5), ("full", "finetune", 30., 4., 20., 5.)]
-    table = pd.DataFrame(rows, columns=["panel", "label", "x", "x_half", "y", "y_half"])
-    figure = plots.trade(table, "A_auc, %", "concepts, %")
-    left, right = figure.axes
-    vertical, horizontal = left.lines[:2]
-    assert set(vertical.get_xdata()) == {50} and set(
-        horizontal.get_ydata()) == {60} and vertical.get_linestyle() == ":"
-    crosses = [(points(c.lines[0]), [bar.get_segments()[0].tolist() for bar in c.lines[2]])
-               for c in left.containers]
-    assert crosses == [([[70, 55]], [[[68, 55], [72, 55]], [[70, 52], [70, 58]]]),
-                       ([[65, 40]], [[[64, 40], [66, 40]], [[65, 39.5], [65, 40.5]]])]
-    assert [c.lines[0].get_marker()
-            for c in left.containers] == ["o", "s"]  # as their dashes: SIT none, ER long
-    assert points(right.containers[0].lines[0]) == [[30, 20]] and len(right.lines) == 1
-    assert sorted(legend(figure)) == sorted(
-        plots.METHODS[name][0] for name in ("frozen", "sit", "er", "finetune"))
-    assert (left.get_xlabel(), left.get_ylabel(), titles(figure)) == ("A_auc, %", "concepts, %", [
-        "lora", "full"
-    ])
 
 
 def test_methods_of_one_colour_can_be_told_apart():
@@ -489,10 +440,6 @@ def test_settings_on_a_logarithmic_axis_are_written_at_their_places():
 
 
 @pytest.mark.parametrize("draw", [
-    lambda: plots.changes(pd.DataFrame({"panel": ["p"], "set": ["s"], "method": ["sitt"], "mean": [1.],
-                                        "half_width": [0.]})),
-    lambda: plots.trade(pd.DataFrame({"panel": ["p"], "label": ["sitt"], "x": [1.], "x_half": [0.], "y": [1.],
-                                      "y_half": [0.]}), "x", "y"),
     lambda: plots.series(pd.DataFrame({"panel": ["p"], "method": ["sitt"], "x": [1.], "mean": [1.],
                                        "half_width": [0.]}), "x", "y"),
     lambda: plots.bands(pd.DataFrame({"panel": ["p"], "method": ["sitt"], "seed": [0], "images_seen": [1],
@@ -501,7 +448,7 @@ def test_settings_on_a_logarithmic_axis_are_written_at_their_places():
     lambda: plots.scatter(pd.DataFrame({"method": ["sitt"], "x": [0.], "y": [0.]}), "x", "y", "x", "y"),
     lambda: plots.anatomy(pd.DataFrame({"class": ["a"], "present": [True], "method": ["sitt"], "attraction": [0.],
                                         "repulsion": [0.]})),
-], ids=["changes", "trade", "series", "bands", "by_block", "scatter", "anatomy"])
+], ids=["series", "bands", "by_block", "scatter", "anatomy"])
 def test_an_unknown_method_has_no_look_and_is_refused(draw):
     with pytest.raises((KeyError, ValueError), match="sitt"):
         draw()

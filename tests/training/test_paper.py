@@ -49,8 +49,8 @@ COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
     "03_candidates": lambda p: (2 * len(p["tuners"]) + len(p["beside"])
                                 + sum(variant_of_03(p, changed) for changed in p["variants"].values())),
     "04_gradients": lambda p: 2 + len(p["interventions"]),
-    "05_which_encoder": lambda p: 3 * len(p["methods"]) + 1,
-    "06_streams": lambda p: len(p["methods"]) * len(p["disjoint_shares"]),
+    "05_which_encoder": lambda p: 3 * len(p["rates"]) + len(p["beside"]),
+    "06_streams": lambda p: 2 * len(p["streams"]) * len(p["rates"]),
     "07_vocabulary": lambda p: len(p["in_sessions"]) + sum(
         math.prod(len(value) for value in one.values() if isinstance(value, list))
         for one in p["lines"].values()),
