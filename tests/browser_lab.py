@@ -40,6 +40,8 @@ HAND = {"benchmark_args": {"families": ["streamline-emojis"]}, "seeds": [0, 1], 
 FEW = {"benchmark_args": {"update": ["activities"], "held_out": ["validation"]}, "seeds": [0, 1],
        "tasks": 2, "precision": "fp32"}
 STREAM = HAND | {"tasks": 2, "steps_per_batch": 1, "more": {"eval_every": 1000, "held_out_every": 5}}
+RATE = {"seeds": [0, 1], "precision": "fp32", "tasks": 2, "rates": [0.005],
+        "more": {"steps_per_batch": 1, "held_out_every": 5}}
 UPDATE = {
     "benchmark_args": {
         "update": ["activities"], "held_out": ["other classes"], "train_families": ["noto"],
@@ -53,8 +55,8 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
     "02_the_loop": {"tasks": 2, "batch_size": 256},
     "03_candidates": FEW | {"rates": {"lora": [0.005]}},
     "04_gradients": FEW | {"look_at": 2, "model": "icon-clip"},  # a toy has nothing to lose
-    "05_which_encoder": STREAM,
-    "06_streams": STREAM | {"disjoint_shares": [100, 50]},
+    "05_which_encoder": RATE | {"benchmark_args": UPDATE["benchmark_args"]},
+    "06_streams": RATE,
     "07_vocabulary": {
         "seeds": [0, 1], "precision": "fp32", "epochs": 1, "more": {}, "in_sessions": ["vr_lwf"],
         "lines": {"finetune": {"method": "finetune"}, "text": {"method": "finetune", "tower": "text"},

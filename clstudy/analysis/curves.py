@@ -53,13 +53,6 @@ def matrices(runs: Groups, by: str = "label", candidates: str = "all") -> dict[s
     return means
 
 
-def losses(runs: Groups, by: str = "label") -> pd.DataFrame:
-    """Return each loss term at each optimiser step, of one run for each value of `by`: columns
-    `by`, stage, step, term, value."""
-    tables = [group[0].steps.assign(**{by: key}) for (key,), group in grouped(runs, [by]).items()]
-    return pd.concat(tables, ignore_index=True)
-
-
 def together(runs: Groups, names: Sequence[str], by: Sequence[str] = ("label",)) -> pd.DataFrame:
     """Return the accuracies on several sets at each evaluation at which a run has all of them, in
     percent: a row per run and evaluation, columns *by, seed, images_seen and the names."""

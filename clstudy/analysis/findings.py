@@ -24,7 +24,7 @@ def finding(found: pd.DataFrame, labels: Mapping[Any, str] = MappingProxyType({}
     """Write the verdicts of a table of `compare` as a title of at most 90 characters.
 
     labels: what to call a value of a setting, or a metric. A title that would be longer leaves out
-    the metric, then the names. ValueError: the table lacks a column of `compare`, or has no row."""
+    the metric, then the sentence, then the names. ValueError: the table lacks a column of `compare`, or has no row."""
     for name in ("base", "metric", "verdict"):
         choose("finding: column", name, found.columns)
     if found.empty:
@@ -38,7 +38,7 @@ def finding(found: pd.DataFrame, labels: Mapping[Any, str] = MappingProxyType({}
         about = "" if ends or not metric else f"{metric}: "
         said = _told(counts, ours, theirs, "ends" if ends else "is",
                      "settings" if metric else "comparisons")
-        forms = [about + said, said, *forms]
+        forms = [about + said, said, _counted(counts, f" of {ours} with {theirs}"), *forms]
     elif not theirs:
         forms = forms[1:]
     title = next((form for form in forms if len(form) <= LONGEST), forms[-1])

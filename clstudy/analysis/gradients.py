@@ -64,18 +64,6 @@ def norms(groups: Groups, column: str = "norm", term: str = "task") -> pd.DataFr
     return _collect(groups, of_run)
 
 
-def blocks(groups: Groups, column: str = "norm", term: str = "task") -> pd.DataFrame:
-    """Return the mean over all steps, per tower and block: columns panel, block, method, seed,
-    value."""
-    def of_run(run: Run) -> Iterable[pd.DataFrame]:
-        table = run.probe("gradients")
-        table = table[(table.block != "all") & (table.term == term)]
-        means = table.groupby(["tower", "block"])[column].mean().rename("value").reset_index()
-        yield means.assign(panel=means.tower + " tower")
-
-    return _collect(groups, of_run)
-
-
 def drifts(groups: Groups, stage: int = 1, columns: Mapping[str, str] = DRIFTS) -> pd.DataFrame:
     """Return columns of the probe `drift`, the mean over the classes that `stage` brought. Panel:
     the column in words."""
@@ -151,11 +139,6 @@ def at_end(table: pd.DataFrame, name: str = "at the end") -> pd.DataFrame:
     """Return the last value of each run in each panel: columns panel, method, seed, part if there
     are any, and `name`."""
     return _by_run(table.sort_values("images_seen", kind="stable")).last().reset_index(name=name)
-
-
-def mean_over(table: pd.DataFrame, name: str = "mean over the stream") -> pd.DataFrame:
-    """Return the mean over the stream of each run in each panel, with the columns of `at_end`."""
-    return _by_run(table).mean().reset_index(name=name)
 
 
 def _by_run(table: pd.DataFrame):

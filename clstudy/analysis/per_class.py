@@ -55,28 +55,3 @@ def effective(weights: Weights) -> float:
         p = one[one.step == one.step.max()].weight
         found.append(p.sum()**2 / (p**2).sum() / len(p))
     return float(np.mean(found))
-
-
-def class_changes(ours: Sequence[Run], theirs: Sequence[Run]) -> pd.DataFrame:
-    """Return for each class the accuracy before training and ours − theirs at the end, in points,
-    paired by seed, the mean over seeds: columns class, before, difference.
-
-    Difficulty is that of the model before training: the final accuracy of one side would fall
-    together with the difference by chance alone (regression to the mean)."""
-    gaps = [100 * (a.classes("seen").iloc[-1] - b.classes("seen").iloc[-1])
-            for a, b in zip(ours, theirs, strict=True)]
-    before = [100 * run.classes("all").loc[0] for run in ours]
-    means = {name: pd.concat(found, axis=1).mean(axis=1)
-             for name, found in (("before", before), ("difference", gaps))}
-    return pd.DataFrame(means).dropna().rename_axis("class").reset_index()
-
-
-def payers(ours: Sequence[Run], theirs: Sequence[Run]) -> pd.DataFrame:
-    """Return ours − theirs, in points, of the half of the classes that was hardest before training
-    and of the other half: a row per pair of runs, columns "hard half" and "easy half"."""
-    rows = []
-    for a, b in zip(ours, theirs, strict=True):
-        gap = class_changes([a], [b]).sort_values(["before", "class"]).difference
-        half = len(gap) // 2
-        rows.append({"hard half": gap.iloc[:half].mean(), "easy half": gap.iloc[half:].mean()})
-    return pd.DataFrame(rows)

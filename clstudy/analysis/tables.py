@@ -7,7 +7,15 @@ import pandas as pd
 
 from clstudy.analysis.comparisons import matched, with_settings
 from clstudy.analysis.intervals import interval
-from clstudy.analysis.scores import Groups, cost, grouped, listed, metrics_of
+from clstudy.analysis.scores import (
+    Groups,
+    cost,
+    flattened,
+    grouped,
+    listed,
+    metrics_of,
+    settings,
+)
 from clstudy.utils.validation import choose
 
 
@@ -99,17 +107,13 @@ def table(runs: Groups | pd.DataFrame, metrics: Sequence[str], by: Sequence[str]
     return pd.DataFrame(rows, index, list(metrics)).replace("nan", "-")
 
 
-def readings(runs: Groups, stage: int, by: Sequence[str]) -> pd.DataFrame:
-    """Return the accuracy on the tasks up to `stage`, after it, under each choice of candidates
-    (own, seen, all): columns *by, candidates, mean, half_width. Tasks without test images are left
-    out."""
-    rows = []
-    for key, group in grouped(runs, by).items():
-        for candidates in ("own", "seen", "all"):
-            values = [100 * np.nanmean(run.matrix(candidates)[stage, :stage]) for run in group]
-            rows.append({**dict(zip(by, key, strict=True)), "candidates": candidates,
-                         **spread(values)})
-    return pd.DataFrame(rows)
+def readings(runs: Groups, stage: int) -> pd.DataFrame:
+    """Return a row per run, with its seed, each other setting that varies, and the mean accuracy
+    (percent) on the tasks up to `stage`, after it, under each choice of candidates: own, seen, all.
+    Tasks without test images are left out."""
+    rows = [{candidates: 100 * np.nanmean(run.matrix(candidates)[stage, :stage])
+             for candidates in ("own", "seen", "all")} for run in flattened(runs)]
+    return settings(runs).join(pd.DataFrame(rows))
 
 
 def spread(values: Sequence[float] | pd.Series) -> dict[str, float]:

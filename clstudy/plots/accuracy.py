@@ -110,45 +110,6 @@ def live(lines: Mapping[tuple[int, str], Sequence[tuple[float, float]]]) -> Figu
     return figure
 
 
-def changes(table: pd.DataFrame, ylabel: str = "change against before, points", *,
-            panel: Roles = "panel", x: str = "set", hue: str = "method") -> Figure:
-    """Draw bars with 95 % intervals: columns mean and half_width, and those of the panel, the place
-    (x) and the colour."""
-    figure, axes, panels = _panels(roles(table, panel=panel, set=x, method=hue), 2.9, sharey=True)
-    for axis, title, rows in panels:
-        sets, methods = list(dict.fromkeys(rows["set"])), _order(rows.method)
-        for i, method in enumerate(methods):
-            mine = rows[rows.method == method].set_index("set").loc[sets]
-            (name, colour, _), width = LOOKS[method], 0.8 / len(methods)
-            place = np.arange(len(sets)) + (i - (len(methods) - 1) / 2) * width
-            axis.bar(place, mine["mean"], width, yerr=mine.half_width, color=colour, label=name,
-                     error_kw={"lw": 0.8})
-        axis.axhline(0, color="0.2", lw=0.7)
-        axis.set_title(title)
-        axis.set_xticks(range(len(sets)), sets, rotation=38, ha="right")
-    axes[0, 0].set_ylabel(ylabel)
-    _legend(figure, axes)
-    return figure
-
-
-def trade(table: pd.DataFrame, xlabel: str, ylabel: str, *, panel: Roles = "panel",
-          hue: str = "label") -> Figure:
-    """Draw two metrics against each other with their 95 % intervals: columns x, x_half, y, y_half,
-    and those of the panel and the colour (`tables.pairs`).
-
-    Rows whose label is "frozen" become the dotted lines: above is gained, below is lost. They are
-    drawn in every panel unless other rows share their own."""
-    table = _in_every(roles(table, panel=panel, label=hue), "panel", "label")
-    figure, axes, panels = _panels(table, 2.9, sharex=True, sharey=True)
-    for axis, title, rows in panels:
-        for row in rows.itertuples():
-            _cross(axis, row.x, row.y, row.x_half, row.y_half, row.label, lw=0.9)
-        axis.set(title=title, xlabel=xlabel)
-    axes[0, 0].set_ylabel(ylabel)
-    _legend(figure, axes)
-    return figure
-
-
 def _cross(axis, x: float, y: float, x_half: float | None, y_half: float | None, label: str,
            **more) -> None:
     """Draw a point with its intervals; frozen CLIP becomes the dotted lines through it."""
@@ -211,20 +172,4 @@ def stream_curves(table: pd.DataFrame, ylabel: str = "accuracy on seen classes, 
     for axis in axes[:, 0]:
         axis.set_ylabel(ylabel)
     _legend(figure, axes)
-    return figure
-
-
-def loss_curves(table: pd.DataFrame, *, hue: str = "label") -> Figure:
-    """Draw each loss term over the optimiser's steps (`curves.losses`); the vertical lines are
-    stage ends."""
-    figure, axes = _figure(ONE_COLUMN + 0.9, 2.3)
-    axis = axes[0, 0]
-    for i, (label, steps) in enumerate(table.groupby(hue, sort=False)):
-        name, colour, _ = _look(label, i)
-        for term, rows in steps.groupby("term"):
-            axis.plot(rows.step, rows.value, lw=0.9, color=colour, label=f"{name}: {term}")
-        for end in steps.groupby("stage").step.max()[:-1]:
-            axis.axvline(end, color="0.85", lw=0.6, zorder=0)
-    axis.set(xlabel="optimiser step", ylabel="loss")
-    axis.legend(frameon=False)
     return figure

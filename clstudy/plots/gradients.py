@@ -43,40 +43,6 @@ def _mean_line(axis, rows: pd.DataFrame, **line) -> None:
         axis.plot(run.images_seen, run.value, lw=0.4, alpha=0.5, color=line["color"])
 
 
-def by_block(table: pd.DataFrame, ylabel: str) -> Figure:
-    """Draw means over a run per block of each tower, with the runs as dots: columns panel, block,
-    method, seed, value."""
-    figure, axes, panels = _panels(table.sort_values("panel", kind="stable"), 2.3, sharey=True)
-    for axis, title, rows in panels:
-        order = sorted(set(rows.block), key=lambda block: int(block) if block.isdigit() else np.inf)
-        for i, method in enumerate(_order(rows.method)):
-            name, colour, _ = LOOKS[method]
-            for place, block in enumerate(order):
-                values = rows[(rows.method == method) & (rows.block == block)].value
-                x = place + (i - 0.5) * 0.3
-                axis.plot([x] * len(values), values, ".", color=colour, ms=3, alpha=0.6)
-                axis.plot([x - 0.12, x + 0.12], [values.mean()] * 2, color=colour, lw=1.6,
-                          label=name)
-        axis.set(title=title, xlabel="block (0 is nearest to the input)")
-        axis.set_xticks(range(len(order)), order)
-    axes[0, 0].set_ylabel(ylabel)
-    _legend(figure, axes)
-    return figure
-
-
-def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str) -> Figure:
-    """Draw a dot per row, coloured by method, a panel per method."""
-    methods = _order(table.method)
-    figure, axes = _figure(TWO_COLUMNS, 2.6, 1, len(methods), sharey=True, sharex=True)
-    for axis, method in zip(axes[0], methods, strict=True):
-        rows, (name, colour, _) = table[table.method == method], LOOKS[method]
-        axis.plot(rows[x], rows[y], ".", color=colour, ms=4, alpha=0.6)
-        axis.axhline(0, color="0.7", lw=0.6, zorder=0)
-        axis.set(title=name, xlabel=xlabel)
-    axes[0, 0].set_ylabel(ylabel)
-    return figure
-
-
 def anatomy(table: pd.DataFrame, title: str | None = None) -> Figure:
     """Draw one step, class by class: attraction to the left, repulsion to the right. Columns class,
     present, method, attraction, repulsion (norms); classes in the batch stand above those that are

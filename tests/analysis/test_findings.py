@@ -42,6 +42,13 @@ def test_another_metric_is_named_where_it_fits():
         "Sit is higher than finetune in 1 of 3 settings; lower in 1; equal in 1")
 
 
+def test_what_is_too_long_for_a_sentence_is_counted_and_still_names_both():
+    verdicts = [HIGHER, HIGHER, LOWER, INCONCLUSIVE, INCONCLUSIVE]
+    found = table(*verdicts, metric="A_last").assign(metric=[*"abcde"])
+    assert finding(found, {"sit": "text encoder", "finetune": "image encoder"}) == (
+        "Of 5 comparisons of text encoder with image encoder, 2 are higher, 1 lower, 2 inconclusive")
+
+
 def test_several_on_one_side_are_counted():
     several = table(HIGHER, LOWER, INCONCLUSIVE, method=["er", "sit", "lwf"])
     assert finding(several, LABELS) == (

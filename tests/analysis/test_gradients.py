@@ -134,14 +134,6 @@ def test_a_batch_without_a_value_is_left_out(tmp_path):
     assert line(anatomy.norms({"sit": [run]}, "previous"), "image tower") == {20: -.5}
 
 
-def test_blocks_are_means_over_all_steps(run):
-    table = anatomy.blocks({"sit": [run]})
-    found = {(r.panel, r.block): r.value for r in table.itertuples()}
-    assert found == pytest.approx({("image tower", "0"): 8, ("image tower", "1"): 32 / 3,
-                                   ("text tower", "0"): 80 / 3})
-    assert (table.method == "sit").all() and (table.seed == 5).all()
-
-
 def test_drifts_are_means_over_the_classes_of_a_stage(run):
     table = anatomy.drifts({"sit": [run]})
     text, image, match = anatomy.DRIFTS.values()
@@ -204,14 +196,11 @@ LONG = pd.DataFrame([("p", "sit", 1, 20, 4., "sum"), ("p", "sit", 1, 10, 2., "su
                     columns=["panel", "method", "seed", "images_seen", "value", "part"])
 
 
-def test_the_end_and_the_mean_of_each_run_in_a_panel():
+def test_the_end_of_each_run_in_a_panel():
     ends = anatomy.at_end(LONG, "push").set_index(["panel", "method", "seed", "part"]).push
     assert ends.to_dict() == {("p", "sit", 1, "sum"): 4, ("p", "sit", 0, "sum"): 5,
                               ("p", "er", 0, "sum"): 8, ("p", "er", 0, "other"): 9,
                               ("q", "sit", 0, "sum"): 99}
-    means = anatomy.mean_over(LONG[LONG.panel == "p"].drop(columns="part"))
-    assert means.columns.to_list() == ["panel", "method", "seed", "mean over the stream"]
-    assert means["mean over the stream"].to_list() == [3, 3, 8.5]
 
 
 def test_encoders_of_two_times_are_exchanged_at_the_end_for_the_tasks_before_the_last(tmp_path):

@@ -92,20 +92,6 @@ def classes(folder, ends, seed=0, before=(.1, .9, .5)):
                                 for name, value in zip(NAMES, ends, strict=True)], seed)
 
 
-def test_what_each_class_gains(tmp_path):
-    ours = [
-        classes(tmp_path / "a", (.5, .5, .5)),
-        classes(tmp_path / "b", (.7, .5, .5), 1, (.3, .9, .5))
-    ]
-    theirs = [classes(tmp_path / "c", (.2, .6, .5)), classes(tmp_path / "d", (.2, .6, .7), 1)]
-    table = per_class.class_changes(ours, theirs).set_index("class")
-    assert table.difference.to_dict() == pytest.approx({"a": 40, "b": -10, "c": -10})
-    assert table.before.to_dict() == pytest.approx({"a": 20, "b": 90, "c": 50})
-    found = per_class.payers(ours, theirs)  # the hard half of three classes is one
-    assert found["hard half"].tolist() == pytest.approx([30, 50])
-    assert found["easy half"].tolist() == pytest.approx([-5, -15])
-
-
 def test_the_classes_of_the_small_runs_have_all_columns(tmp_path):
     assert set(make(tmp_path / "a").classes("seen").columns) == set(CLASSES)
 

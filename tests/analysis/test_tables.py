@@ -117,23 +117,25 @@ def test_held_out_sets_are_what_is_no_task(tmp_path):
 def test_one_stage_read_under_each_choice_of_candidates(tmp_path, without, expected):
     """After stage 2, over the tasks 1 and 2: own 90 and 80, seen 50 and 70, all 90 and 70."""
     rows = [row for row in evaluations() if said(row) not in without]
-    table = tables.readings({10.0: [make(tmp_path / "a", rows)]}, 2, ["label", "method"])
-    assert table.candidates.tolist() == ["own", "seen", "all"
-                                         ] and table["mean"].tolist() == pytest.approx(expected)
-    assert (table.half_width == 0).all() and (table.label == 10).all() and (table.method
-                                                                            == "sit").all()
+    table = tables.readings({10.0: [make(tmp_path / "a", rows)]}, 2)
+    assert table[["own", "seen", "all"]].iloc[0].tolist() == pytest.approx(expected)
+    assert table.label.tolist() == [10] and table.seed.tolist() == [0]
 
 
-def test_readings_have_the_interval_over_seeds(tmp_path):
+def test_readings_are_compared_run_by_run(tmp_path):
     runs = []
     for seed, value in enumerate((.4, .5, .6)):
-        rows = [{**row, "value": value} if
-                (said(row), row["candidates"]) == ("task 1", "own") else row
-                for row in evaluations()]
-        runs.append(make(tmp_path / str(seed), rows, seed))
-    own = tables.readings(runs, 1, ["method"]).iloc[0]
-    assert own["mean"] == pytest.approx(50) and own.half_width == pytest.approx(
-        T * 10 / math.sqrt(3), rel=1e-5)
+        for method, lead in (("finetune", 0), ("sit", .1)):
+            rows = [{**row, "value": value + lead} if
+                    (said(row), row["candidates"]) == ("task 1", "own") else row
+                    for row in evaluations()]
+            run = make(tmp_path / f"{method}{seed}", rows, seed)
+            runs.append(type(run)(run.config.model_copy(update={"method": method}), run.folder))
+    table = tables.readings(runs, 1)
+    assert table.own.tolist() == pytest.approx([40, 50, 50, 60, 60, 70])
+    found = comparisons.compare(table, ["own", "all"], margin=2)
+    assert found.difference.tolist() == pytest.approx([10, 0])
+    assert found.verdict.tolist() == ["higher", "equal within ±2"]
 
 
 def test_what_runs_cost(tmp_path):

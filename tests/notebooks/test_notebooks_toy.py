@@ -34,8 +34,8 @@ TOY = {  # parameters that make it small; the model is the toy's
             for text in (.3, .6)), {"tuner": "lora", "method": "finetune", "stream": "joint"}],
         "variants": {"two": {"double_softmax": True}}},
     "04_gradients": STREAM | {"look_at": 2},
-    "05_which_encoder": STREAM,
-    "06_streams": STREAM,
+    "05_which_encoder": FEW | {"tasks": 2, "rates": [0.01, 0.02], "more": {"eval_every": 20}},
+    "06_streams": FEW | {"tasks": 2, "rates": [0.01, 0.02], "more": {"eval_every": 20}},
     "07_vocabulary": ONE | {
         "choosing": {}, "lr": 0.01, "more": {},
         "lines": {"finetune": {"method": "finetune", "lr": [0.001, 0.01], "eval_every": 30,

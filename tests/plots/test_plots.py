@@ -19,7 +19,7 @@ from PIL import Image
 from small_runs import make, row
 
 from clstudy import plots
-from clstudy.analysis.curves import losses, matrices, over_stream
+from clstudy.analysis.curves import matrices, over_stream
 from clstudy.data.streams import Stage
 from clstudy.evaluation.metrics import EXAMPLE
 from clstudy.plots import style
@@ -210,29 +210,6 @@ def test_bars_are_as_long_as_their_values_from_the_top():
     assert (axis.get_title(), axis.get_xlabel()) == ("change", "points")
 
 
-def test_changes_are_bars_with_their_intervals():
-    rows = [("disjoint", "pets", "sit", -1., .5), ("disjoint", "cars", "sit", 2., 0.),
-            ("disjoint", "cars", "finetune", -4., 1.), ("disjoint", "pets", "finetune", -3., 2.),
-            ("joint", "pets", "sit", 7., 1.)]
-    figure = plots.changes(
-        pd.DataFrame(rows, columns=["panel", "set", "method", "mean", "half_width"]), "points")
-    left, right = figure.axes
-    assert titles(figure) == ["disjoint", "joint"] and left.get_ylabel() == "points"
-    assert ticks(left, "x") == ["pets", "cars"] and ticks(right, "x") == ["pets"]
-    assert [bar.get_height()
-            for bar in left.patches] == [-3, -4, -1, 2]  # of each method in the order of the sets
-    assert [bar.get_height() for bar in right.patches] == [7]
-    centres = [bar.get_x() + bar.get_width() / 2 for bar in left.patches]
-    assert centres == pytest.approx([-.2, .8, .2, 1.2])
-    ends = [
-        segment[:, 1].tolist() for lines in left.collections for segment in lines.get_segments()
-    ]
-    assert ends == [[-5, -1], [-5, -3], [-1.5, -.5], [2, 2]]
-    assert [to_hex(bar.get_facecolor()).upper()
-            for bar in left.patches] == [FINETUNE[1]] * 2 + [SIT[1]] * 2
-    assert legend(figure) == [FINETUNE[0], SIT[0]]  # each once, though there are two panels
-
-
 def test_one_step_class_by_class_attraction_left_repulsion_right():
     rows = [("b", False, "finetune", 0., 2.), ("a", True, "finetune", 3., 1.),
             ("a", True, "sit", 4., .5)]
@@ -294,32 +271,6 @@ def test_arrivals_are_shares_of_classes_among_the_images_in_time():
     ) == "images of the stream" and axis.get_xlim() == (0, 8)
     colours = [tuple(area.get_facecolor()[0]) for area in axis.collections]
     assert colours[0] == colours[1] != colours[2]  # by home stage
-
-
-# ---- one number against another
-
-
-def test_a_trade_has_a_cross_per_method_and_frozen_clip_as_lines():
-    rows = [("lora", "frozen", 50., 0., 60., 0.), ("lora", "sit", 70., 2., 55., 3.),
-            ("lora", "er", 65., 1., 40., .5), ("full", "finetune", 30., 4., 20., 5.)]
-    table = pd.DataFrame(rows, columns=["panel", "label", "x", "x_half", "y", "y_half"])
-    figure = plots.trade(table, "A_auc, %", "concepts, %")
-    left, right = figure.axes
-    vertical, horizontal = left.lines[:2]
-    assert set(vertical.get_xdata()) == {50} and set(
-        horizontal.get_ydata()) == {60} and vertical.get_linestyle() == ":"
-    crosses = [(points(c.lines[0]), [bar.get_segments()[0].tolist() for bar in c.lines[2]])
-               for c in left.containers]
-    assert crosses == [([[70, 55]], [[[68, 55], [72, 55]], [[70, 52], [70, 58]]]),
-                       ([[65, 40]], [[[64, 40], [66, 40]], [[65, 39.5], [65, 40.5]]])]
-    assert [c.lines[0].get_marker()
-            for c in left.containers] == ["o", "s"]  # as their dashes: SIT none, ER long
-    assert points(right.containers[0].lines[0]) == [[30, 20]] and len(right.lines) == 1
-    assert sorted(legend(figure)) == sorted(
-        plots.METHODS[name][0] for name in ("frozen", "sit", "er", "finetune"))
-    assert (left.get_xlabel(), left.get_ylabel(), titles(figure)) == ("A_auc, %", "concepts, %", [
-        "lora", "full"
-    ])
 
 
 def test_methods_of_one_colour_can_be_told_apart():
@@ -390,30 +341,6 @@ def test_a_series_has_a_line_per_method_over_a_setting():
     assert (left.get_xlabel(), left.get_ylabel()) == ("N, %", "%")
 
 
-def test_blocks_have_a_dot_per_run_and_a_bar_at_the_mean():
-    rows = [("image tower", block, method, seed, base + value + seed)
-            for method, base in (("sit", 10), ("finetune", 0))
-            for block, value in (("10", 3), ("2", 1), ("outside", 5)) for seed in (0, 1)]
-    figure = plots.by_block(
-        pd.DataFrame(rows, columns=["panel", "block", "method", "seed", "value"]), "norm")
-    axis = figure.axes[0]
-    assert ticks(axis, "x") == ["2", "10", "outside"]  # by number
-    dots, bars = axis.lines[::2], axis.lines[1::2]
-    assert [points(line) for line in dots[:3]] == [[[-.15, 1], [-.15, 2]], [[.85, 3], [.85, 4]],
-                                                   [[1.85, 5], [1.85, 6]]]
-    assert [set(line.get_ydata()) for line in bars] == [{1.5}, {3.5}, {5.5}, {11.5}, {13.5}, {15.5}]
-    assert legend(figure) == [FINETUNE[0], SIT[0]] and axis.get_ylabel() == "norm"
-
-
-def test_a_scatter_has_a_panel_per_method():
-    table = pd.DataFrame(
-        {"method": ["sit", "finetune", "sit"], "parted": [.1, .2, .3], "change": [-1., -2., -3.]})
-    figure = plots.scatter(table, "parted", "change", "parted, cos", "points")
-    assert titles(figure) == [FINETUNE[0], SIT[0]]
-    assert [points(axis.lines[0]) for axis in figure.axes] == [[[.2, -2]], [[.1, -1], [.3, -3]]]
-    assert figure.axes[0].get_xlabel() == "parted, cos" and figure.axes[0].get_ylabel() == "points"
-
-
 # ---- what is refused, and what is not needed
 
 
@@ -478,10 +405,6 @@ def test_settings_on_a_logarithmic_axis_are_written_at_their_places():
 
 
 @pytest.mark.parametrize("draw", [
-    lambda: plots.changes(pd.DataFrame({"panel": ["p"], "set": ["s"], "method": ["sitt"], "mean": [1.],
-                                        "half_width": [0.]})),
-    lambda: plots.trade(pd.DataFrame({"panel": ["p"], "label": ["sitt"], "x": [1.], "x_half": [0.], "y": [1.],
-                                      "y_half": [0.]}), "x", "y"),
     lambda: plots.series(pd.DataFrame({"panel": ["p"], "method": ["sitt"], "x": [1.], "mean": [1.],
                                        "half_width": [0.]}), "x", "y"),
     lambda: plots.bands(pd.DataFrame({"panel": ["p"], "method": ["sitt"], "seed": [0], "images_seen": [1],
@@ -490,7 +413,7 @@ def test_settings_on_a_logarithmic_axis_are_written_at_their_places():
     lambda: plots.scatter(pd.DataFrame({"method": ["sitt"], "x": [0.], "y": [0.]}), "x", "y", "x", "y"),
     lambda: plots.anatomy(pd.DataFrame({"class": ["a"], "present": [True], "method": ["sitt"], "attraction": [0.],
                                         "repulsion": [0.]})),
-], ids=["changes", "trade", "series", "bands", "by_block", "scatter", "anatomy"])
+], ids=["series", "bands", "by_block", "scatter", "anatomy"])
 def test_an_unknown_method_has_no_look_and_is_refused(draw):
     with pytest.raises((KeyError, ValueError), match="sitt"):
         draw()
@@ -527,19 +450,3 @@ def test_matrices_are_means_over_runs_on_one_scale(tmp_path):
     assert sit.collections[0].get_clim() == mine.collections[0].get_clim() == (0, 80)
     assert bar.get_ylabel() == "accuracy, %" and (sit.get_ylabel(),
                                                   mine.get_ylabel()) == ("after stage", "")
-
-
-def test_losses_have_a_line_per_term_and_the_ends_of_stages(tmp_path):
-    steps = [{"stage": stage, "images_seen": 8, "step": step, "term": term, "value": value}
-             for stage, step, term, value in ((1, 0, "task", 2.), (1, 0, "distil", .5),
-                                              (1, 1, "task", 1.), (1, 1, "distil", .75),
-                                              (2, 2, "task", 3.), (2, 2, "distil", .25))]
-    axis = plots.loss_curves(losses({"finetune": [make(tmp_path / "a", steps=steps)]})).axes[0]
-    drawn = {
-        line.get_label(): points(line) for line in axis.lines
-        if not line.get_label().startswith("_")
-    }
-    assert drawn == {"asymmetric: task": [[0, 2], [1, 1], [2, 3]],
-                     "asymmetric: distil": [[0, .5], [1, .75], [2, .25]]}
-    assert [line.get_xdata()[0] for line in axis.lines if line.get_label().startswith("_")] == [1]
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("optimiser step", "loss")

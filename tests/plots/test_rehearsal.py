@@ -31,32 +31,6 @@ def test_a_look_of_its_own_can_be_told_apart():
         rehearsal.look("no such method")
 
 
-def test_sizes_stand_at_equal_distances_and_what_has_no_memory_is_a_line_across():
-    rows = [("A", "er", 50, 5., .5), ("A", "er", 0, 1., 0.), ("A", "er", 2, 2., .25),
-            ("A", "frozen", np.nan, 4., 1.), ("A", "sit", 2, 3., 0.), ("B", "er", 0, 9., 0.),
-            ("B", "er", 2, 8., 0.), ("B", "er", 50, 7., 0.), ("B", "frozen", np.nan, 6., 0.),
-            ("B", "sit", 2, 5., 0.)]
-    table = pd.DataFrame(rows, columns=["panel", "method", "x", "mean", "half_width"])
-    figure = rehearsal.sizes(table, "images per class", "%")
-    left, right = figure.axes
-    assert titles(figure) == [
-        "A", "B"
-    ] and left.get_ylabel() == "%" and right.get_xlabel() == "images per class"
-    assert left.get_ylim() == pytest.approx(
-        (1 - 1.4, 5 + 1.4))  # the means, and a third of their range
-    assert [tick.get_text() for tick in left.get_xticklabels()] == ["0", "2", "50"]
-    er, across, sit = left.containers
-    assert points(er.lines[0]) == [[-.03, 1], [.97, 2], [1.97, 5]] and points(
-        sit.lines[0]) == [[1.03, 3]]
-    assert [segment[:, 1].tolist() for segment in er.lines[2][0].get_segments()] == [[1, 1],
-                                                                                     [1.75, 2.25],
-                                                                                     [4.5, 5.5]]
-    assert [segment[:, 1].tolist() for segment in across.lines[2][0].get_segments()] == [[3, 5]]
-    (line,) = [line for line in left.lines if line.get_label() == plots.METHODS["frozen"][0]]
-    assert set(line.get_ydata()) == {4}
-    assert legend(figure) == [plots.METHODS[name][0] for name in ("er", "frozen", "sit")]
-
-
 def test_weights_of_every_class_and_their_means():
     rows = [(seed, stage, step, label, weight + seed) for seed in (0, 1)
             for stage, step, label, weight in [(1, 0, 4, 1.), (1, 0, 2,
@@ -82,34 +56,6 @@ def test_weights_of_every_class_and_their_means():
     assert sum(line.get_linewidth() < .5
                for line in right.lines) == 4
     assert [text.get_text() for text in right.get_legend().get_texts()] == list(lines)
-
-
-def test_payers_have_a_dot_per_class_a_line_and_names():
-    table = pd.DataFrame({"class": ["a", "b", "c", "d"], "before": [0., 10., 20., 30.],
-                          "difference": [3., 2., 1., 0.]})
-    figure = rehearsal.payers({"one": table, "two": table.assign(difference=1.)}, "before", "gain")
-    left, right = figure.axes
-    zero, dots, line = left.lines
-    assert points(dots) == [[0, 3], [10, 2], [20, 1], [30, 0]] and points(line) == [[0, 3], [30, 0]]
-    assert [text.get_text() for text in left.texts] == ["a", "b", "c"]
-    assert [text.get_ha() for text in left.texts] == ["left", "left", "right"]  # away from the edge
-    assert titles(figure) == ["one", "two"
-                              ] and (left.get_xlabel(), left.get_ylabel()) == ("before", "gain")
-
-
-def test_estimates_have_a_line_per_gamma():
-    rows = [(seed, gamma, visit, visit + seed, -visit * gamma)
-            for seed in (0, 2) for gamma in (.5, 1.) for visit in (1, 2)]
-    figure = rehearsal.estimates(
-        pd.DataFrame(rows, columns=["seed", "gamma", "visit", "error", "bias"]))
-    left, right = figure.axes
-    assert [points(c.lines[0]) for c in left.containers] == [[[1, 2], [2, 3]]] * 2
-    assert [points(c.lines[0]) for c in right.containers] == [[[1, -1], [2, -2]], [[1, -.5],
-                                                                                   [2, -1]]]
-    assert legend(figure) == ["γ = 1 (the batch alone)", "γ = 0.5"]
-    heights = np.ptp([s[:, 1] for s in left.containers[0].lines[2][0].get_segments()], axis=1)
-    assert heights == pytest.approx([2 * 12.7062] * 2,
-                                    rel=1e-4)  # Student's t for two seeds, s / √2 = 1
 
 
 def test_hands_are_a_row_per_thing_and_a_column_per_domain():

@@ -22,6 +22,8 @@ import small_runs
 import torch
 
 from clstudy import load_clip
+from clstudy.analysis import choice
+from clstudy.analysis.scores import grouped
 from clstudy.data.benchmarks import BENCHMARKS, domainnet
 from clstudy.data.benchmarks.photographs import SIT_HELD_OUT, SIT_PROMPT
 from clstudy.notebooks import parameters
@@ -49,8 +51,8 @@ COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
     "03_candidates": lambda p: (2 * len(p["tuners"]) + len(p["beside"])
                                 + sum(variant_of_03(p, changed) for changed in p["variants"].values())),
     "04_gradients": lambda p: 2 + len(p["interventions"]),
-    "05_which_encoder": lambda p: 3 * len(p["methods"]) + 1,
-    "06_streams": lambda p: len(p["methods"]) * len(p["disjoint_shares"]),
+    "05_which_encoder": lambda p: 3 * len(p["rates"]) + len(p["beside"]),
+    "06_streams": lambda p: 2 * len(p["streams"]) * len(p["rates"]),
     "07_vocabulary": lambda p: len(p["in_sessions"]) + sum(
         math.prod(len(value) for value in one.values() if isinstance(value, list))
         for one in p["lines"].values()),
@@ -172,6 +174,21 @@ def test_statements_that_only_look_at_runs_are_left_out():
     said = "\n".join(ast.unparse(statement) for statement in needed(PATHS["03_candidates"]))
     assert said.count("train_all(") == 6 and "shared = " in said and "variants.items()" in said
     assert not re.search(r"\b(curves|tables)\.|check\(", said)
+
+
+def test_06_makes_no_run_that_03_does_not_make(monkeypatch):
+    def largest(runs, metric, among, by=("method", "tuner")):
+        """In place of `chosen`, which needs finished runs: those at the largest value."""
+        groups = grouped(runs, [*by, among])
+        return Runs(run for key, group in groups.items() for run in group
+                    if key[-1] == max(other[-1] for other in groups if other[:-1] == key[:-1]))
+
+    monkeypatch.setattr(choice, "chosen", largest)
+    found = [{config.run_id for config in collect(PATHS[stem], {
+        p.name: p.value for p in parameters.parameters(PATHS[stem])
+    } | parameters.profile_parameters(PATHS[stem], "full"))}
+        for stem in ("06_streams", "03_candidates")]
+    assert found[0] and found[0] < found[1]
 
 
 # ---- the settings of the SIT paper (its released code)
