@@ -13,7 +13,7 @@ from clstudy.plots.accuracy import (
 )
 from clstudy.plots.comparisons import buffers, differences, frontier, over
 from clstudy.plots.design_space import design_space_map
-from clstudy.plots.domains import domain_gains, domain_matrices, style_grid
+from clstudy.plots.domains import domain_matrices, style_grid
 from clstudy.plots.gradients import anatomy, bands, by_block, scatter
 from clstudy.plots.images import bars, pictures, similarity
 from clstudy.plots.leaderboard import clouds, ranking
@@ -23,7 +23,7 @@ from clstudy.plots.style import LOOKS, METHODS, VOCABULARIES, save
 
 __all__ = ["LOOKS", "METHODS", "VOCABULARIES", "accuracy_matrices", "anatomy", "arrivals", "bands",
            "bars", "buffers", "by_block", "changes", "class_weights", "clouds",
-           "design_space_map", "differences", "domain_gains", "domain_matrices",
+           "design_space_map", "differences", "domain_matrices",
            "estimates", "frontier", "live", "look", "loss_curves", "matrix", "over",
            "payers", "pictures", "ranking", "roles", "save", "scatter", "series",
            "similarity", "sizes", "stream_curves", "style_grid", "trade"]

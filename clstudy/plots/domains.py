@@ -2,11 +2,10 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
-from clstudy.plots.rehearsal import _room, look
-from clstudy.plots.style import TWO_COLUMNS, _figure, _legend, _line, _panels
+from clstudy.plots.rehearsal import look
+from clstudy.plots.style import TWO_COLUMNS, _figure
 
 
 def style_grid(pictures: np.ndarray, things: Sequence[str], names: Sequence[str]) -> Figure:
@@ -57,23 +56,4 @@ def domain_matrices(means: Mapping[str, np.ndarray], names: Sequence[str] | None
     figure.colorbar(shown, ax=axes, label="change, points", shrink=0.9)
     if not names:
         figure.supxlabel("domain, in order of arrival", fontsize=8)
-    return figure
-
-
-def domain_gains(table: pd.DataFrame) -> Figure:
-    """Draw the change of domains against before training, after each stage; a panel for those that
-    have come and one for the others (`domains.domain_gains`). The means fill a panel: long bars run
-    out of it."""
-    methods = list(dict.fromkeys(table.method))
-    figure, axes, panels = _panels(table, 2.7, sharey=True)
-    for axis, title, mine in panels:
-        for i, method in enumerate(methods):
-            rows = mine[mine.method == method]
-            shift = (i - (len(methods) - 1) / 2) * 0.06  # bars do not hide each other
-            _line(axis, rows.x + shift, rows["mean"], rows.half_width, look(method))
-        axis.axhline(0, color="0.2", lw=0.6, zorder=0)
-        axis.set(title=f"domains that {title}", xlabel="after stage")
-        axis.set_xticks(sorted(mine.x.unique()))
-    axes[0, 0].set(ylim=_room([0, *table["mean"]]), ylabel="change, points")
-    _legend(figure, axes, [look(method)[0] for method in methods])
     return figure
