@@ -26,12 +26,15 @@ def style_grid(pictures: np.ndarray, things: Sequence[str], names: Sequence[str]
     return figure
 
 
-def domain_matrices(means: Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> Figure:
+def domain_matrices(means: Mapping[str, np.ndarray], names: Sequence[str] | None = None,
+                    labels: Mapping[str, str] | None = None) -> Figure:
     """Draw matrices of domains (`domains.domain_means`), up to four side by side: a row per stage,
     the first before training. Numbers are accuracies in percent, colours their change against the
     first row.
 
-    names: the domains in their order of arrival, where it is the same for all runs."""
+    names: the domains in their order of arrival, where it is the same for all runs. labels: what to
+    call a method."""
+    labels = labels or {}
     columns = len(means) if len(means) <= 4 else 3
     count, rows = len(next(iter(means.values()))), -(-len(means) // columns)
     height = (0.75 + 0.2 * count + 0.45 * bool(names)) * rows
@@ -47,7 +50,7 @@ def domain_matrices(means: Mapping[str, np.ndarray], names: Sequence[str] | None
             axis.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center",
                       fontsize=6.5, color=colour)
         axis.axhline(1, color="0.15", lw=1)
-        axis.set(title=look(label)[0], ylim=(len(R), 0))
+        axis.set(title=labels.get(label, look(label)[0]), ylim=(len(R), 0))
         if i % columns == 0:
             axis.set_ylabel("after stage")
         axis.set_yticks(np.arange(len(R)) + 0.5, ["before", *range(1, len(R))])

@@ -142,6 +142,7 @@ def test_matrices_of_domains(count, shape):
     assert panels[0].get_ylabel() == "after stage" and panels[0].get_ylim() == (3, 0)
     assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["before", "1", "2"]
     assert figure.get_supxlabel() == "domain, in order of arrival"
-    named = domains.domain_matrices(means, ["x", "y"])
+    named = domains.domain_matrices(means, ["x", "y"], {"finetune": "fine-tuning"})
+    assert named.axes[0].get_title() == "fine-tuning"
     assert [tick.get_text() for tick in named.axes[0].get_xticklabels()
             ] == ["x", "y"] and not named.get_supxlabel()
