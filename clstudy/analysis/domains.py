@@ -14,8 +14,8 @@ def in_order(run: Run) -> list[str]:
     """Return the domains of a stream `domains` in their order of arrival. ValueError: another
     stream."""
     if not (order := arrival(run)):
-        raise ValueError(f"stream={run.config.stream!r} of run {run.id}: must be 'domains', with each "
-                         "domain in training and test images")
+        raise ValueError(f"stream={run.config.stream!r} of run {run.id}: must be 'domains', with "
+                         "each domain in training and test images")
     names = domain_names(run)
     return [names[number] for number in order]
 

@@ -167,8 +167,8 @@ class Measured(ABC):
 
     @abstractmethod
     def domains(self) -> np.ndarray:
-        """Return the accuracy on each domain, (…, T + 1, domains), all classes as candidates: row 0 is
-        before training, columns are in the order of the benchmark."""
+        """Return the accuracy on each domain, (…, T + 1, domains), all classes as candidates: row 0
+        is before training, columns are in the order of the benchmark."""
 
     @abstractmethod
     def share(self, name: str, before: bool, metric: str = "accuracy") -> Value:
