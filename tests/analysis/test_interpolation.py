@@ -11,6 +11,7 @@ from clstudy import compare, load_or_train
 from clstudy.analysis import interpolation
 from clstudy.analysis.scores import metrics_of, scores
 from clstudy.evaluation.accuracy import evaluate
+from clstudy.runs import evidence
 from clstudy.runs.run import Runs, load_tuned
 from clstudy.training.setup import prepare
 
@@ -91,6 +92,18 @@ def test_a_line_is_drawn_once(runs, monkeypatch):
     assert rows(first[1], 2) == rows(again[1], 2)
     with pytest.raises(TypeError):
         interpolation.points([run], [0.25, 0.5])  # another line is another table
+
+
+def test_a_stored_line_is_read_without_the_weights(runs, tmp_path):
+    run = runs()
+    first = interpolation.points([run], [0, 0.5, 1])
+    path = tmp_path / "runs.parquet"
+    evidence.pack([run], path, tables={run.id: run.tables()})
+    (run.folder / "model.safetensors").unlink()
+    again = interpolation.points(evidence.load(path), [0, 0.5, 1])
+    assert [rows(point, 2) for point in again] == [rows(point, 2) for point in first]
+    found = [compare(points, METRICS, "alpha", 0.0) for points in (again, first)]
+    pd.testing.assert_frame_equal(*found)
 
 
 def test_lines_are_handed_to_workers_once_each(runs, monkeypatch):
