@@ -39,15 +39,10 @@ PICTURES = os.environ.get("CLSTUDY_SCREENSHOTS")  # their folder; then notebooks
 HAND = {"benchmark_args": {"families": ["streamline-emojis"]}, "seeds": [0, 1], "precision": "fp32"}
 FEW = {"benchmark_args": {"update": ["activities"], "held_out": ["validation"]}, "seeds": [0, 1],
        "tasks": 2, "precision": "fp32"}
-STREAM = HAND | {"tasks": 2, "steps_per_batch": 1, "more": {"eval_every": 1000, "held_out_every": 5}}
 RATE = {"seeds": [0, 1], "precision": "fp32", "tasks": 2, "rates": [0.005],
         "more": {"steps_per_batch": 1, "held_out_every": 5}}
-UPDATE = {
-    "benchmark_args": {
-        "update": ["activities"], "held_out": ["other classes"], "train_families": ["noto"],
-        "test_families": ["twemoji"]
-    }, "seeds": [0, 1], "precision": "fp32", "epochs": 1
-}
+UPDATE = {"update": ["activities"],
+          "held_out": ["other classes", "validation", "validation, other classes"]}
 SMALL = {  # parameters that make it small; the model is a toy's wherever it can be chosen
     "00_start_here": {"things": ["dog", "pizza"], "extra": ["an animal"]},
     "01_forgetting": {"precision": "fp32", "tasks": [["food-drink"], ["activities"]],
@@ -55,7 +50,7 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
     "02_the_loop": {"tasks": 2, "batch_size": 256},
     "03_candidates": FEW | {"rates": {"lora": [0.005]}},
     "04_gradients": FEW | {"look_at": 2, "model": "icon-clip"},  # a toy has nothing to lose
-    "05_which_encoder": RATE | {"benchmark_args": UPDATE["benchmark_args"]},
+    "05_which_encoder": RATE | {"benchmark_args": UPDATE},
     "06_streams": RATE,
     "07_vocabulary": {
         "seeds": [0, 1], "precision": "fp32", "epochs": 1, "more": {}, "in_sessions": ["vr_lwf"],
@@ -63,11 +58,10 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
                   "vr_lwf": {"method": "vr_lwf", "weight": [1]},
                   "class_means": {"method": "class_means", "tuner": "none", "text": [0, 0.5]}},
         "sessions": {"tasks": 2, "held_out_every": 2}},
-    "08_weights": UPDATE | {"shares": [0, 0.5, 1], "average_every": 1,
-                            "sessions": {"tasks": 2, "held_out_every": 2}},
+    "08_weights": {"seeds": [0, 1], "precision": "fp32", "epochs": 1, "shares": [0.5],
+                   "more": {"steps_per_batch": 1}},
     "09_small_memory": FEW | {"more": {}, "classes": 5},
-    "10_domains": {"benchmark_args": {"families": ["noto", "twemoji"]}, "shown_args": {}, "seeds": [0, 1], "size": 49,
-                   "precision": "fp32"},
+    "10_domains": {"seeds": [0, 1], "size": 29, "precision": "fp32", "more": {"held_out_every": 100}},
     "11_the_map": HAND | {"tasks": 2, "size": 20,
                           "new": {"SIT × kl": ["batch", "batch", "kl", "none", "reservoir", "sit"]}},
     "12_leaderboard": {},

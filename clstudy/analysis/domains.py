@@ -1,75 +1,37 @@
-"""Streams of domains: accuracy matrices over domains, forgetting and transfer between them."""
+"""Streams of domains: accuracy matrices over domains, in their order of arrival. Their metrics are
+among those of `scores.metrics_of`."""
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 
-from clstudy.analysis import tables
-from clstudy.analysis.scores import Groups, flattened, metrics_of, settings
-from clstudy.data.streams import Domains
+from clstudy.analysis.scores import arrival, domain_names
 from clstudy.data.types import BenchmarkData
-from clstudy.evaluation import metrics
 from clstudy.runs.run import Run
 
 
-def arrival(run: Run, benchmark: BenchmarkData) -> list[str]:
-    """Return the domains of a stream `domains` in their order of arrival."""
-    config, train = run.config, benchmark.train
-    seed = config.seed if config.stream_seed is None else config.stream_seed
-    stages = Domains(**config.stream_args).stages(train.labels, seed, train.domains)
-    return [train.domain_names[train.domains[stage.index[0]]] for stage in stages]
+def in_order(run: Run) -> list[str]:
+    """Return the domains of a stream `domains` in their order of arrival. ValueError: another
+    stream."""
+    if not (order := arrival(run)):
+        raise ValueError(f"stream={run.config.stream!r} of run {run.id}: must be 'domains', with "
+                         "each domain in training and test images")
+    names = domain_names(run)
+    return [names[number] for number in order]
 
 
-def domain_matrix(run: Run, benchmark: BenchmarkData) -> np.ndarray:
+def domain_matrix(run: Run) -> np.ndarray:
     """Return R[s, t], the accuracy on the domain that came as number t + 1, after stage s; row 0 is
     before training. All classes are candidates. The metrics of a matrix apply
-    (`metrics.METRICS`)."""
-    return run.domains("all")[arrival(run, benchmark)].to_numpy()
+    (`metrics.METRICS`). ValueError: a stream that is not of domains."""
+    return run.domains("all")[in_order(run)].to_numpy()
 
 
-def domain_means(groups: Mapping[str, Sequence[Run]],
-                 benchmark: BenchmarkData) -> dict[str, np.ndarray]:
+def domain_means(groups: Mapping[str, Sequence[Run]]) -> dict[str, np.ndarray]:
     """Return the mean of `domain_matrix` over the runs of each group. Where runs differ in the
     order of arrival, a column is a place in the order."""
-    return {label: np.mean([domain_matrix(run, benchmark) for run in runs], axis=0)
+    return {label: np.mean([domain_matrix(run) for run in runs], axis=0)
             for label, runs in groups.items()}
-
-
-def domain_scores(runs: Groups, benchmark: BenchmarkData,
-                  held_out: Sequence[str] = ()) -> pd.DataFrame:
-    """Return a row per run as `scores` does, with metrics over domains and of held-out sets, in
-    points: "average" and "worst domain" of the last row of the matrix, "forgetting" (Chaudhry et
-    al. 2018), and "transfer": by how much a domain is better just before it comes than before
-    training (FWT, Lopez-Paz and Ranzato 2017). The last two are NaN where the stream is not of
-    domains."""
-    rows = []
-    for run in flattened(runs):
-        last = 100 * run.domains("all").iloc[-1].to_numpy()
-        row = {"average": last.mean(), "worst domain": metrics.worst_domain(last),
-               "forgetting": np.nan, "transfer": np.nan}
-        if run.config.stream == "domains":
-            R = 100 * domain_matrix(run, benchmark)
-            row |= {"forgetting": metrics.forgetting(R), "transfer": metrics.forward_transfer(R)}
-        rows.append(row | {name: metrics_of(run)[name] for name in held_out})
-    return pd.concat([settings(runs), pd.DataFrame(rows)], axis=1)
-
-
-def domain_gains(groups: Mapping[str, Sequence[Run]], benchmark: BenchmarkData) -> pd.DataFrame:
-    """Return by how much domains that have come, and those still to come, are better after each
-    stage than before training, in points: columns panel, method, x, mean, half_width. After the
-    last stage none is to come."""
-    rows = []
-    for label, runs in groups.items():
-        gains = [100 * (R - R[0]) for R in (domain_matrix(run, benchmark) for run in runs)]
-        for stage in range(1, len(gains[0])):
-            for panel, part in (("have come", slice(stage)),
-                                ("are still to come", slice(stage, None))):
-                found = [gain[stage, part] for gain in gains]
-                if found[0].size:
-                    means = tables.spread([one.mean() for one in found])
-                    rows.append({"panel": panel, "method": label, "x": stage, **means})
-    return pd.DataFrame(rows)
 
 
 def in_every_domain(benchmark: BenchmarkData,

@@ -1,138 +1,129 @@
-"""Evaluate the models on a straight line between two models in weight space.
+"""The models on a straight line between CLIP and a tuned model in weight space, each as a run.
 
-    θ(share) = θ_start + share · (θ_end − θ_start)
+    θ(α) = θ_0 + α (θ − θ_0)        θ_0: what is tuned, before training; θ: at the end
 
-Sources: WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903; linear mode connectivity, Frankle et al.
-2019, arXiv 1912.05671. LoRA and RKR are folded into the weights first, so that the line is straight
-in what the model computes with."""
-from collections.abc import Mapping, Sequence
+This is WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903) after training: the point α of a run of
+`finetune` is what the same run of `wise_ft` with this alpha evaluates at its end, without a second
+training. So a point has the settings of that run, and everything that takes runs takes points.
+
+    points(runs, [0, 0.5, 1])        0 is CLIP, 1 the tuned model
+"""
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
+import numpy as np
 import pandas as pd
-import torch
 
-from clstudy.analysis.comparisons import compare
 from clstudy.evaluation.accuracy import evaluate
-from clstudy.models.clip import Clip
-from clstudy.models.loading import load_clip
-from clstudy.models.merging import merge
-from clstudy.models.weight_space import Values, between, put
-from clstudy.runs.run import Run, kept_name, load_tuned
+from clstudy.models.weight_space import between, put, tuned
+from clstudy.runs.run import Run, Runs, kept_name, load_tuned
 from clstudy.runs.workers import default, local
 from clstudy.training.setup import prepare
 from clstudy.utils.progress import bar
 from clstudy.utils.validation import choose
 
-Pair = tuple[Run | None, Run]
-ENDS = {"the mean of the ends": (0.0, 1.0), "the start": (0.0,), "the end": (1.0,)}
+CORRECT = "correct"  # the metric of rows that hold which images were right
+COLUMNS = ["share", "kind", "name", "candidates", "metric", "value", "count", "bits"]
 
 
-def lines(pairs: Mapping[str, Sequence[Pair]], shares: Sequence[float],
-          held_out: Sequence[str] = ("other classes",)) -> pd.DataFrame:
-    """Evaluate the line of each pair of a start and an end, given under a label: the rows of
-    `along`, with the columns label and seed (of the end). Worker processes divide the cores.
+@dataclass(frozen=True, eq=False)
+class Point(Run):
+    """The model at a share of the way, as a run that was measured before training and at its end.
 
-    Errors are those of `along`: the first is raised, and the lines made before it are kept."""
-    every = [pair for group in pairs.values() for pair in group]
-    todo = [(start, end) for start, end in every
-            if _name(start, shares, held_out) not in end.tables()]
-    make = partial(_make, shares=shares, held_out=held_out)
-    workers = default([end.config for _, end in every])
-    with bar(total=len(every), initial=len(every) - len(todo), desc="lines", unit="line") as shown:
-        with closing(local(make, todo, workers)) as outcomes:
+    Its `folder` is that of the tuned run and the share, and does not exist. Retrieval is measured
+    before training and at share 1 alone."""
+
+    end: Run
+    share: float
+    measured: pd.DataFrame  # of `_measure`, at this share
+
+    @cached_property
+    def evals(self) -> pd.DataFrame:
+        rows = self.measured[self.measured.metric != CORRECT]
+        return self._whole(self.end.evals, rows)
+
+    @cached_property
+    def bits(self) -> pd.DataFrame:
+        rows = self.measured[self.measured.metric == CORRECT]
+        return self._whole(self.end.bits, rows.assign(set=rows["name"]))
+
+    @cached_property
+    def tests(self) -> pd.DataFrame:
+        return self.end.tests
+
+    def has_tests(self) -> bool:
+        return self.end.has_tests()
+
+    def _whole(self, table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of `table` from before training, and those of the point at the end."""
+        first = table[table.stage == 0]
+        last = table[(table.stage == table.stage.max()) & table.stage_end]
+        rows = last if self.share == 1 else rows
+        when = last[["stage", "images_seen", "stage_end"]].iloc[0].to_dict()
+        return pd.concat([first, rows.assign(**when)[table.columns]], ignore_index=True)
+
+
+def points(ends: Sequence[Run], shares: Sequence[float]) -> Runs:
+    """Return the points of the line to each of these tuned models, at shares from 0 to 1. What is
+    measured is stored in the folder of the end, and read when it is there. Worker processes divide
+    the cores.
+
+    ValueError: a share below 0 or above 1, a run of another method than `finetune`.
+    FileNotFoundError: a run without its weights (`train_all(configs, keep_model=True)`). The first
+    error is raised, and the lines made before it are kept."""
+    for share in shares:
+        if not 0 <= share <= 1:
+            raise ValueError(f"shares={share!r}: must be from 0 (CLIP) to 1 (the tuned model)")
+    for end in ends:
+        choose("points: method of a run", end.config.method, ["finetune"])
+    shares = list(map(float, shares))
+    before = [share for share in shares if share < 1]
+    todo = [end for end in ends if before and _name(before) not in end.tables()]
+    workers = default([end.config for end in todo])
+    with bar(total=len(ends), initial=len(ends) - len(todo), desc="lines", unit="line") as shown:
+        with closing(local(partial(_line, shares=before), todo, workers)) as outcomes:
             for _, outcome in outcomes:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 shown.update()
-    tables = [along(start, end, shares, held_out).assign(label=label, seed=end.config.seed)
-              for label, group in pairs.items() for start, end in group]
-    return pd.concat(tables, ignore_index=True)
+    return Runs(point for end in ends for point in _points(end, shares, before))
 
 
-def _make(pair: Pair, shares: Sequence[float], held_out: Sequence[str]) -> None:
-    along(*pair, shares, held_out)
+def _points(end: Run, shares: Sequence[float], before: Sequence[float]) -> list[Point]:
+    table = _line(end, before)
+    options = [{**end.config.method_args, "alpha": share} for share in shares]
+    return [Point(end.config.replace(method="wise_ft", method_args=args), end.folder / f"{share:g}",
+                  end, share, table[table.share == share])
+            for share, args in zip(shares, options, strict=True)]
 
 
-def along(start: Run | None, end: Run, shares: Sequence[float],
-          held_out: Sequence[str] = ("other classes",)) -> pd.DataFrame:
-    """Evaluate the models on the line from `start` (None: the model before training) to `end`: the
-    rows of `evaluate` with a column share, for all classes of the stream, each task and class, and
-    the held-out sets named. A share below 0 or above 1 lies beyond an end.
-
-    The table is stored in the folder of `end` and read when it is there. ValueError: two different
-    models or benchmarks, an unknown held-out set, a tuner that cannot be folded into the weights.
-    FileNotFoundError: a run without its weights (`load_or_train(config, keep_model=True)`)."""
-    return end.kept(_name(start, shares, held_out),
-                    lambda: _evaluated(start, end, shares, held_out))
+def _name(shares: Sequence[float]) -> str:
+    return kept_name("line", list(shares))
 
 
-def _name(start: Run | None, shares: Sequence[float], held_out: Sequence[str]) -> str:
-    return kept_name("path", start and start.id, list(map(float, shares)), list(held_out))
+def _line(end: Run, shares: Sequence[float]) -> pd.DataFrame:
+    if not shares:
+        return pd.DataFrame(columns=COLUMNS)
+    return end.kept(_name(shares), lambda: _measure(end, shares))
 
 
-def _evaluated(start: Run | None, end: Run, shares: Sequence[float],
-               held_out: Sequence[str]) -> pd.DataFrame:
-    for field in ("model", "pretrained", "benchmark", "benchmark_args") if start else ():
-        one, other = getattr(start.config, field), getattr(end.config, field)
-        if one != other:
-            raise ValueError(f"{field} differs: {one!r} and {other!r}")
-    if start is None:
-        first = load_clip(end.config.model, end.config.pretrained)
-    else:
-        first = merge(load_tuned(start))
-    return _table(first, merge(load_tuned(end)), end, shares, held_out)
-
-
-def _table(first: Clip, last: Clip, end: Run, shares: Sequence[float],
-           held_out: Sequence[str]) -> pd.DataFrame:
-    _, benchmark, stages = prepare(end.config)
-    for name in held_out:
-        choose("held_out", name, benchmark.held_out)
-    benchmark = replace(benchmark, held_out={name: benchmark.held_out[name] for name in held_out},
-                        retrieval={})
+def _measure(end: Run, shares: Sequence[float]) -> pd.DataFrame:
+    """Return, with a column share, the rows of `evals` after the stream, and rows of the metric
+    "correct" with the bits of each set (`Run.bits`)."""
+    first, benchmark, stages = prepare(end.config)
+    last = load_tuned(end)
+    start, goal = tuned(first), tuned(last)
+    benchmark = replace(benchmark, retrieval={})
     tasks = [stage.classes for stage in stages]
     seen = [label for task in tasks for label in task]
-    theta, goal = _values(first), _values(last)
-    last.precision = end.config.precision
     rows = []
-    for share in map(float, shares):
-        put(last, between(theta, goal, share))
-        rows += [{"share": share, **row} for row in evaluate(last, benchmark, tasks, seen).rows]
-    return pd.DataFrame(rows)
-
-
-@torch.no_grad()
-def _values(clip: Clip) -> Values:
-    return {name: p.detach().clone().to(clip.device) for name, p in clip.named_parameters()}
-
-
-# ---- tables of `lines` → tables for figures and sentences
-
-
-def accuracies(table: pd.DataFrame, sets: Mapping[str, str]) -> pd.DataFrame:
-    """Return a row per point of each line: columns label, seed, share, and an accuracy (percent)
-    for each of `sets`, as `tables.points` and `tables.pairs` take them.
-
-    sets: metric → its set and candidates, as "all classes/all"."""
-    table = table[table.metric == "accuracy"].set_index(["label", "seed", "share"])
-    columns = {}
-    for metric, of in sets.items():
-        name, candidates = of.split("/")
-        here = (table["name"] == name) & (table.candidates == candidates)
-        columns[metric] = 100 * table.value[here]
-    return pd.concat(columns, axis=1).reset_index()
-
-
-def middle(table: pd.DataFrame, metrics: Sequence[str],
-           base: str = "the mean of the ends") -> pd.DataFrame:
-    """Compare the middle of each line of `accuracies` with its ends: the columns of `compare`,
-    paired by seed.
-
-    base: "the mean of the ends", "the start" or "the end"."""
-    ends = table[table.share.isin(ENDS[choose("base", base, ENDS)])]
-    ends = ends.groupby(["label", "seed"], sort=False)[list(metrics)].mean().reset_index()
-    half = table.loc[table.share == 0.5, ["label", "seed", *metrics]]
-    sides = pd.concat([half.assign(at="half-way"), ends.assign(at=base)])
-    return compare(sides, metrics, "at", base, by=["label"])
+    for share in shares:
+        found = evaluate(put(last, between(start, goal, share)), benchmark, tasks, seen)
+        rows += [{"share": share, **row, "bits": b""} for row in found.rows]
+        rows += [{"share": share, "kind": "", "name": name, "candidates": candidates,
+                  "metric": CORRECT, "value": float(np.mean(right)), "count": len(right),
+                  "bits": np.packbits(right).tobytes()}
+                 for (name, candidates), right in found.correct.items()]
+    return pd.DataFrame(rows, columns=COLUMNS)

@@ -136,8 +136,11 @@ class _Weighted(Measured):
     def tests(self) -> np.ndarray:
         return _classes(self._run).tests.to_numpy()
 
-    def domains(self, before: bool) -> np.ndarray:
-        return self._at("test", "all", "domain", before)
+    def domains(self) -> np.ndarray:
+        each = self._shares("test", "all", "domain")
+        R = np.full((len(each), self._stages + 1, each.shape[-1]), np.nan)
+        R[:, _counts(self._run, "test", "all", "domain", True).stage] = each
+        return R
 
     def share(self, name: str, before: bool, metric: str = "accuracy") -> np.ndarray:
         if name in OF_STREAM:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from clstudy.data.streams import Domains
 from clstudy.evaluation import metrics
 from clstudy.evaluation.metrics import Value
 from clstudy.runs.run import Run, flat
@@ -165,8 +166,9 @@ class Measured(ABC):
         """Return the number of test images of each class of `classes`, (classes,)."""
 
     @abstractmethod
-    def domains(self, before: bool) -> np.ndarray:
-        """Return the accuracy on each domain at the end, or before training, (…, domains)."""
+    def domains(self) -> np.ndarray:
+        """Return the accuracy on each domain, (…, T + 1, domains), all classes as candidates: row 0
+        is before training, columns are in the order of the benchmark."""
 
     @abstractmethod
     def share(self, name: str, before: bool, metric: str = "accuracy") -> Value:
@@ -205,10 +207,34 @@ def formulas(run: Run) -> dict[str, Formula]:
                  for name, column in COLUMNS.items()
                  if column.accuracy != BALANCED or (run.evals.metric == BALANCED).any()}
     at_the_end = Formula(("test",), lambda of: of.share("seen classes", before=False))
-    return of_stream | {"seen classes": at_the_end} | {
+    return of_stream | _over_domains(run) | {"seen classes": at_the_end} | {
         f"{name}{suffix}": Formula(sets, partial(value, before=before))
         for name, (sets, value) in _twice(run).items()
         for suffix, before in (("", False), (" before", True))}
+
+
+def domain_names(run: Run) -> list[str]:
+    """Return the domains of the test images, in the order of the benchmark."""
+    return list(dict.fromkeys(run.evals["name"][run.evals.kind == "domain"]))
+
+
+def arrival(run: Run) -> list[int]:
+    """Return the numbers of the domains of a stream `domains` in their order of arrival; none where
+    the stream is another one, or a domain does not train."""
+    config, count = run.config, len(domain_names(run))
+    if config.stream != "domains" or count != run.evals.stage.max():
+        return []
+    seed = config.seed if config.stream_seed is None else config.stream_seed
+    rng = np.random.default_rng(seed)
+    return Domains(**config.stream_args).arrival(np.arange(count), rng).tolist()
+
+
+def _over_domains(run: Run) -> dict[str, Formula]:
+    """Return the metrics of the matrix of domains, columns in their order of arrival."""
+    order = arrival(run)
+    over = {"domain forgetting": metrics.forgetting, "domain transfer": metrics.forward_transfer}
+    return {name: Formula(("test",), lambda of, metric=metric: metric(of.domains()[..., order]))
+            for name, metric in over.items() if order}
 
 
 def _twice(run: Run) -> dict[str, Formula]:
@@ -224,8 +250,10 @@ def _twice(run: Run) -> dict[str, Formula]:
 
     found = {"all classes": Formula(("test",), mean(["all classes"]))}
     if (run.evals.kind == "domain").any():
-        found["worst domain"] = Formula(
-            ("test",), lambda of, before: metrics.worst_domain(of.domains(before)))
+        over = {"average domain": metrics.average_domain, "worst domain": metrics.worst_domain}
+        found |= {name: Formula(("test",), lambda of, before, metric=metric:
+                                metric(of.domains()[..., 0 if before else -1, :]))
+                  for name, metric in over.items()}
     found |= {name: Formula((name,), mean([name])) for name in held_out}
     captions = tuple(f"{name}: captions" for name in pairs)
     for direction, sets in (("image to text", tuple(pairs)), ("text to image", captions)):
@@ -249,7 +277,9 @@ def metrics_of(run: Run) -> dict[str, float]:
     all compete from the start. "lowest fifth": of the classes with enough tests (`left_out` tells
     the others). "NAME" and "NAME before" are held-out sets after the last stage and before the
     first. "ACC" and "BWT" are of the matrix of class-balanced accuracies, "BWT p+1" with VR-LwF's
-    divisor."""
+    divisor. "average domain" and "worst domain" are over domains at the end; in a stream of domains
+    "domain forgetting" (Chaudhry et al. 2018) and "domain transfer", by how much a domain is better
+    just before it comes than before training (FWT, Lopez-Paz and Ranzato 2017)."""
     measured = _Rows(run)
     return {name: 100 * float(one.value(measured)) for name, one in formulas(run).items()}
 
@@ -305,9 +335,12 @@ class _Rows(Measured):
     def tests(self) -> np.ndarray:
         return self._of_classes[1]
 
-    def domains(self, before: bool) -> np.ndarray:
-        stage, *_, value, _ = self._rows(True, "domain", "all", "accuracy")
-        return value[stage == (0 if before else self._stages)]
+    def domains(self) -> np.ndarray:
+        stage, _, name, value, _ = self._rows(True, "domain", "all", "accuracy")
+        codes, names = pd.factorize(name)
+        R = np.full((self._stages + 1, len(names)), np.nan)
+        R[stage, codes] = value
+        return R
 
     @cached_property
     def _shares(self) -> dict[tuple, float]:

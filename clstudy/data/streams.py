@@ -200,15 +200,18 @@ class Domains(Stream):
         if domains.shape != labels.shape:
             raise ValueError(f"domains: got shape {domains.shape}; "
                              f"must be one integer per image, {labels.shape}")
-        rng, names = np.random.default_rng(seed), np.unique(domains)
-        if self.order == "random":
-            names = rng.permutation(names)
+        rng = np.random.default_rng(seed)
+        names = self.arrival(np.unique(domains), rng)
         images = [rng.permutation(np.flatnonzero(domains == name)) for name in names]
         homes, seen = [], set()
         for index in images:
             homes.append(sorted(set(labels[index].tolist()) - seen))
             seen.update(homes[-1])
         return _stages(homes, images)
+
+    def arrival(self, names: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return domains, given in ascending order, in the order in which they come."""
+        return rng.permutation(names) if self.order == "random" else names
 
 
 STREAMS: dict[str, type[Stream]] = {

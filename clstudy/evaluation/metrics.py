@@ -205,6 +205,16 @@ def lowest_fifth(group_accuracy: Numbers, tests: Numbers | None = None) -> Value
     return _mean(np.where(lowest, np.sort(a), np.nan))  # sort puts NaN last
 
 
+def average_domain(domain_accuracy: Numbers) -> Value:
+    """Return the mean of a_d over the domains measured, each with the same weight however many images
+    test it; a_d: accuracy on all classes in domain d.
+
+    >>> round(average_domain([.6, np.nan, .45]), 4)
+    0.525
+    """
+    return _mean(_curve(domain_accuracy))
+
+
 def worst_domain(domain_accuracy: Numbers) -> Value:
     """Return min_d a_d over the domains measured; a_d: accuracy on all classes in domain d.
 
@@ -366,6 +376,9 @@ _LISTED = (
     ("lowest_fifth", "A_fifth", lowest_fifth, "class_vector", "higher",
      "Curi et al. 2020, arXiv 1910.12511",
      f"mean over the ⌈G/5⌉ classes of lowest accuracy among the G with {ENOUGH} tests or more"),
+    ("average_domain", "A_domains", average_domain, "domain_vector", "higher",
+     "here; the worst is of Sagawa et al. 2020, arXiv 1911.08731",
+     "Σ_d a_d, divided by the number of domains measured"),
     ("worst_domain", "A_domain", worst_domain, "domain_vector", "higher",
      "Sagawa et al. 2020, arXiv 1911.08731",
      "smallest accuracy of a domain, over all its classes; no divisor"),

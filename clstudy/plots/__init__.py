@@ -3,7 +3,7 @@ it to `figures/`."""
 from clstudy.plots.accuracy import accuracy_matrices, live, matrix, roles, series, stream_curves
 from clstudy.plots.comparisons import buffers, differences, frontier, over
 from clstudy.plots.design_space import design_space_map
-from clstudy.plots.domains import domain_gains, domain_matrices, style_grid
+from clstudy.plots.domains import domain_matrices, style_grid
 from clstudy.plots.gradients import anatomy, bands
 from clstudy.plots.images import bars, pictures, similarity
 from clstudy.plots.leaderboard import clouds, ranking
@@ -13,6 +13,6 @@ from clstudy.plots.style import LOOKS, METHODS, VOCABULARIES, save
 
 __all__ = ["LOOKS", "METHODS", "VOCABULARIES", "accuracy_matrices", "anatomy", "arrivals", "bands",
            "bars", "buffers", "class_weights", "clouds", "design_space_map", "differences",
-           "domain_gains", "domain_matrices", "frontier", "live", "look", "matrix", "over",
+           "domain_matrices", "frontier", "live", "look", "matrix", "over",
            "pictures", "ranking", "roles", "save", "series", "similarity", "stream_curves",
            "style_grid"]

@@ -2,17 +2,16 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
-from clstudy.plots.rehearsal import _room, look
-from clstudy.plots.style import TWO_COLUMNS, _figure, _legend, _line, _panels
+from clstudy.plots.rehearsal import look
+from clstudy.plots.style import TWO_COLUMNS, _figure
 
 
 def style_grid(pictures: np.ndarray, things: Sequence[str], names: Sequence[str]) -> Figure:
     """Draw a row per thing and a column per domain, as `domains.in_every_domain` gives them."""
     # inches for the slanted names, which would otherwise push the columns apart
-    top = 0.25 + 0.037 * max(map(len, names))
+    top = 0.15 + 0.042 * max(map(len, names))
     height = top + 0.6 * len(things)
     figure, axes = _figure(TWO_COLUMNS, height, len(things), len(names))
     figure.get_layout_engine().set(rect=(0, 0, 0.96, 1 - top / height))
@@ -21,18 +20,22 @@ def style_grid(pictures: np.ndarray, things: Sequence[str], names: Sequence[str]
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for axis, name in zip(axes[0], names, strict=True):
-        axis.set_title(name, fontsize=6.5, rotation=38, ha="left", x=0.2).set_in_layout(False)
+        axis.text(0.4, 1.08, name, rotation=38, rotation_mode="anchor", ha="left", va="bottom",
+                  transform=axis.transAxes, in_layout=False)  # a title would be laid out
     for axis, thing in zip(axes[:, 0], things, strict=True):
         axis.set_ylabel(thing, rotation=0, ha="right", va="center")
     return figure
 
 
-def domain_matrices(means: Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> Figure:
+def domain_matrices(means: Mapping[str, np.ndarray], names: Sequence[str] | None = None,
+                    labels: Mapping[str, str] | None = None) -> Figure:
     """Draw matrices of domains (`domains.domain_means`), up to four side by side: a row per stage,
     the first before training. Numbers are accuracies in percent, colours their change against the
     first row.
 
-    names: the domains in their order of arrival, where it is the same for all runs."""
+    names: the domains in their order of arrival, where it is the same for all runs. labels: what to
+    call a method."""
+    labels = labels or {}
     columns = len(means) if len(means) <= 4 else 3
     count, rows = len(next(iter(means.values()))), -(-len(means) // columns)
     height = (0.75 + 0.2 * count + 0.45 * bool(names)) * rows
@@ -48,7 +51,7 @@ def domain_matrices(means: Mapping[str, np.ndarray], names: Sequence[str] | None
             axis.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center",
                       fontsize=6.5, color=colour)
         axis.axhline(1, color="0.15", lw=1)
-        axis.set(title=look(label)[0], ylim=(len(R), 0))
+        axis.set(title=labels.get(label, look(label)[0]), ylim=(len(R), 0))
         if i % columns == 0:
             axis.set_ylabel("after stage")
         axis.set_yticks(np.arange(len(R)) + 0.5, ["before", *range(1, len(R))])
@@ -57,23 +60,4 @@ def domain_matrices(means: Mapping[str, np.ndarray], names: Sequence[str] | None
     figure.colorbar(shown, ax=axes, label="change, points", shrink=0.9)
     if not names:
         figure.supxlabel("domain, in order of arrival", fontsize=8)
-    return figure
-
-
-def domain_gains(table: pd.DataFrame) -> Figure:
-    """Draw the change of domains against before training, after each stage; a panel for those that
-    have come and one for the others (`domains.domain_gains`). The means fill a panel: long bars run
-    out of it."""
-    methods = list(dict.fromkeys(table.method))
-    figure, axes, panels = _panels(table, 2.7, sharey=True)
-    for axis, title, mine in panels:
-        for i, method in enumerate(methods):
-            rows = mine[mine.method == method]
-            shift = (i - (len(methods) - 1) / 2) * 0.06  # bars do not hide each other
-            _line(axis, rows.x + shift, rows["mean"], rows.half_width, look(method))
-        axis.axhline(0, color="0.2", lw=0.6, zorder=0)
-        axis.set(title=f"domains that {title}", xlabel="after stage")
-        axis.set_xticks(sorted(mine.x.unique()))
-    axes[0, 0].set(ylim=_room([0, *table["mean"]]), ylabel="change, points")
-    _legend(figure, axes, [look(method)[0] for method in methods])
     return figure

@@ -53,8 +53,6 @@ VOCABULARIES = {  # what is distilled on
     "captions": ("captions", "#009E73", ""),
     "pairs": ("captions and images (ZSCL)", "#C9B200", (1, 1)),
     "subspace": ("no texts: subspaces (GeoDL)", "#000000", (1, 1)),
-    "path": ("between CLIP and fine-tuned (WiSE-FT)", "#000000", ""),
-    "path lora": ("the same, LoRA", "#000000", (4, 1.5)),
 }
 
 MEASURES = {

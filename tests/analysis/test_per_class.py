@@ -1,21 +1,17 @@
-"""Tables and sentences of small memories and of domains: runs written by hand, numbers worked out
-by hand."""
-import math
-
+"""Tables of small memories and of domains: runs written by hand, numbers worked out by hand."""
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from small_runs import CLASSES, evaluations, make, row
 
-from clstudy.analysis import comparisons, domains, per_class, scores
-from clstudy.analysis import tables as tables_module
+from clstudy.analysis import domains, per_class, scores
+from clstudy.data.streams import Domains
 from clstudy.data.types import BenchmarkData, Labelled
 from clstudy.evaluation import metrics
 from clstudy.runs.run import Run
 from clstudy.training.config import RunConfig
 
-T1 = 12.7062  # Student's t, 97.5 %, one degree of freedom
 NAMES = ("a", "b", "c")
 
 
@@ -103,9 +99,9 @@ TABLE = {"x": (.3, .8, .9, .6), "y": (.4, .5, .7, .5),
          "z": (.5, .4, .4, .9)}  # EXAMPLE, if x, y, z is the order
 
 
-def world(order=(0, 1, 2)):
-    """Two classes in three domains, an image of each; the stream's order is that of `order`."""
-    labels, hands = np.tile([0, 1], 3), np.repeat(order, 2)
+def world():
+    """Two classes in three domains, an image of each."""
+    labels, hands = np.tile([0, 1], 3), np.repeat([0, 1, 2], 2)
     images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 2, 2)
     train = Labelled(images, labels, ("cat", "dog"), "{}", hands, HANDS)
     return BenchmarkData("hands", train, train,
@@ -123,57 +119,33 @@ def drawing(folder, seed=0, stream="domains", table=TABLE, **args):
 
 def test_the_matrix_of_domains_is_in_the_order_of_arrival(tmp_path):
     run = drawing(tmp_path / "a")
-    assert domains.arrival(run, world()) == ["x", "y", "z"]
-    R = domains.domain_matrix(run, world())
+    assert domains.in_order(run) == ["x", "y", "z"]
+    R = domains.domain_matrix(run)
     assert R.tolist() == metrics.EXAMPLE.tolist()
     shuffled = drawing(tmp_path / "b", 3, order="random")
-    order = np.random.default_rng(3).permutation(3)  # as the stream permutes them
-    assert domains.arrival(shuffled, world()) == [HANDS[i] for i in order] != ["x", "y", "z"]
-    assert np.array_equal(domains.domain_matrix(shuffled, world()), metrics.EXAMPLE[:, order])
-    means = domains.domain_means({"er": [run, shuffled]}, world())
+    stages = Domains().stages(np.tile([0, 1], 3), 3, np.repeat([0, 1, 2], 2))
+    order = [stage.index[0] // 2 for stage in stages]
+    assert domains.in_order(shuffled) == [HANDS[i] for i in order] != ["x", "y", "z"]
+    assert np.array_equal(domains.domain_matrix(shuffled), metrics.EXAMPLE[:, order])
+    means = domains.domain_means({"er": [run, shuffled]})
     assert np.allclose(means["er"], (metrics.EXAMPLE + metrics.EXAMPLE[:, order]) / 2)
+    with pytest.raises(ValueError, match="stream='joint' of run c: must be 'domains'"):
+        domains.domain_matrix(drawing(tmp_path / "c", stream="joint"))
 
 
-def test_scores_of_domains_are_those_of_the_matrix(tmp_path):
-    runs = [drawing(tmp_path / "a"), drawing(tmp_path / "b", stream="joint")]
-    found = domains.domain_scores(runs, world(), ["concepts"])
-    assert found.stream.tolist() == ["domains", "joint"] and found.seed.tolist() == [0, 0]
-    names = ["average", "worst domain", "forgetting", "transfer", "concepts"]
-    assert found.loc[0, names].tolist() == pytest.approx([200 / 3, 50, 25, 0, 70])
-    assert found.average[1] == pytest.approx(200 / 3) and math.isnan(found.transfer[1])
-    assert scores.metrics_of(runs[0])["worst domain"] == 50 and scores.metrics_of(
-        runs[0])["worst domain before"] == 30
-
-
-def test_a_table_of_domains(tmp_path):
-    lower = {name: (*values[:3], values[3] - .2) for name, values in TABLE.items()}
-    pair = [drawing(tmp_path / "a"), drawing(tmp_path / "b", 1, table=lower)]
-    groups = {"er": pair, "joint": [drawing(tmp_path / "c", stream="joint")]}
-    names = ["average", "worst domain", "forgetting", "transfer"]
-    found = domains.domain_scores(groups, world(), ["concepts"])
-    table = tables_module.table(found, [*names, "concepts"], ["label"])
-    assert table.loc["er"].iloc[0].tolist() == [f"56.7 ± {T1 * 10:.1f}", f"40.0 ± {T1 * 10:.1f}",
-                                                f"35.0 ± {T1 * 10:.1f}", "0.0 ± 0.0", "70.0 ± 0.0"]
-    assert table.loc["joint"].iloc[0].tolist() == ["66.7", "50.0", "-", "-", "70.0"]
-    assert found.forgetting[:2].mean() == pytest.approx(35)
-
-
-def test_scores_of_domains_are_compared(tmp_path):
-    lower = {name: (*values[:3], values[3] - .2) for name, values in TABLE.items()}
-    ours = [drawing(tmp_path / "a"), drawing(tmp_path / "b", 1)]
-    theirs = [drawing(tmp_path / "c"), drawing(tmp_path / "d", 1, table=lower)]
-    table = domains.domain_scores({"ours": ours, "theirs": theirs}, world())
-    found = comparisons.compare(table[["label", "seed", "average"]], "average", "label", "theirs")
-    assert found.difference.item() == pytest.approx(10) and found.n.item() == 2
-    assert found.high.item() - 10 == pytest.approx(T1 * 10, rel=1e-4)
-
-
-def test_gains_are_told_apart_by_whether_the_domain_has_come(tmp_path):
-    table = domains.domain_gains({"er": [drawing(tmp_path / "a")]}, world())
-    wide = table.pivot(index="x", columns="panel", values="mean")
-    assert wide["have come"].tolist() == pytest.approx([50, 45, (30 + 10 + 40) / 3])
-    assert wide["are still to come"].tolist()[:2] == pytest.approx([0, -10]) and math.isnan(
-        wide.iloc[2, 0])
+def test_metrics_over_domains_are_those_of_the_matrix(tmp_path):
+    found = scores.metrics_of(drawing(tmp_path / "a"))
+    names = ["average domain", "worst domain", "domain forgetting", "domain transfer"]
+    assert [found[name] for name in names] == pytest.approx([200 / 3, 50, 25, 0])
+    assert found["average domain before"] == pytest.approx(40) and found["worst domain before"] == 30
+    shuffled = drawing(tmp_path / "b", 3, order="random")
+    R = domains.domain_matrix(shuffled)
+    moved = scores.metrics_of(shuffled)
+    assert moved["domain forgetting"] == pytest.approx(100 * metrics.forgetting(R))
+    assert moved["domain transfer"] == pytest.approx(100 * metrics.forward_transfer(R))
+    assert moved["domain forgetting"] != pytest.approx(25)
+    joint = scores.metrics_of(drawing(tmp_path / "c", stream="joint"))
+    assert joint["average domain"] == pytest.approx(200 / 3) and "domain forgetting" not in joint
 
 
 def test_one_picture_of_each_thing_in_each_domain():

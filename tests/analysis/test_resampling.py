@@ -155,6 +155,37 @@ def test_whole_weights_are_images_that_come_so_often(made, which):
     assert len(constant) < len(found) / 4  # a few, by chance
 
 
+def test_weights_reach_the_matrix_of_domains(tmp_path, toy_model, monkeypatch):
+    class Drawn(Styled):
+        def load(self):
+            data = super().load()
+            train = replace(data.train, domains=np.arange(60) // 6 % 2,
+                            domain_names=data.test.domain_names)
+            return replace(data, train=train)
+
+    from clstudy import RunConfig
+
+    monkeypatch.setitem(BENCHMARKS, "drawn", Drawn)
+    run = load_or_train(RunConfig(benchmark="drawn", model=str(toy_model), tuner="full", lr=1e-2,
+                                  method="finetune", stream="domains", seed=3), tmp_path)
+    assert scores.arrival(run) == [1, 0]  # round before flat
+    rng = np.random.default_rng(0)
+    bits = [rng.integers(256, size=len(packed)).astype(np.uint8).tobytes()
+            for packed in run.bits.bits]
+    monkeypatch.setitem(run.__dict__, "bits", run.bits.assign(bits=bits))
+    test = run.tests[run.tests["set"] == "test"]
+    right, concepts = run.correct(candidates="all"), concepts_of([run], ["domain forgetting"])
+    weights = rng.poisson(1, (B, len(concepts))) + (np.arange(len(concepts)) < 2)
+    names = ["average domain", "worst domain", "domain forgetting", "domain transfer"]
+    found = under_weights(run, names, concepts, weights)
+    for draw, each in enumerate(weights):
+        often = test.concept.map(dict(zip(concepts, each, strict=True))).to_numpy()
+        R = 100 * np.array([[np.average(row, weights=often * (test.domain == domain))
+                             for domain in (1, 0)] for row in right])
+        expected = [R[2].mean(), R[2].min(), R[1, 0] - R[2, 0], R[1, 1] - R[0, 1]]
+        assert [found[name][draw] for name in names] == pytest.approx(expected), draw
+
+
 def test_concepts_are_those_of_the_sets_that_the_metrics_read(made):
     run = made["disjoint", None]
     one, others, pairs = set(range(12)), {3, 40, 41}, {0, 1, 50, 51}

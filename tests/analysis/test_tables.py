@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 from small_runs import evaluations, make, row, said
 
-from clstudy.analysis import comparisons, export, interpolation, scores, tables
-from clstudy.analysis.intervals import interval
+from clstudy.analysis import comparisons, export, scores, tables
 from clstudy.evaluation import metrics
 from clstudy.utils import paths
 
@@ -208,60 +207,6 @@ def test_vr_lwfs_metrics_of_a_run(tmp_path):
 
 def test_a_run_without_other_classes_has_no_update_metrics(tmp_path):
     assert not {"UT-Acc", "ZS-Acc", "A-Acc"} & set(scores.metrics_of(make(tmp_path / "a")))
-
-
-# ---- lines in weight space
-
-SETS = {"UT-Acc": "all classes/all", "ZS-Acc": "other classes/own"}
-
-
-def line(ut, zs, seed) -> pd.DataFrame:
-    """Rows of `interpolation.lines` at the shares 0, 0.5 and 1."""
-    return pd.DataFrame([{
-        "label": "path", "seed": seed, "share": share, "name": name, "candidates": candidates,
-        "metric": "accuracy", "value": value
-    } for name, candidates, values in (("all classes", "all", ut), ("other classes", "own", zs))
-                         for share, value in zip((0., .5, 1.), values, strict=True)])
-
-
-def walked(*seeds) -> pd.DataFrame:
-    rows = pd.concat([line(*both, seed) for seed, both in enumerate(seeds)])
-    return interpolation.accuracies(rows, SETS)
-
-
-def test_a_road_and_the_points_of_a_line_hold_the_means_over_seeds():
-    table = walked(((.4, .7, .8), (.5, .5, .2)), ((.4, .6, .8), (.5, .5, .4)))
-    assert table.columns.tolist() == ["label", "seed", "share", "UT-Acc", "ZS-Acc"
-                                      ] and len(table) == 6
-    road = tables.pairs(table, "UT-Acc", "ZS-Acc", ["label", "share"])
-    assert road.share.tolist() == [0, .5, 1] and set(road.label) == {"path"}
-    assert road.x.tolist() == pytest.approx([40, 65, 80]) and road.y.tolist() == pytest.approx(
-        [50, 50, 30])
-    assert road.x_half.tolist() == pytest.approx([0, interval([70., 60.]).half_width, 0])
-    points = tables.points(table, ["UT-Acc", "ZS-Acc"], ["label", "share"])
-    ut, zs = points[points.metric == "UT-Acc"], points[points.metric == "ZS-Acc"]
-    assert ut.share.tolist() == zs.share.tolist() == [0, .5, 1]
-    assert ut["mean"].tolist() == pytest.approx([40, 65, 80])
-    assert zs["mean"].tolist() == pytest.approx([50, 50, 30])
-    assert ut.half_width.tolist()[1] == pytest.approx(road.x_half[1])
-
-
-def test_the_middle_of_a_line_is_compared_with_its_ends():
-    table = walked(((.4, .7, .8), (.5, .5, .2)), ((.4, .71, .8), (.5, .51, .2)))
-    found = interpolation.middle(table, ["UT-Acc", "ZS-Acc"])
-    assert found.difference.tolist() == pytest.approx([10.5, 15.5]) and set(
-        found.verdict) == {"higher"}
-    assert comparisons.tell(found).startswith(
-        "path, UT-Acc: half-way is higher than the mean of the ends: +10.5 points")
-    both = table.assign(mean=table[["UT-Acc", "ZS-Acc"]].mean(axis=1))
-    for base, difference in (("the start", 15.5), ("the end", 10.5)):
-        found = interpolation.middle(both, ["mean"], base)
-        assert found.difference.tolist() == pytest.approx([difference
-                                                           ]) and found.verdict.item() == "higher"
-    down = walked(((.8, .3, .8), (.5, .1, .5)), ((.8, .31, .8), (.5, .1, .5)))
-    assert interpolation.middle(down, ["UT-Acc"]).verdict.item() == "lower"
-    with pytest.raises(ValueError, match="base='the top'.*the start"):
-        interpolation.middle(down, ["UT-Acc"], "the top")
 
 
 def test_the_pairs_behind_a_comparison_have_its_mean():

@@ -360,7 +360,7 @@ def test_registry_entries_are_complete(name):
              "domain_vector": [[.9, .7]]}
     assert metric.name == name and metric.symbol and metric.direction in ("higher", "lower")
     assert "arXiv" in metric.source or metric.source.startswith("code of")
-    own = ("a_time", "forgetting/zero_shot", "forward_change")
+    own = ("a_time", "forgetting/zero_shot", "forward_change", "average_domain")
     assert metric.source.startswith("here") == (name in own)
     assert "\n" not in metric.definition and any(word in metric.definition
                                                  for word in ("divi", "mean over"))

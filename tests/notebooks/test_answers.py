@@ -127,7 +127,6 @@ ANSWERS: dict[tuple[str, str], tuple[Callable, Callable, str]] = {
                                  ": yours is"),
     ("09_small_memory", "exercise"): (fifth, lambda a: fifth(a, share=1), "yours is"),
     ("10_domains", "exercise"): (before_home, lambda R: before_home(R, first=0), "yours is"),
-    ("10_domains", "exercise-worst"): (np.nanmin, np.nanmax, "yours is"),
     ("11_the_map", "exercise"): (worst_half, lambda loss: worst_half(loss, share=1), "yours is"),
     ("12_leaderboard", "exercise"): (paired, lambda a, b: paired(a, b, freedom=0), "at [1]"),
 }

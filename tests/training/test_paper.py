@@ -56,10 +56,10 @@ COUNTS = {  # how many runs a notebook makes for one seed, from its parameters
     "07_vocabulary": lambda p: len(p["in_sessions"]) + sum(
         math.prod(len(value) for value in one.values() if isinstance(value, list))
         for one in p["lines"].values()),
-    "08_weights": lambda p: 2 + len(p["averages"]) + 6,
+    "08_weights": lambda p: 1,
     "09_small_memory": lambda p: (2 + len(p["without"]) + len(p["rehearsing"]) + len(p["beside"])
                                   + sum(map(len, p["more_sizes"].values()))),
-    "10_domains": lambda p: 2 + len(p["without"]) + len(p["methods"]) + len(p["scratch"]),
+    "10_domains": lambda p: 2 + len(p["memories"]) + len(p["beside"]),
 }
 
 
