@@ -55,7 +55,7 @@ TOY = {  # parameters that make it small; the model is the toy's
     "10_domains": FEW | {"benchmark": "hands", "shown_args": {}, "size": 6, "lr": 0.01,
                          "things": ["red brick", "blue door"], "held_out": ["concepts"],
                          "scratch": ["finetune"]},
-    "11_the_map": FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20}, "size": 12},
+    "11_the_map": FEW | {"tasks": 2, "lr": 0.01, "more": {}, "size": 12},
 }
 
 
