@@ -31,9 +31,10 @@ ENTRY = ["board", "method", "tuner", "settings"]
 SEEDS = ["seed", "stream_seed"]
 LOWER = [name for name, column in scores.COLUMNS.items()
          if metrics.METRICS[column.metric].direction == "lower"]
-HELP = ("No finished runs. Make some with `clstudy study` (half an hour on two cores), "
-        "`clstudy run 03_candidates`, or `train_all(grid(…))`; then run this notebook again.")
+HELP = ("No finished runs. Make some with `clstudy study`, `clstudy run 03_candidates`, or "
+        "`train_all(grid(…))`; then run this notebook again.")
 LINE = 44  # characters of a line of a name in a figure
+NAMED = 5  # rows that the summary of a board names
 
 
 # ---- which runs
@@ -206,9 +207,11 @@ def settled(table: pd.DataFrame) -> pd.DataFrame:
         if tries > 1 and len(wide) and means.nunique() > 1:
             how, group = "validation", group[group.tried == means.idxmax()]
         elif tries > 1:
-            both = zip(group.settings, group.tried, strict=True)
-            how = "not chosen"
-            group = group.assign(settings=[", ".join(filter(None, one)) for one in both])
+            how, parts_of = "not chosen", group.tried.str.split(", ")
+            shared = set.intersection(*map(set, parts_of))
+            group = group.assign(settings=[
+                ", ".join(filter(None, (settings, *(one for one in own if one not in shared))))
+                for settings, own in zip(group.settings, parts_of, strict=True)])
         parts.append(group.assign(tries=tries, chosen=how))
     return pd.concat(parts)
 
@@ -303,10 +306,12 @@ def summary(found: pd.DataFrame) -> str:
     for board, mine in found.groupby("board", sort=False):
         worse = "higher" if mine.metric.iloc[0] in LOWER else "lower"
         open_ = mine[~mine.verdict.str.startswith(worse)]
-        names = "; ".join(f"{row.label} ({row.verdict})" for row in open_.itertuples())
-        said.append(f"{board}: {mine.base.iloc[0]} has the best {mine.metric.iloc[0]}. Of "
-                    f"{len(mine)} other rows {len(mine) - len(open_)} are {worse}"
-                    + (f"; not shown to be: {names}." if names else "."))
+        names = [f"{row.label} ({row.verdict})" for row in open_.itertuples()]
+        names = names[:NAMED] + [f"and {len(names) - NAMED} more"] * (len(names) > NAMED)
+        count = len(mine) - len(open_)
+        said.append(f"{board}: {mine.base.iloc[0]} has the best {mine.metric.iloc[0]}; {count} of "
+                    f"{len(mine)} other row{'s' * (len(mine) > 1)} {'is' if count == 1 else 'are'} "
+                    f"{worse}" + (f", not shown to be: {'; '.join(names)}." if names else "."))
     return "\n".join(said)
 
 

@@ -67,7 +67,7 @@ def differences(found: pd.DataFrame, each: pd.DataFrame | None = None, x: str = 
             _verdict(axis, row, place)
         axis.set(xlim=limits, xlabel=_against(mine, labels, x))
         axis.set_title(name, loc="left")
-        axis.set_yticks(range(len(rows)), rows)
+        axis.set_yticks(range(len(rows)), rows, linespacing=0.9)
         axis.set_ylim(len(rows) - 0.5, -0.5)
     return _finished(figure, title)
 

@@ -203,7 +203,7 @@ def test_of_equal_rates_the_smaller_is_taken(tmp_path):
 
 @pytest.mark.parametrize("valid", [None, .5])
 def test_where_validation_cannot_choose_every_rate_is_a_row(valid, tmp_path):
-    runs = rates(tmp_path, (.1, (valid,) * 2, (.4, .5)), (.2, (valid,) * 2, (.2, .3)))
+    runs = rates(tmp_path, (.1, (valid,) * 2, (.4, .5)), (.2, (valid,) * 2, (.2, .3)), epochs=2)
     rows, found, _ = ranked(runs)
     assert rows.settings.unique().tolist() == ["lr 0.1", "lr 0.2"]
     assert (rows.chosen == "not chosen").all() and len(found) == 1
@@ -258,7 +258,7 @@ def test_where_less_is_better_the_least_is_first(runs, monkeypatch):
     _, found, _ = ranked(runs)
     assert found.base[0].startswith(plots.METHODS["finetune"][0])
     assert found.difference.tolist() == pytest.approx([15, 20])
-    assert leaderboard.summary(found).endswith("Of 2 other rows 2 are higher.")
+    assert leaderboard.summary(found).endswith("; 2 of 2 other rows are higher.")
 
 
 def test_only_seeds_that_both_rows_have_are_paired(tmp_path):
@@ -279,8 +279,11 @@ def test_a_board_is_told_in_a_line_and_its_rows_in_a_table(runs):
     rows, found, _ = ranked(runs)
     sit, er = (plots.METHODS[name][0] for name in ("sit", "er"))
     assert leaderboard.summary(found) == (
-        f"emoji, disjoint: {sit}, lora has the best A_last. Of 2 other rows 1 are lower; not shown "
+        f"emoji, disjoint: {sit}, lora has the best A_last; 1 of 2 other rows is lower, not shown "
         f"to be: {er}, lora (inconclusive).")
+    many = pd.concat([found[:1]] * 7)
+    assert leaderboard.summary(many).endswith("0 of 7 other rows are lower, not shown to be: "
+                                              + f"{er}, lora (inconclusive); " * 5 + "and 2 more.")
     table = leaderboard.shown(rows, found)
     assert table.index.names == ["board", "row"] and len(table) == 3
     first = table.iloc[0]
