@@ -68,22 +68,16 @@ def select(runs: Sequence[Run], **wanted: Sequence[str]) -> list[Run]:
 
 def gather(runs: Sequence[Run], tried: Sequence[str] = ()) -> pd.DataFrame:
     """Return a row per run: board, method, tuner, settings (where rows of one method and tuner
-    differ), tried, look (a key of `plots.LOOKS`), lr, seed, order (the seed of the class order), and
-    its metrics; "zero-shot" is the mean over the held-out sets that choose nothing, "choosing" over those whose
-    name begins with "validation".
+    differ), tried, look (a key of `plots.LOOKS`), lr, seed, order (the seed of the class order),
+    and its metrics. "choosing" is the mean over the held-out sets whose name begins with "validation",
+    "zero-shot" over the others.
 
     tried: names of rates and strengths, which stand in the column "tried" and make no other row. Of
     runs that differ in nothing, the last one made counts. ValueError: no runs."""
     if not runs:
         raise ValueError(HELP)
-    problem, rest, open_ = [], [], []
-    for run in runs:
-        about = _settings(run)
-        problem.append({name: brief(value) for name, value in about.items()
-                        if name.split(".")[0] in PROBLEM})
-        others = {name: brief(value) for name, value in about.items() if name not in problem[-1]}
-        open_.append({name: value for name, value in others.items() if _named(name, tried)})
-        rest.append({name: value for name, value in others.items() if name not in open_[-1]})
+    parts = [_settings(run, tried) for run in runs]
+    problem, rates, strengths, rest = ([one[part] for one in parts] for part in range(4))
     configs = [run.config for run in runs]
     names = [f"{config.benchmark}, {config.stream}" for config in configs]
     boards = [f"{name} ({differs})" if differs else name
@@ -91,10 +85,9 @@ def gather(runs: Sequence[Run], tried: Sequence[str] = ()) -> pd.DataFrame:
     table = pd.DataFrame({"board": boards, "method": [config.method for config in configs],
                           "tuner": [config.tuner for config in configs]}, [run.id for run in runs])
     table["settings"] = differences(list(table.itertuples(index=False, name=None)), rest)
-    rated = [{name: value for name, value in one.items() if name != "lr"} for one in open_]
-    others = differences(list(table.itertuples(index=False, name=None)), rated)
-    table["tried"] = [", ".join(filter(None, (f"lr {one['lr']}" if "lr" in one else "", more)))
-                      for one, more in zip(open_, others, strict=True)]
+    rows = list(table.itertuples(index=False, name=None))
+    table["tried"] = [", ".join(filter(None, (*(f"lr {lr}" for lr in rate.values()), differs)))
+                      for rate, differs in zip(rates, differences(rows, strengths), strict=True)]
     table["look"] = [scores.look(config) for config in configs]
     table["lr"] = [config.lr for config in configs]
     table["seed"] = [config.seed for config in configs]
@@ -106,19 +99,27 @@ def gather(runs: Sequence[Run], tried: Sequence[str] = ()) -> pd.DataFrame:
     return table.drop_duplicates([*ENTRY, "tried", "seed", "order"], keep="last")
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    """Return what a run was made from, but seeds and defaults of its method; of one that trains
-    nothing no setting of training."""
-    about = flat(run.config) | {"files": run.fingerprints}
+def _settings(run: Run, tried: Sequence[str]) -> tuple[dict[str, str], ...]:
+    """Return what a run was made from: its problem; its rate and its strengths, as far as they were
+    tried; all else. Seeds are left out, defaults of the method unless they were tried, and of a run
+    that trains nothing what only training feels."""
     kind, defaults = METHODS.get(run.config.method), {}
     with suppress(Exception):  # a method of a reader, or one that needs an option
         defaults = kind().options()
-    still = run.config.tuner == "none"
-    return {name: value for name, value in about.items()
-            if name not in SEEDS and not _named(name, MEASURED)
-            and not (still and name.split(".")[0] not in (*PROBLEM, "method_args"))
-            and not (name.startswith("method_args.") and not _named(name, TRIED)
-                     and defaults.get(name.split(".")[1], ...) == value)}
+    found: tuple[dict[str, str], ...] = ({}, {}, {}, {})
+    for name, value in (flat(run.config) | {"files": run.fingerprints}).items():
+        axis, _, option = name.partition(".")
+        if name in SEEDS or _named(name, MEASURED):
+            continue
+        if axis in PROBLEM:
+            found[0][name] = brief(value)
+        elif run.config.tuner == "none" and axis != "method_args":
+            continue
+        elif _named(name, tried):
+            found[1 if name == "lr" else 2][name] = brief(value)
+        elif axis != "method_args" or defaults.get(option, ...) != value:
+            found[3][name] = brief(value)
+    return found
 
 
 def _named(name: str, wanted: Sequence[str]) -> bool:
@@ -173,8 +174,8 @@ def differences(groups: Sequence[Hashable], settings: Sequence[Mapping[str, str]
 
 
 def labels(found: pd.DataFrame) -> dict[str, str]:
-    """Return what a figure of `behind` calls its rows, in two lines, and its boards, with the metric
-    and the first."""
+    """Return what a figure of `behind` calls its rows, in two lines, and its boards, with the
+    metric and the first."""
     heads = {row.board: f"{row.board}: {row.metric}, against {row.base}"
              for row in found.itertuples()}
     return ({name: _lines(name) for name in found.label}
@@ -279,15 +280,9 @@ def _board(board: str, entries: Mapping[str, pd.DataFrame], metric: str,
 
 
 def _first(entries: Mapping[str, pd.DataFrame]) -> str:
-    """Return the row that none is ahead of; where they go in a circle, one of it."""
-    top, passed = max(entries, key=lambda name: entries[name].value.mean()), set()
-    while True:
-        ahead = {name: _gap(entry, entries[top]) for name, entry in entries.items()}
-        best = max(ahead, key=lambda name: ahead[name])
-        if ahead[best] <= 0 or best in passed:
-            return top
-        passed.add(top)
-        top = best
+    """Return the row that none is ahead of; if each has one ahead, that with the smallest gap."""
+    return max(entries, key=lambda name: min(_gap(entries[name], other)
+                                             for other in entries.values()))
 
 
 def _gap(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
@@ -308,10 +303,11 @@ def summary(found: pd.DataFrame) -> str:
         open_ = mine[~mine.verdict.str.startswith(worse)]
         names = [f"{row.label} ({row.verdict})" for row in open_.itertuples()]
         names = names[:NAMED] + [f"and {len(names) - NAMED} more"] * (len(names) > NAMED)
-        count = len(mine) - len(open_)
+        every, count = len(mine), len(mine) - len(open_)
+        are = f"row{'s' * (every > 1)} {'is' if 1 in (count, every) else 'are'} {worse}"
         said.append(f"{board}: {mine.base.iloc[0]} has the best {mine.metric.iloc[0]}; {count} of "
-                    f"{len(mine)} other row{'s' * (len(mine) > 1)} {'is' if count == 1 else 'are'} "
-                    f"{worse}" + (f", not shown to be: {'; '.join(names)}." if names else "."))
+                    f"{every} other {are}"
+                    + (f", not shown to be: {'; '.join(names)}." if names else "."))
     return "\n".join(said)
 
 
@@ -324,12 +320,12 @@ def shown(rows: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     for board, mine in found.groupby("board", sort=False):
         top, metric = mine.base.iloc[0], mine.metric.iloc[0]
         best = about[board, top]
-        ours = [{"label": top, "mean": best[metric].mean(), "difference": 0.0, "verdict": "first",
+        ours = [{"label": top, "mean": best[metric].mean(), "verdict": "first",
                  "n": best.order.nunique()}, *mine.to_dict("records")]
         for one in ours:
             group = about[board, one["label"]]
             gap = (f"{one['difference']:+.1f} ({one['low']:+.1f} to {one['high']:+.1f})"
-                   if "low" in one else "–")
+                   if one["label"] != top else "–")
             lines.append({
                 "board": board, "row": one["label"], "metric": metric,
                 "mean": f"{one['mean']:.1f}", "minus the first": gap, "verdict": one["verdict"],

@@ -196,7 +196,8 @@ def test_validation_chooses_the_rate_and_not_the_test_images(tmp_path):
 
 
 def test_of_equal_rates_the_smaller_is_taken(tmp_path):
-    runs = rates(tmp_path, (.3, (.6, .7), (.9, .9)), (.2, (.7, .6), (.2, .3)), (.1, (.1, .1), (.5, .5)))
+    runs = rates(tmp_path, (.3, (.6, .7), (.9, .9)), (.2, (.7, .6), (.2, .3)),
+                 (.1, (.1, .1), (.5, .5)))
     rows = leaderboard.settled(leaderboard.gather(runs, leaderboard.TRIED))
     assert rows.tried.unique().tolist() == ["lr 0.2"] and (rows.tries == 3).all()
 
@@ -236,7 +237,8 @@ def test_rows_are_ranked_by_paired_differences_to_the_first(runs):
 
 def test_p_is_corrected_within_each_board_alone(runs, tmp_path):
     more = [write(tmp_path / "joint", last, seed, method=method, stream="joint")
-            for method, lasts in (("sit", (.6, .7)), ("er", (.5, .61))) for seed, last in enumerate(lasts)]
+            for method, lasts in (("sit", (.6, .7)), ("er", (.5, .61)))
+            for seed, last in enumerate(lasts)]
     _, found, _ = ranked(runs + more)
     assert found.board.tolist() == ["emoji, disjoint"] * 2 + ["emoji, joint"]
     assert found.comparisons.tolist() == [2, 2, 1]
@@ -245,12 +247,23 @@ def test_p_is_corrected_within_each_board_alone(runs, tmp_path):
 def test_overlap_decides_nothing_and_no_row_is_ahead_of_the_first(tmp_path):
     """SIT is always a little ahead of ER, though the seeds are far apart; LwF has the highest mean,
     but only because it lacks the hard seed."""
-    runs = three(tmp_path, (.9, .5, .1), method="sit") + three(tmp_path, (.88, .481, .079), method="er")
+    runs = three(tmp_path, (.9, .5, .1), method="sit")
+    runs += three(tmp_path, (.88, .481, .079), method="er")
     runs += three(tmp_path, (.85, .46), method="lwf")
     _, found, _ = ranked(runs)
     assert [name.split(",")[0] for name in found.label] == ["ER", "LwF"]
     assert found.difference.tolist() == pytest.approx([-2, -4.5]) and found.n.tolist() == [3, 2]
     assert found.verdict[0] == "lower"
+
+
+def test_in_a_circle_the_row_with_the_smallest_gap_is_first(tmp_path):
+    """Each has one ahead of it on the seeds that both have: ER is by 1 behind LwF, SIT by 4 behind
+    ER, LwF by 9 behind SIT."""
+    runs = [write(tmp_path, last, seed, method=method) for method, lasts in (
+        ("sit", {0: .50, 1: .50, 2: .59, 3: .59}), ("er", {0: .54, 1: .54, 4: .50, 5: .50}),
+        ("lwf", {2: .50, 3: .50, 4: .51, 5: .51})) for seed, last in lasts.items()]
+    _, found, _ = ranked(runs)
+    assert found.base[0].startswith("ER") and found.difference.tolist() == pytest.approx([1, -4])
 
 
 def test_where_less_is_better_the_least_is_first(runs, monkeypatch):
@@ -263,7 +276,8 @@ def test_where_less_is_better_the_least_is_first(runs, monkeypatch):
 
 def test_only_seeds_that_both_rows_have_are_paired(tmp_path):
     runs = [write(tmp_path, last, seed, method=method) for method, lasts in (
-        ("sit", {0: .6, 1: .7, 5: .1}), ("er", {0: .5, 1: .5, 2: .9})) for seed, last in lasts.items()]
+        ("sit", {0: .6, 1: .7, 5: .1}), ("er", {0: .5, 1: .5, 2: .9}))
+        for seed, last in lasts.items()]
     runs += [write(tmp_path, .3, 0, method="sit", stream_seed=4)]  # crossed: pairs with none
     _, found, _ = ranked(runs)
     assert found.pairs.tolist() == [2] and found.difference.abs().tolist() == pytest.approx([15])
@@ -287,8 +301,9 @@ def test_a_board_is_told_in_a_line_and_its_rows_in_a_table(runs):
     table = leaderboard.shown(rows, found)
     assert table.index.names == ["board", "row"] and len(table) == 3
     first = table.iloc[0]
-    assert (first["mean"], first["minus the first"], first.verdict, first.n) == ("61.0", "–", "first", 3)
-    assert table["minus the first"].iloc[1].startswith("-5.0 (-") and table["zero-shot"].iloc[1] == "60.0"
+    assert list(first[["mean", "minus the first", "verdict", "n"]]) == ["61.0", "–", "first", 3]
+    assert table["minus the first"].iloc[1].startswith("-5.0 (-")
+    assert table["zero-shot"].iloc[1] == "60.0"
     assert table["chosen by"].unique().tolist() == ["only one"] and first.shown == "lr 0.0005"
 
 
