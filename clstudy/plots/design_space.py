@@ -20,7 +20,7 @@ def design_space_map(marks: pd.DataFrame, title: str = "") -> Figure:
         heads.append((start, name.replace("_", " ")))
     figure, axes = _figure(TWO_COLUMNS, 1.35 + 0.23 * len(labels))
     axis, new = axes[0, 0], dict(zip(marks.label, marks.new, strict=True))
-    for y, label in enumerate(labels):
+    for y in range(len(labels)):
         axis.axhline(y, color="0.93", lw=0.8, zorder=0)
         axis.plot(list(places.values()), [y] * len(places), "o", ms=2, mew=0, color=EMPTY)
     for (label, is_new), mine in marks.groupby(["label", "new"], sort=False):
