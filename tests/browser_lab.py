@@ -64,7 +64,7 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
     "09_small_memory": HAND | {"tasks": 2, "more": {}},
     "10_domains": {"benchmark_args": {"families": ["noto", "twemoji"]}, "shown_args": {}, "seeds": [0, 1], "size": 49,
                    "precision": "fp32"},
-    "11_the_map": HAND | {"tasks": 2, "size": 20,
+    "11_the_map": HAND | {"benchmark_args": {"update": ["food-drink"]}, "tasks": 2, "size": 20,
                           "new": {"SIT with class weights": ["batch", "batch", "kl", "none", "reservoir", "sit"]}},
     "12_leaderboard": {},
 }
