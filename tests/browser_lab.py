@@ -62,8 +62,8 @@ SMALL = {  # parameters that make it small; the model is a toy's wherever it can
                    "more": {"steps_per_batch": 1}},
     "09_small_memory": FEW | {"more": {}, "classes": 5},
     "10_domains": {"seeds": [0, 1], "size": 29, "precision": "fp32", "more": {"held_out_every": 100}},
-    "11_the_map": HAND | {"tasks": 2, "size": 20,
-                          "new": {"SIT × kl": ["batch", "batch", "kl", "none", "reservoir", "sit"]}},
+    "11_the_map": HAND | {"benchmark_args": {"update": ["food-drink"]}, "tasks": 2, "size": 20,
+                          "new": {"SIT with class weights": ["batch", "batch", "kl", "none", "reservoir", "sit"]}},
     "12_leaderboard": {},
 }
 FINGERPRINT = """node => {

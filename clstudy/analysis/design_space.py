@@ -67,18 +67,6 @@ def choices(options: Mapping) -> dict[str, str]:
     return {name: options[name] for name in CHOICES}
 
 
-def table() -> pd.DataFrame:
-    """Return a row per published form of a method that is a point: its options, its four choices,
-    its memory, and who published it."""
-    rows = []
-    for name, options, said in published_forms():
-        found = point(name, **options)
-        memory = f"{found['size']}, {found['policy']}" if found["size"] else "none"
-        rows.append({"method": name, "options": _written(options), **choices(found),
-                     "memory": memory, "published": said})
-    return pd.DataFrame(rows).set_index("method")
-
-
 def _written(options: Mapping) -> str:
     return ", ".join(f"{key}={value}" for key, value in options.items())
 
@@ -172,4 +160,25 @@ def grid(new: Mapping[str, Mapping] = {}) -> pd.DataFrame:
             METHODS["compose"](**chosen)
             methods = ", ".join(dict.fromkeys(there.get(key, [])))
             rows.append(chosen | {"methods": methods, "new": ours.get(key, "")})
+    return pd.DataFrame(rows)
+
+
+def marks(new: Mapping[str, Mapping] = {}, near: Mapping[str, str] = {}) -> pd.DataFrame:
+    """Return what each published method takes, and each new point: columns label, new (whether it
+    is), choice, value. A method with several published forms has several values of a choice.
+
+    new: options of `compose` by name. near: the method below which a new point stands; without one
+    it comes last."""
+    taken: dict[str, list[dict[str, str]]] = {}
+    for name, options, _ in published_forms():
+        taken.setdefault(name, []).append(choices(point(name, **options)))
+    labels = list(taken)
+    for label, options in reversed(new.items()):
+        labels.insert(labels.index(near[label]) + 1 if near.get(label) in labels else len(labels),
+                      label)
+        taken[label] = [choices(_defaults() | options)]
+    rows = [{"label": METHODS[label].title if label in METHODS else label, "new": label in new,
+             "choice": name, "value": value}
+            for label in labels for name in CHOICES
+            for value in dict.fromkeys(form[name] for form in taken[label])]
     return pd.DataFrame(rows)

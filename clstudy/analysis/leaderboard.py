@@ -1,39 +1,40 @@
-"""All finished runs in one table: a row per method, tuner and settings, with means over seeds.
+"""All finished runs on boards: a row per method, tuner and settings, ranked by paired differences.
 
-A board is one problem: rows that were trained and tested on the same stream with the same model, so
-that they may be compared. Nothing is trained here. Scores are read once and stored in
-RUNS/scores.parquet, until `result.json` of the run or the code of the scores changes."""
+    rows = settled(gather(runs, tried=TRIED))
+    found, each = behind(rows, runs, ["A-Acc", "A_last"])
+    print(summary(found))
+
+A board is one problem: rows that were trained and tested on the same images, stream and model, so
+that they may be compared. What a run measures besides makes no other board. Each row has the
+settings that validation chose, where it can choose. Nothing is trained here."""
 import hashlib
 import json
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from clstudy.analysis import scores
-from clstudy.analysis.intervals import interval
+from clstudy.analysis import scores, tables
+from clstudy.analysis.comparisons import compare, family
 from clstudy.evaluation import metrics
-from clstudy.runs import run as run_module
+from clstudy.methods import METHODS
 from clstudy.runs.run import Run, flat
-from clstudy.utils.files import fingerprint
 from clstudy.utils.validation import choose
 
-PROBLEM = ("benchmark", "benchmark_args", "stream", "stream_args", "model", "pretrained",
-           "eval_every", "files")
+PROBLEM = ("benchmark", "benchmark_args", "stream", "stream_args", "model", "pretrained", "files")
+MEASURED = ("eval_every", "held_out_every", "held_out", "device")  # change nothing of a model
+TRIED = ("lr", "epochs", "weight", "alpha", "replay", "text", "strength")  # rates and strengths
 ENTRY = ["board", "method", "tuner", "settings"]
+SEEDS = ["seed", "stream_seed"]
 LOWER = [name for name, column in scores.COLUMNS.items()
          if metrics.METRICS[column.metric].direction == "lower"]
-# field of result.json → column, the unit it is divided by, and how it is written
-COST = {"parameters": ("parameters", 1, ",.0f"), "images_per_second": ("images/s", 1, ".0f"),
-        "peak_memory": ("GPU memory, MB", 2**20, ".0f"),
-        "memory_bytes": ("memory, MB", 2**20, ".1f")}
-COSTS = [column for column, _, _ in COST.values()]
-HELP = ("No finished runs. Make some with `clstudy study` (half an hour on two cores), "
-        "`clstudy run 03_candidates`, or `train_all(grid(…))`; then run this notebook again.")
+HELP = ("No finished runs. Make some with `clstudy study`, `clstudy run 03_candidates`, or "
+        "`train_all(grid(…))`; then run this notebook again.")
+LINE = 44  # characters of a line of a name in a figure
+NAMED = 5  # rows that the summary of a board names
 
 
 # ---- which runs
@@ -65,119 +66,93 @@ def select(runs: Sequence[Run], **wanted: Sequence[str]) -> list[Run]:
 # ---- a row per run
 
 
-def scored(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
-    """Return the metrics of each run, a row by its id, and the names of its held-out sets, a line
-    each, as "held_out". kept: a Parquet file that is read and brought up to date."""
-    code = "".join(fingerprint(Path(module.__file__)) for module in (scores, metrics, run_module))
-    known, rows, new = {}, {}, False
-    if kept:
-        with suppress(Exception):  # missing, or damaged in any way
-            known = pd.read_parquet(kept).to_dict("index")
-    for run in runs:
-        result = run.folder / "result.json"  # stored evidence has no such file
-        when = result.stat().st_mtime_ns if result.exists() else run.result.get("finished")
-        made = f"{code} {run.id} {when}"
-        row = known.get(run.id, {})
-        if row.get("seal") != _seal(made, row):
-            new = True
-            row = {"held_out": "\n".join(run.held_out_sets()), **scores.metrics_of(run)}
-            row["seal"] = _seal(made, row)
-        rows[run.id] = row
-    if kept and new:
-        _write(pd.DataFrame.from_dict(known | rows, orient="index"), kept)
-    return pd.DataFrame.from_dict(rows, orient="index").drop(columns="seal")
-
-
-def _seal(made: str, row: Mapping) -> str:
-    """Return a checksum of a row and what it was made from: Parquet has none of its own."""
-    values = sorted((name, value) for name, value in row.items()
-                    if name != "seal" and not pd.isna(value))
-    return hashlib.sha256(repr((made, [(name, value if isinstance(value, str) else float(value))
-                                       for name, value in values])).encode()).hexdigest()
-
-
-def _write(table: pd.DataFrame, path: Path) -> None:
-    draft = path.with_name(f"{path.name}.new-{os.getpid()}")
-    try:
-        table.to_parquet(draft)
-        draft.replace(path)
-    except (OSError, ValueError):  # a read-only folder, damaged rows: the next time is slower
-        draft.unlink(missing_ok=True)
-
-
-def gather(runs: Sequence[Run], kept: Path | None = None) -> pd.DataFrame:
+def gather(runs: Sequence[Run], tried: Sequence[str] = ()) -> pd.DataFrame:
     """Return a row per run: board, method, tuner, settings (where rows of one method and tuner
-    differ), look (a key of `plots.LOOKS`), machine, seed, lr, finished, its cost and its metrics;
-    "zero-shot" is the mean over the held-out sets.
+    differ), tried, look (a key of `plots.LOOKS`), lr, seed, order (the seed of the class order),
+    and its metrics. "choosing" is the mean over the held-out sets whose name begins with "validation",
+    "zero-shot" over the others.
 
-    Of runs that differ in nothing, the last one made counts. kept: as for `scored`. ValueError: no
-    runs."""
+    tried: names of rates and strengths, which stand in the column "tried" and make no other row. Of
+    runs that differ in nothing, the last one made counts. ValueError: no runs."""
     if not runs:
         raise ValueError(HELP)
-    problem, rest = [], []
-    for run in runs:
-        about = flat(run.config) | {"files": run.fingerprints}
-        about = {name: brief(value) for name, value in about.items()
-                 if name not in ("seed", "device")}
-        inside = {name for name in about if name.split(".")[0] in PROBLEM}
-        problem.append({name: about[name] for name in about if name in inside})
-        rest.append({name: about[name] for name in about if name not in inside})
-    ids, configs = [run.id for run in runs], [run.config for run in runs]
+    parts = [_settings(run, tried) for run in runs]
+    problem, rates, strengths, rest = ([one[part] for one in parts] for part in range(4))
+    configs = [run.config for run in runs]
     names = [f"{config.benchmark}, {config.stream}" for config in configs]
     boards = [f"{name} ({differs})" if differs else name
               for name, differs in zip(names, differences(names, problem), strict=True)]
     table = pd.DataFrame({"board": boards, "method": [config.method for config in configs],
-                          "tuner": [config.tuner for config in configs]}, ids)
+                          "tuner": [config.tuner for config in configs]}, [run.id for run in runs])
     table["settings"] = differences(list(table.itertuples(index=False, name=None)), rest)
+    rows = list(table.itertuples(index=False, name=None))
+    table["tried"] = [", ".join(filter(None, (*(f"lr {lr}" for lr in rate.values()), differs)))
+                      for rate, differs in zip(rates, differences(rows, strengths), strict=True)]
     table["look"] = [scores.look(config) for config in configs]
-    table["machine"] = [machine(run) for run in runs]
-    table["seed"] = [config.seed for config in configs]
     table["lr"] = [config.lr for config in configs]
+    table["seed"] = [config.seed for config in configs]
+    table["order"] = [config.seed if config.stream_seed is None else config.stream_seed
+                      for config in configs]  # what the class order is drawn from
     table["finished"] = [run.result.get("finished", 0.0) for run in runs]
-    for field, (column, unit, _) in COST.items():
-        table[column] = np.array([run.result.get(field) for run in runs], float) / unit
-    table.loc[table.parameters == 0, "images/s"] = np.nan  # a frozen model trains nothing
-    table = table.join(scored(runs, kept))
-    for at in ("", " before"):
-        sets = [f"{name}{at}" for name in held_out_sets(table)]
-        table[f"zero-shot{at}"] = table[sets].mean(axis=1)
-    table = table.sort_values("finished", kind="stable")
-    return table.drop_duplicates([*ENTRY, "seed"], keep="last")
+    found = pd.DataFrame([scores.metrics_of(run) | _means(run) for run in runs], table.index)
+    table = table.join(found).sort_values("finished", kind="stable").drop(columns="finished")
+    return table.drop_duplicates([*ENTRY, "tried", "seed", "order"], keep="last")
 
 
-def held_out_sets(table: pd.DataFrame) -> list[str]:
-    """Return the zero-shot sets among the columns of `gather`, in alphabetical order."""
-    return sorted({name for names in table.held_out for name in names.splitlines()})
+def _settings(run: Run, tried: Sequence[str]) -> tuple[dict[str, str], ...]:
+    """Return what a run was made from: its problem; its rate and its strengths, as far as they were
+    tried; all else. Seeds are left out, defaults of the method unless they were tried, and of a run
+    that trains nothing what only training feels."""
+    kind, defaults = METHODS.get(run.config.method), {}
+    with suppress(Exception):  # a method of a reader, or one that needs an option
+        defaults = kind().options()
+    found: tuple[dict[str, str], ...] = ({}, {}, {}, {})
+    for name, value in (flat(run.config) | {"files": run.fingerprints}).items():
+        axis, _, option = name.partition(".")
+        if name in SEEDS or _named(name, MEASURED):
+            continue
+        if axis in PROBLEM:
+            found[0][name] = brief(value)
+        elif run.config.tuner == "none" and axis != "method_args":
+            continue
+        elif _named(name, tried):
+            found[1 if name == "lr" else 2][name] = brief(value)
+        elif axis != "method_args" or defaults.get(option, ...) != value:
+            found[3][name] = brief(value)
+    return found
 
 
-def machine(run: Run) -> str:
-    """Return where a run was made, as far as its speed goes: its GPU, or its kind of CPU and the
-    number of threads."""
-    env = run.environment
-    return env.get("cuda") or f"{env.get('machine', 'unknown')}, {env.get('threads', '?')} threads"
+def _named(name: str, wanted: Sequence[str]) -> bool:
+    return name in wanted or name.rpartition(".")[2] in wanted
 
 
-def of_boards(runs: Sequence[Run], table: pd.DataFrame, boards: Sequence[str] | pd.Series
-              ) -> list[Run]:
-    """Return the runs behind these boards of `gather`."""
-    shown = set(table.index[table.board.isin(boards)])
-    return [run for run in runs if run.id in shown]
+def _means(run: Run) -> dict[str, float]:
+    """Return the mean accuracy over held-out sets, and over those that choose."""
+    values, sets = scores.metrics_of(run), run.held_out_sets()
+    choosing = [name for name in sets if name.startswith("validation")]
+    return {column: float(np.mean([values[name] for name in names])) if names else np.nan
+            for column, names in (("choosing", choosing),
+                                  ("zero-shot", [one for one in sets if one not in choosing]))}
 
 
 # ---- names
 
 
 def brief(value: Any) -> str:
-    """Return a value in at most some 30 characters; a longer one ends in digits of its hash, so
-    that two different ones stay different."""
+    """Return a value in at most some 30 characters, a list of words in 60; a longer one ends in
+    digits of its hash, so that two different ones stay different."""
     text = json.dumps(value, sort_keys=True)
-    short = "none" if value is None else value if isinstance(value, str) else text
+    short, most = "none" if value is None else value if isinstance(value, str) else text, 30
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        short = " + ".join(value)
-    if len(short) <= 30:
+        short, most = " + ".join(value), 60
+    if len(short) <= most:
         return short
     start = f"list of {len(value)}" if isinstance(value, list) else f"{short[:20]}…"
-    return f"{start} #{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+    return f"{start} #{_digits(text)}"
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:4]
 
 
 def differences(groups: Sequence[Hashable], settings: Sequence[Mapping[str, str]]) -> list[str]:
@@ -198,127 +173,163 @@ def differences(groups: Sequence[Hashable], settings: Sequence[Mapping[str, str]
             for group, one in zip(groups, settings, strict=True)]
 
 
+def labels(found: pd.DataFrame) -> dict[str, str]:
+    """Return what a figure of `behind` calls its rows, in two lines, and its boards, with the
+    metric and the first."""
+    heads = {row.board: f"{row.board}: {row.metric}, against {row.base}"
+             for row in found.itertuples()}
+    return ({name: _lines(name) for name in found.label}
+            | {board: "\n".join(wrap(head, 2 * LINE - 20)) for board, head in heads.items()})
+
+
+def _lines(name: str) -> str:
+    """Return a name in at most two lines; a longer one ends in digits of its hash."""
+    found = wrap(name, LINE)
+    if len(found) > 2:
+        found = [found[0], f"{found[1][:LINE - 7]}… #{_digits(name)}"]
+    return "\n".join(found)
+
+
 # ---- ranking
 
 
-def known(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """Return the columns of `gather` that hold a number: a stream of one stage has no
-    forgetting."""
-    return [name for name in names if name in table and table[name].notna().any()]
+def settled(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of each row of `gather` at what validation chooses of "tried", with the
+    columns tries (how many there were) and chosen: "validation", "only one", or "not chosen".
+
+    The highest mean of "choosing" over the seeds that all tries share counts, and of equal ones the
+    smaller rate. Where it was not measured, or is the same for all, every try stays a row of its
+    own, for the test images choose nothing."""
+    parts = []
+    for _, group in table.sort_values("lr", kind="stable").groupby(ENTRY, sort=False):
+        wide = group.pivot(index=["seed", "order"], columns="tried", values="choosing").dropna()
+        means, tries = wide[group.tried.unique()].mean().round(9), group.tried.nunique()
+        how = "only one"
+        if tries > 1 and len(wide) and means.nunique() > 1:
+            how, group = "validation", group[group.tried == means.idxmax()]
+        elif tries > 1:
+            how, parts_of = "not chosen", group.tried.str.split(", ")
+            shared = set.intersection(*map(set, parts_of))
+            group = group.assign(settings=[
+                ", ".join(filter(None, (settings, *(one for one in own if one not in shared))))
+                for settings, own in zip(group.settings, parts_of, strict=True)])
+        parts.append(group.assign(tries=tries, chosen=how))
+    return pd.concat(parts)
 
 
-def standings(table: pd.DataFrame, columns: Sequence[str], seeds: int = 1) -> pd.DataFrame:
-    """Return a row per entry with at least so many seeds: for each column NAME its mean, "NAME ±"
-    the half width of the 95 % interval over seeds (Student t; NaN with one) and "NAME *", whether
-    the entry shares the first place. A cost is the median.
+def behind(rows: pd.DataFrame, runs: Sequence[Run], ranked_by: Sequence[str], seeds: int = 2
+           ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Compare the rows of each board with its first, paired by seed: a table of `compare` with p
+    corrected within each board, and the differences behind it, as of `tables.paired`.
 
-    Boards are sorted; within one the entries stand in the order of the first column, the best
-    first. ValueError: no entry has so many seeds."""
-    rows, groups = [], table.groupby(ENTRY, sort=False)
-    if (most := groups.size().max()) < seeds:
-        raise ValueError(f"seeds={seeds}: no row has so many; the most is {most}")
-    for key, group in groups:
+    rows: of `settled`. ranked_by: metrics, of which the first that a board has ranks it. seeds: a
+    row needs at least so many, and shares so many with the first. First is the row that no other is
+    ahead of when paired with it. Rows follow by their difference, boards by their number of rows.
+    ValueError: no board has two such rows."""
+    by_id, boards = {run.id: run for run in runs}, []
+    for board, mine in rows.groupby("board", sort=False):
+        metric = next((name for name in ranked_by if name in mine and mine[name].notna().any()), "")
+        if metric:
+            entries = _entries(mine[mine[metric].notna()], metric, seeds)
+            boards.append(_board(board, entries, metric, by_id, seeds))
+    boards = sorted((one for one in boards if one), key=lambda one: -len(one[0]))
+    if not boards:
+        raise ValueError(f"seeds={seeds}: no board has two rows with so many in "
+                         f"{' or '.join(ranked_by)}")
+    found, each = (pd.concat(part, ignore_index=True) for part in zip(*boards, strict=True))
+    return found, each
+
+
+def called(row: Mapping[str, Any] | pd.Series) -> str:
+    """Return what a row is: its method, its tuner where that says more, and its settings."""
+    method = METHODS.get(row["method"])
+    tuner = "" if row["tuner"] in ("none", row["method"]) else row["tuner"]
+    title = method.title if method and method.title else row["method"]
+    return ", ".join(filter(None, (title, tuner, row["settings"])))
+
+
+def _entries(mine: pd.DataFrame, metric: str, seeds: int) -> dict[str, pd.DataFrame]:
+    """Return the rows of a board by name, each a table by seed with the id and the value, where
+    more is better."""
+    sign, found = -1 if metric in LOWER else 1, {}
+    for _, group in mine.groupby(ENTRY, sort=False):
         if len(group) >= seeds:
-            row = dict(zip(ENTRY, key, strict=True))
-            row |= {"look": group["look"].iloc[0], "seeds": len(group), **group[COSTS].median()}
-            for name in columns:
-                row[name], row[f"{name} ±"] = interval(group[name].to_numpy())
-            rows.append(row)
-    found = pd.DataFrame(rows)
-    for name in columns:
-        found[f"{name} *"] = pd.concat([first(board, name) for _, board in found.groupby("board")])
-    place = found[columns[0]] * (1 if columns[0] in LOWER else -1)
-    order = found.assign(place=place).sort_values(["board", "place"], kind="stable")
-    return order.drop(columns="place").reset_index(drop=True)
+            values = group.reset_index(names="id").set_index(["seed", "order"])
+            found[called(group.iloc[0])] = values[["id"]].assign(value=sign * values[metric])
+    return found
 
 
-def best(board: pd.DataFrame, column: str) -> Hashable | None:
-    """Return the index of the best row of a board among those with an interval, if there is one."""
-    ranked = board[column][board[f"{column} ±"].notna()]
-    if ranked.empty:
+def _board(board: str, entries: Mapping[str, pd.DataFrame], metric: str,
+           by_id: Mapping[str, Run], seeds: int) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    top, found, each = _first(entries) if entries else "", [], []
+    gaps = {name: _gap(entry, entries[top]) for name, entry in entries.items() if name != top}
+    for name in sorted(gaps, key=lambda name: -gaps[name]):
+        both = entries[name].join(entries[top].id.rename("first"), how="inner")
+        if len(both) >= seeds:
+            pair = {name: [by_id[id] for id in both.id],
+                    top: [by_id[id] for id in both["first"]]}
+            free = [one for one in scores.settings(pair) if one not in ("label", *SEEDS)]
+            found.append(compare(pair, metric, "label", top, free=free))
+            each.append(tables.paired(pair, metric, "label", top, free=free))
+    if not found:
         return None
-    return ranked.idxmin() if column in LOWER else ranked.idxmax()
+    joint = pd.concat(family(found)), pd.concat(each)
+    for table in joint:
+        table.insert(0, "board", board)
+    return joint
 
 
-def first(board: pd.DataFrame, column: str) -> pd.Series:
-    """Return which rows share the first place: those whose interval overlaps that of the best. A
-    row with one seed has no interval, and no place."""
-    top = best(board, column)
-    if top is None:
-        return pd.Series(False, board.index)
-    mean, half = board[column] * (-1 if column in LOWER else 1), board[f"{column} ±"]
-    return mean + half >= mean[top] - half[top]
+def _first(entries: Mapping[str, pd.DataFrame]) -> str:
+    """Return the row that none is ahead of; if each has one ahead, that with the smallest gap."""
+    return max(entries, key=lambda name: min(_gap(entries[name], other)
+                                             for other in entries.values()))
 
 
-def gaps(table: pd.DataFrame, found: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return each row of `standings` minus the best of its board on the seeds that both have: mean
-    and half_width of the 95 % interval of the paired differences. NaN for the best itself, and
-    where fewer than two seeds are shared."""
-    entries = {key: group.set_index("seed")[column] for key, group in table.groupby(ENTRY)}
-    gap = pd.DataFrame(np.nan, found.index, ["mean", "half_width"])
-    for _, board in found.groupby("board"):
-        top = best(board, column)
-        for place in board.index.drop(top) if top is not None else ():
-            ours, theirs = (entries[tuple(found.loc[row, ENTRY])] for row in (place, top))
-            shared = ours.index.intersection(theirs.index)
-            if len(shared) > 1:
-                change = ours[shared] - theirs[shared]
-                gap.loc[place] = interval(change.to_numpy())
-    return gap
-
-
-def places(table: pd.DataFrame, found: pd.DataFrame, column: str, other: str) -> pd.DataFrame:
-    """Return a row per board: how many rows are ranked (have an interval), share the first place in
-    `column`, in `other` and in both, and are first but behind the best when paired by seed; and
-    which of the first trains fastest."""
-    one, two, gap = found[f"{column} *"], found[f"{other} *"], gaps(table, found, column)
-    counts = {"ranked": found[f"{column} ±"].notna(), f"first in {column}": one,
-              f"first in {other}": two, "first in both": one & two,
-              "behind when paired": one & (gap["mean"].abs() > gap.half_width)}
-    rows = pd.DataFrame(counts).groupby(found.board).sum()
-    timed = found[one & found["images/s"].notna()].sort_values("images/s")
-    names = {row.board: ", ".join(filter(None, (row.method, row.tuner, row.settings)))
-             for row in timed.itertuples()}  # the last of a board is its fastest
-    rows["fastest of the first"] = [names.get(board, "-") for board in rows.index]
-    return rows
-
-
-def care(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what to doubt, for each board, method and tuner: how many settings were tried (the
-    best of many is ahead by luck too), the seeds of each, and the learning rates among them (one:
-    it was not tuned)."""
-    groups = table.groupby(ENTRY[:3])
-    seeds = table.groupby(ENTRY).size().groupby(ENTRY[:3]).agg(["min", "max"])
-    said = groups.settings.nunique().rename("settings tried").to_frame()
-    said["seeds"] = [str(low) if low == high else f"{low}-{high}" for low, high in seeds.to_numpy()]
-    said["learning rates"] = [", ".join(f"{rate:g}" for rate in sorted(set(group.lr)))
-                              if tuner != "none" else "-"
-                              for (_, _, tuner), group in groups]
-    return said
+def _gap(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
+    """Return the mean paired difference; without a common seed as far behind as can be."""
+    gap = (ours.value - theirs.value).mean()
+    return -np.inf if np.isnan(gap) else gap
 
 
 # ---- as text
 
 
-def behind(table: pd.DataFrame, found: pd.DataFrame, column: str) -> pd.Series:
-    """Return `gaps` as text."""
-    gap = gaps(table, found, column)
-    said = [f"{mean:+.1f} ± {half:.1f}" for mean, half in gap.to_numpy()]
-    return pd.Series(said, gap.index).where(gap["mean"].notna(), "-")
+def summary(found: pd.DataFrame) -> str:
+    """Write a line for each board of `behind`: which row is first, how many are behind it, and of
+    which that is not shown."""
+    said = []
+    for board, mine in found.groupby("board", sort=False):
+        worse = "higher" if mine.metric.iloc[0] in LOWER else "lower"
+        open_ = mine[~mine.verdict.str.startswith(worse)]
+        names = [f"{row.label} ({row.verdict})" for row in open_.itertuples()]
+        names = names[:NAMED] + [f"and {len(names) - NAMED} more"] * (len(names) > NAMED)
+        every, count = len(mine), len(mine) - len(open_)
+        are = f"row{'s' * (every > 1)} {'is' if 1 in (count, every) else 'are'} {worse}"
+        said.append(f"{board}: {mine.base.iloc[0]} has the best {mine.metric.iloc[0]}; {count} of "
+                    f"{every} other {are}"
+                    + (f", not shown to be: {'; '.join(names)}." if names else "."))
+    return "\n".join(said)
 
 
-def shown(found: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Return standings as text: "mean ± half width", with a star where the first place is shared;
-    a cost where it is known."""
-    table = found[[*ENTRY, "seeds"]].copy()
-    for name in columns:
-        cells = zip(found[name], found[f"{name} ±"], found[f"{name} *"], strict=True)
-        table[name] = [_text(*cell) for cell in cells]
-    for name, _, form in COST.values():
-        if found[name].notna().any():
-            table[name] = [format(value, form) for value in found[name]]
-    return table.set_index(ENTRY).replace("nan", "-")
-
-
-def _text(mean: float, half: float, star: bool) -> str:
-    return f"{mean:.1f}" + ("" if np.isnan(half) else f" ± {half:.1f}") + " *" * bool(star)
+def shown(rows: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """Return the boards of `behind` as text, a row each, with what was chosen for it, of how many
+    tries, and by what. rows: of `settled`."""
+    rows = rows.assign(row=[called(row) for row in rows.to_dict("records")])
+    about = {key: group for key, group in rows.groupby(["board", "row"], sort=False)}
+    lines = []
+    for board, mine in found.groupby("board", sort=False):
+        top, metric = mine.base.iloc[0], mine.metric.iloc[0]
+        best = about[board, top]
+        ours = [{"label": top, "mean": best[metric].mean(), "verdict": "first",
+                 "n": best.order.nunique()}, *mine.to_dict("records")]
+        for one in ours:
+            group = about[board, one["label"]]
+            gap = (f"{one['difference']:+.1f} ({one['low']:+.1f} to {one['high']:+.1f})"
+                   if one["label"] != top else "–")
+            lines.append({
+                "board": board, "row": one["label"], "metric": metric,
+                "mean": f"{one['mean']:.1f}", "minus the first": gap, "verdict": one["verdict"],
+                "n": one["n"], "zero-shot": f"{group['zero-shot'].mean():.1f}".replace("nan", "–"),
+                "tries": group.tries.iloc[0], "shown": ", ".join(dict.fromkeys(group.tried)) or "–",
+                "chosen by": group.chosen.iloc[0]})
+    return pd.DataFrame(lines).set_index(["board", "row"])

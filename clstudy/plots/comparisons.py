@@ -32,26 +32,31 @@ NONE: Labels = MappingProxyType({})
 
 def differences(found: pd.DataFrame, each: pd.DataFrame | None = None, x: str = "difference",
                 y: Roles | None = None, panel: Roles | None = None, labels: Labels | None = None,
-                title: str = "") -> Figure:
+                title: str = "", own_rows: bool = False) -> Figure:
     """Draw a row per comparison: the difference, its 95 % interval, a dot for each pair, and the
     verdict at the right. The grey band holds what counts as equal; hollow is neither higher nor
     lower.
 
     found: of `compare`. each: of `tables.paired`, with the columns of y and panel. y, panel: None
     takes the settings that vary, and the metric, where there are several and y has it not. labels:
-    what to call a value. ValueError: a column that a table does not have."""
+    what to call a value. own_rows: panels stand one below the other, each with the rows that it
+    has. ValueError: a column that a table does not have."""
     labels = labels or NONE
     several = "metric" in found and found.metric.nunique() > 1
     panel = panel or ("metric" if several and "metric" not in np.atleast_1d(y or []) else None)
     y = y or _varying(found, panel)
     table, dots = (_placed(one, labels, x, y=y, panel=panel) for one in (found, each))
-    rows, names = (list(dict.fromkeys(table[name])) for name in ("_y", "_panel"))
-    across = min(2, len(names))
+    every, names = (list(dict.fromkeys(table[name])) for name in ("_y", "_panel"))
+    across = 1 if own_rows else min(2, len(names))
     down = -(-len(names) // across)
-    figure, axes = _figure(TWO_COLUMNS, down * (0.75 + 0.27 * len(rows)), down, across, sharey=True)
+    here = [list(dict.fromkeys(table["_y"][table["_panel"] == name])) if own_rows else every
+            for name in names]
+    heights = [0.75 + 0.27 * len(rows) for rows in here[::across]]
+    figure, axes = _figure(TWO_COLUMNS, sum(heights), down, across, sharey=not own_rows,
+                           height_ratios=heights)
     for axis in axes.flat[len(names):]:
         axis.axis("off")
-    for axis, name in zip(axes.flat, names, strict=False):
+    for axis, name, rows in zip(axes.flat, names, here, strict=False):
         mine, points = (one[one["_panel"] == name] for one in (table, dots))
         limits = _limits(mine, points, x)
         _zero(axis.axvspan, axis.axvline, mine)
@@ -63,7 +68,7 @@ def differences(found: pd.DataFrame, each: pd.DataFrame | None = None, x: str = 
             _verdict(axis, row, place)
         axis.set(xlim=limits, xlabel=_against(mine, labels, x))
         axis.set_title(name, loc="left")
-        axis.set_yticks(range(len(rows)), rows)
+        axis.set_yticks(range(len(rows)), rows, linespacing=0.9)
         axis.set_ylim(len(rows) - 0.5, -0.5)
     return _finished(figure, title)
 

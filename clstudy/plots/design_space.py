@@ -1,41 +1,42 @@
-"""The figure of the map: where the methods stand."""
-import matplotlib.pyplot as plt
-import numpy as np
+"""The figure of the map: which choices each method takes."""
 import pandas as pd
 from matplotlib.figure import Figure
 
-from clstudy.plots.style import TWO_COLUMNS, _figure
+from clstudy.analysis.design_space import CHOICES
+from clstudy.plots.style import FAMILIES, TWO_COLUMNS, _figure
 
-FILLED, NEW = "#DCE6EE", "#FBE3C9"  # light enough for words
+INK, EMPTY, NEW = "#222222", "#D5D5D5", FAMILIES["contrastive"]
 
 
-def design_space_map(grid: pd.DataFrame) -> Figure:
-    """Draw a cell per point of `design_space.grid`: columns are denominator and candidates, rows
-    vocabulary and weights. Blue cells hold published methods, orange ones new points; the rest is
-    empty."""
-    columns = list(dict.fromkeys(zip(grid.denominator, grid.candidates, strict=True)))
-    columns.sort(key=lambda pair: ("batch", "pairs", "moving").index(pair[0]))
-    rows = list(dict.fromkeys(zip(grid.vocabulary, grid.class_weights, strict=True)))
-    vocabularies = list(dict.fromkeys(grid.vocabulary))
-    rows.sort(key=lambda pair: vocabularies.index(pair[0]))
-    figure, axes = _figure(TWO_COLUMNS, 0.9 + 0.19 * len(rows))
-    axis = axes[0, 0]
-    for cell in grid.itertuples():
-        x = columns.index((cell.denominator, cell.candidates))
-        y = rows.index((cell.vocabulary, cell.class_weights))
-        colour = NEW if cell.new else FILLED if cell.methods else "white"
-        axis.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="0.8", lw=0.5))
-        axis.text(x + 0.5, y + 0.5, cell.new or cell.methods, ha="center", va="center",
-                  fontsize=6.5)
-    for y in range(0, len(rows) + 1, grid.class_weights.nunique()):
-        axis.axhline(y, color="0.2", lw=0.8)
-    for x in range(1, len(columns)):
-        if columns[x][0] != columns[x - 1][0]:
-            axis.axvline(x, color="0.2", lw=0.8)
-    axis.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
-    axis.set_xticks(np.arange(len(columns)) + 0.5, ["\n".join(pair) for pair in columns])
-    axis.set_yticks(np.arange(len(rows)) + 0.5, [" · ".join(pair) for pair in rows], fontsize=6.5)
+def design_space_map(marks: pd.DataFrame, title: str = "") -> Figure:
+    """Draw a row per method of `design_space.marks` and a column per value of each choice: a large
+    dot where the method takes it, a small one where it does not. New points are squares in a colour
+    of their own."""
+    labels = list(dict.fromkeys(marks.label))
+    places, heads = {}, []
+    for name, values in CHOICES.items():
+        start = len(places) + len(heads) * 0.8  # a gap between two choices
+        places |= {(name, value): start + i for i, value in enumerate(values)}
+        heads.append((start, name.replace("_", " ")))
+    figure, axes = _figure(TWO_COLUMNS, 1.35 + 0.23 * len(labels))
+    axis, new = axes[0, 0], dict(zip(marks.label, marks.new, strict=True))
+    for y in range(len(labels)):
+        axis.axhline(y, color="0.93", lw=0.8, zorder=0)
+        axis.plot(list(places.values()), [y] * len(places), "o", ms=2, mew=0, color=EMPTY)
+    for (label, is_new), mine in marks.groupby(["label", "new"], sort=False):
+        at = [places[key] for key in zip(mine.choice, mine.value, strict=True)]
+        axis.plot(at, [labels.index(label)] * len(at), "s" if is_new else "o", ms=7, mew=0,
+                  color=NEW if is_new else INK)
+    for start, head in heads:
+        axis.annotate(head, (start - 0.3, 1), xycoords=axis.get_xaxis_transform(), xytext=(0, 46),
+                      textcoords="offset points", fontweight="bold", annotation_clip=False)
+    axis.set_xticks(list(places.values()), [value for _, value in places], rotation=45, ha="left",
+                    rotation_mode="anchor", fontsize=8)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    for tick, label in zip(axis.get_yticklabels(), labels, strict=True):
+        tick.set_color(NEW if new[label] else INK)
     axis.tick_params(length=0, labeltop=True, labelbottom=False)
-    axis.set_ylabel("vocabulary · class weights")
-    axis.set_title("denominator, and candidates below it", pad=28)
+    axis.spines[:].set_visible(False)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, fontweight="bold")
     return figure

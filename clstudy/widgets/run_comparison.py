@@ -1,7 +1,6 @@
 """The run comparer: curves of finished runs with intervals, and what each number means."""
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 
 import ipywidgets as ipw
 import numpy as np
@@ -50,14 +49,13 @@ def grouped(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, list[Run]]:
     return found
 
 
-def run_comparer(runs: Sequence[Run], name: str = "seen classes", most: int = 4,
-                 kept: Path | None = None) -> Shown:
+def run_comparer(runs: Sequence[Run], name: str = "seen classes", most: int = 4) -> Shown:
     """Filter by words and choose settings (Ctrl or Shift for several): accuracy over the stream,
     mean over seeds with its 95 % interval, and the metrics with their definitions.
 
-    name: the set whose accuracy is drawn first; most: settings chosen to begin with; kept: of
-    `leaderboard.gather`. ValueError: no runs."""
-    table = gather(runs, kept)
+    name: the set whose accuracy is drawn first; most: settings chosen to begin with. ValueError: no
+    runs."""
+    table = gather(runs)
     groups = grouped(table, runs)
     if headless():
         found = over_stream(groups, name=name)

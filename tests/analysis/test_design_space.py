@@ -100,15 +100,18 @@ SIT = {
 }
 
 
-def test_the_table_has_the_choices_of_each_method():
-    table = design_space.table()
-    row = table.loc["clip_loss"]
-    assert (tuple(row[list(design_space.CHOICES)]) == ("batch", "pairs", "uniform", "none")
-            and row.memory == "500, quota")
-    assert table.loc["sit"].memory == "none"
-    assert list(table.loc["gdro"].class_weights) == ["kl", "cvar", "eg"]
+def test_the_marks_are_the_choices_of_each_method():
+    marks = design_space.marks({"mine": {"class_weights": "cvar"}})
+    assert list(marks.columns) == ["label", "new", "choice", "value"]
+    said = {label: {name: list(rows.value) for name, rows in mine.groupby("choice")}
+            for label, mine in marks.groupby("label")}
+    assert said["CLIP loss (memory)"] == {"candidates": ["batch"], "denominator": ["pairs"],
+                                          "class_weights": ["uniform"], "vocabulary": ["none"]}
+    assert said["GDRO"]["class_weights"] == ["kl", "cvar", "eg"]
+    assert marks.label.iloc[-1] == "mine" and set(marks.label[marks.new]) == {"mine"}
+    assert said["mine"]["class_weights"] == ["cvar"]
     for name, values in design_space.CHOICES.items():
-        assert set(table[name]) <= set(values)
+        assert set(marks.value[marks.choice == name]) <= set(values)
     assert set(design_space.beside()["task term"]) == {"–", "er", "finetune"}
 
 

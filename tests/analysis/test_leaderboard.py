@@ -1,33 +1,31 @@
-"""The leaderboard: what is one row and what are two, who shares the first place, and what is read
-again."""
-import json
-import math
-import os
-
+"""The leaderboard: what is one row and what are two, what validation chooses, and how far a row is
+behind the first when they are paired."""
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
 from small_runs import evaluations, make
+from small_runs import row as evaluation
 
 from clstudy import plots
 from clstudy.analysis import leaderboard
-from clstudy.analysis import scores as scores_module
 from clstudy.notebooks import execute
 from clstudy.runs.run import Run, finished
 from clstudy.training.config import RunConfig
 from clstudy.utils import paths
 
-T = 4.302653  # Student's t, 97.5 %, two degrees of freedom
 NOTEBOOK = paths.NOTEBOOKS / "12_leaderboard.ipynb"
 
 
 def write(folder, last: float = .4, seed: int = 0, name: str | None = None,
-          result: dict | None = None, **settings) -> Run:
-    """A finished run of these settings, written by hand: its last accuracy is `last`."""
+          result: dict | None = None, validation: float | None = None, **settings) -> Run:
+    """A finished run of these settings, written by hand: its last accuracy is `last`, its accuracy
+    on validation images `validation`."""
     config = RunConfig.model_construct(**{"seed": seed, **settings})
     name = name or f"{abs(hash((last, seed, str(settings)))):x}"
-    run = make(folder / name, evaluations(last), seed, **(result or {}))
+    rows = evaluations(last)
+    if validation is not None:
+        rows += [evaluation(stage, "validation", "own", validation) for stage in (0, 3)]
+    run = make(folder / name, rows, seed, **(result or {}))
     (run.folder / "config.json").write_text(config.model_dump_json())
     return Run(config, run.folder)
 
@@ -38,6 +36,12 @@ def three(folder, lasts, **settings) -> list[Run]:
 
 def entries(table) -> list[tuple]:
     return list(table[leaderboard.ENTRY].drop_duplicates().itertuples(index=False, name=None))
+
+
+def ranked(runs, metrics=("A_last",), seeds: int = 2, tried=leaderboard.TRIED):
+    rows = leaderboard.settled(leaderboard.gather(runs, tried))
+    found, each = leaderboard.behind(rows, runs, metrics, seeds)
+    return rows, found, each
 
 
 # ---- one row or two
@@ -51,8 +55,29 @@ def test_seeds_are_one_row_and_settings_are_two(tmp_path):
     assert entries(table) == [("emoji, disjoint", "lwf", "lora", "weight 1"),
                               ("emoji, disjoint", "lwf", "lora", "weight 8.5"),
                               ("emoji, disjoint", "sit", "lora", "")]
-    assert leaderboard.standings(table, ["A_last"]).set_index("settings").seeds.to_dict() == {
-        "weight 1": 3, "weight 8.5": 2, "": 1}
+    assert table.groupby("settings").size().to_dict() == {"weight 1": 3, "weight 8.5": 2, "": 1}
+
+
+def test_rates_and_strengths_that_are_tried_make_no_other_row(tmp_path):
+    runs = [write(tmp_path, method="lwf", lr=lr, method_args={"weight": weight})
+            for lr, weight in ((.1, 1), (.2, 1), (.1, 4))]
+    table = leaderboard.gather(runs, leaderboard.TRIED)
+    assert entries(table) == [("emoji, disjoint", "lwf", "lora", "")]
+    assert table.tried.tolist() == ["lr 0.1, weight 1", "lr 0.2, weight 1", "lr 0.1, weight 4"]
+
+
+def test_what_a_run_measures_and_rates_that_train_nothing_make_no_other_row(tmp_path):
+    runs = [write(tmp_path, seed=0, method="frozen", tuner="none", lr=.1, held_out_every=5),
+            write(tmp_path, seed=1, method="frozen", tuner="none", lr=.2, eval_every=10,
+                  benchmark_args={"held_out": ["validation"]})]
+    table = leaderboard.gather(runs)
+    assert entries(table) == [("emoji, disjoint", "frozen", "none", "")] and len(table) == 2
+
+
+def test_an_option_at_its_default_is_not_written(tmp_path):
+    runs = [write(tmp_path, method="compose", method_args=args) for args in (
+        {"class_weights": "uniform"}, {"class_weights": "kl", "candidates": "batch"})]
+    assert [key[3] for key in entries(leaderboard.gather(runs))] == ["", "class_weights kl"]
 
 
 def test_settings_are_shown_only_where_rows_of_one_method_and_tuner_differ(tmp_path):
@@ -68,11 +93,11 @@ def test_another_stream_or_model_is_another_board(tmp_path):
         write(tmp_path, stream_args={"tasks": 5}),
         write(tmp_path, stream_args={"tasks": 9}),
         write(tmp_path, stream="joint"),
-        write(tmp_path, stream_args={"tasks": 5}, eval_every=10)
+        write(tmp_path, stream_args={"tasks": 5}, benchmark_args={"split": "validation"})
     ]
     assert leaderboard.gather(runs).board.tolist() == [
-        "emoji, disjoint (tasks 5, eval_every none)", "emoji, disjoint (tasks 9, eval_every none)",
-        "emoji, joint", "emoji, disjoint (tasks 5, eval_every 10)"
+        "emoji, disjoint (tasks 5)", "emoji, disjoint (tasks 9)", "emoji, joint",
+        "emoji, disjoint (tasks 5, split validation)"
     ]
 
 
@@ -107,17 +132,10 @@ def test_a_balanced_draw_has_a_look_of_its_own(tmp_path):
     assert {"er", "er_balanced"} <= set(plots.LOOKS)
 
 
-def test_zero_shot_is_the_mean_of_the_held_out_sets_and_costs_have_units(tmp_path):
-    cost = {"parameters": 7, "images_per_second": 50., "peak_memory": 3 * 2**20}
-    table = leaderboard.gather([
-        write(tmp_path, name="a", result=cost),
-        write(tmp_path, name="b", method="frozen", result=cost | {"parameters": 0})
-    ])
-    assert leaderboard.held_out_sets(table) == ["concepts", "pets"]
-    assert table["zero-shot"].tolist() == pytest.approx([60, 60])
-    assert table["zero-shot before"].tolist() == pytest.approx([55, 55])
-    assert table.loc["a", ["parameters", "images/s", "GPU memory, MB"]].tolist() == [7, 50, 3]
-    assert math.isnan(table.loc["b", "images/s"]) and math.isnan(table.loc["a", "memory, MB"])
+def test_zero_shot_is_the_mean_of_the_held_out_sets_that_choose_nothing(tmp_path):
+    table = leaderboard.gather([write(tmp_path, validation=.9), write(tmp_path, seed=1)])
+    assert table["zero-shot"].tolist() == pytest.approx([60, 60])  # concepts and pets
+    assert table.choosing.iloc[0] == pytest.approx(90) and table.choosing.isna().iloc[1]
 
 
 def test_runs_of_another_version_are_no_runs_of_this_one(tmp_path):
@@ -142,192 +160,9 @@ def test_runs_are_selected_by_their_settings(tmp_path):
     assert leaderboard.select([], method=["sti"]) == []
 
 
-# ---- reading
-
-
-def test_scores_are_read_once_and_again_when_the_run_was_made_again(tmp_path, monkeypatch):
-    runs = three(tmp_path, (.5, .6), method="sit")
-    read, scores = [], scores_module.metrics_of
-    monkeypatch.setattr(scores_module, "metrics_of", lambda run: read.append(run.id) or scores(run))
-    kept = tmp_path / "scores.parquet"
-    once = leaderboard.scored(runs, kept)
-    assert read == [run.id for run in runs]
-    pd.testing.assert_frame_equal(leaderboard.scored(runs, kept), once, check_exact=True)
-    assert len(read) == 2
-    again = Run(runs[0].config, runs[0].folder)
-    (again.folder / "evals.jsonl").write_text("".join(
-        json.dumps(row) + "\n" for row in evaluations(.9)))
-    os.utime(again.folder / "result.json", ns=(1, 1))
-    more = leaderboard.scored([again, runs[1], write(tmp_path, .3, seed=2)], kept)
-    assert len(read) == 4 and read[2] == again.id and more.A_last.tolist() == pytest.approx(
-        [90, 60, 30])
-    assert len(pd.read_parquet(kept)) == 3 and not list(tmp_path.glob("*.new-*"))
-
-
-def test_scores_that_were_damaged_or_kept_by_other_code_are_not_believed(tmp_path, monkeypatch):
-    runs, kept = three(tmp_path, (.5,)), tmp_path / "scores.parquet"
-    right = leaderboard.scored(runs, kept)
-    whole = pd.read_parquet(kept)
-    for damaged in (whole.assign(A_last=1.), whole.rename(columns={"A_last": "B_last"}),
-                    whole.reset_index(drop=True)):
-        damaged.to_parquet(kept)
-        pd.testing.assert_frame_equal(leaderboard.scored(runs, kept), right)
-    kept.write_text("no table")
-    assert leaderboard.scored(runs, kept).A_last.tolist() == pytest.approx([50])
-    monkeypatch.setattr(scores_module, "metrics_of", lambda run: {"A_last": 1.})
-    assert leaderboard.scored(runs, kept).A_last.tolist() == pytest.approx([50])  # it is read
-    monkeypatch.setattr(leaderboard, "fingerprint", lambda path: "other")
-    assert leaderboard.scored(runs, kept).A_last.tolist() == [1]
-
-
 def test_without_runs_it_is_said_how_to_make_some():
     with pytest.raises(ValueError, match="No finished runs. Make some with `clstudy study`"):
         leaderboard.gather([])
-
-
-# ---- ranking
-
-
-@pytest.fixture
-def board(tmp_path):
-    """SIT leads; ER's interval reaches it; fine-tuning's does not; LwF is above all with one
-    seed."""
-    runs = three(tmp_path, (.60, .62, .61), method="sit") + three(tmp_path,
-                                                                  (.50, .62, .56), method="er")
-    runs += three(tmp_path,
-                  (.40, .41, .42), method="finetune") + three(tmp_path, (.9, ), method="lwf")
-    return leaderboard.gather(runs)
-
-
-def test_the_first_place_is_shared_by_those_whose_intervals_overlap(board):
-    found = leaderboard.standings(board, ["A_last", "A_avg"]).set_index("method")
-    assert found.index.tolist() == ["lwf", "sit", "er", "finetune"]
-    assert found["A_last"].tolist() == pytest.approx([90, 61, 56, 41])
-    assert found["A_last ±"].tolist()[1:] == pytest.approx(
-        [T / math.sqrt(3), 6 * T / math.sqrt(3), T / math.sqrt(3)], rel=1e-5)
-    assert math.isnan(found["A_last ±"].iloc[0])
-    assert found["A_last *"].tolist() == [False, True, True, False]  # one seed has no place
-
-
-def test_where_less_is_better_the_least_is_first(board):
-    table = board.assign(forgetting=board.A_last)
-    found = leaderboard.standings(table, ["forgetting"]).set_index("method")
-    assert found.index.tolist() == ["finetune", "er", "sit", "lwf"]
-    assert found["forgetting *"].tolist() == [True, True, False,
-                                              False]  # 41 ± 2.5, 56 ± 14.9, 61 ± 2.5
-    assert leaderboard.behind(table, found.reset_index(), "forgetting").tolist() == [
-        "-", "+15.0 ± 13.8", "+20.0 ± 2.5", "-"]  # 10, 21 and 14; 20, 21 and 19
-
-
-def test_boards_are_ranked_apart(tmp_path):
-    runs = three(tmp_path,
-                 (.60, .62, .61), method="sit") + three(tmp_path,
-                                                        (.1, .2, .15), method="sit", stream="joint")
-    found = leaderboard.standings(leaderboard.gather(runs), ["A_last"])
-    assert found.board.tolist() == ["emoji, disjoint", "emoji, joint"] and found["A_last *"].all()
-
-
-def test_a_distance_to_the_best_is_paired_by_seed(board):
-    found = leaderboard.standings(board, ["A_last"])
-    half = T * np.std([-10, 0, -5], ddof=1) / math.sqrt(3)
-    assert leaderboard.behind(board, found, "A_last").tolist() == [
-        "-", "-", f"-5.0 ± {half:.1f}", "-20.0 ± 2.5"]  # alone, the best, ER, fine-tuning
-    two = board[~((board.method == "er") & (board.seed == 2))]
-    said = leaderboard.behind(two, leaderboard.standings(two, ["A_last"]), "A_last")
-    assert said[2].startswith("-5.0 ± ") and said[2] != f"-5.0 ± {half:.1f}"  # seeds 0 and 1 only
-
-
-def test_rows_with_few_seeds_are_left_out_when_asked(board):
-    assert leaderboard.standings(board, ["A_last"],
-                                 seeds=2).method.tolist() == ["sit", "er", "finetune"]
-    with pytest.raises(ValueError, match="seeds=4: no row has so many; the most is 3"):
-        leaderboard.standings(board, ["A_last"], seeds=4)
-
-
-def test_it_reads_as_text_with_stars(board):
-    board["parameters"] = [12000.] * 9 + [np.nan]
-    shown = leaderboard.shown(leaderboard.standings(board, ["A_last"]), ["A_last"])
-    assert shown.index.names == leaderboard.ENTRY and shown.columns.tolist() == [
-        "seeds", "A_last", "parameters"
-    ]
-    assert shown.A_last.tolist() == ["90.0", "61.0 ± 2.5 *", "56.0 ± 14.9 *", "41.0 ± 2.5"]
-    assert shown.parameters.tolist() == ["-", "12,000", "12,000", "12,000"]
-    assert leaderboard.known(board, ["A_last", "memory, MB", "nothing"]) == ["A_last"]
-
-
-def test_a_board_in_a_row_who_is_first_in_what_and_who_is_fastest(board, tmp_path):
-    board["images/s"] = [10.] * 3 + [40.] * 3 + [90.] * 4  # sit, er, finetune and lwf
-    board["zero-shot"] = [50., 51, 52] + [50.5, 51.5, 52.5] + [30., 31, 32] + [90.]
-    table = pd.concat([board, leaderboard.gather([write(tmp_path / "alone", stream="joint")])])
-    found = leaderboard.standings(table, ["A_last", "zero-shot"])
-    places = leaderboard.places(table, found, "A_last", "zero-shot")
-    assert places.columns.tolist() == ["ranked", "first in A_last", "first in zero-shot",
-                                       "first in both", "behind when paired",
-                                       "fastest of the first"]
-    assert places.loc["emoji, disjoint"].tolist() == [3, 2, 2, 2, 0, "er, lora"]
-    assert places.loc["emoji, joint"].tolist() == [0, 0, 0, 0, 0, "-"]  # one seed: nobody is ahead
-
-
-def test_a_shared_first_place_may_be_lost_when_compared_seed_by_seed(tmp_path):
-    runs = three(tmp_path, (.5, .6, .7), method="sit")
-    runs += three(tmp_path, (.48, .581, .679), method="er")
-    table = leaderboard.gather(runs + three(tmp_path, (.7, .5, .58), method="lwf"))
-    found = leaderboard.standings(table, ["A_last"])
-    assert found["A_last *"].all()
-    places = leaderboard.places(table, found, "A_last", "A_last")
-    assert places["behind when paired"].tolist() == [1]  # er
-
-
-def test_what_to_doubt(tmp_path):
-    runs = three(tmp_path, (.5, .6, .7), method="lwf", lr=.1)
-    runs += three(tmp_path, (.5, .6), method="lwf", lr=.2)
-    runs += three(tmp_path, (.4,), method="sit", lr=.1)
-    runs += three(tmp_path, (.4,), method="frozen", tuner="none")
-    care = leaderboard.care(leaderboard.gather(runs))
-    assert care.loc["emoji, disjoint", "lwf", "lora"].tolist() == [2, "2-3", "0.1, 0.2"]
-    assert care.loc["emoji, disjoint", "sit", "lora"].tolist() == [1, "1", "0.1"]
-    assert care.loc["emoji, disjoint", "frozen", "none"].tolist() == [1, "1", "-"]
-
-
-def test_the_runs_behind_a_board(board, tmp_path):
-    more = leaderboard.gather([write(tmp_path / "more", stream="joint")])
-    runs = [Run(RunConfig.model_construct(), tmp_path / name)
-            for name in (board.index[0], "x", more.index[0])]
-    found = leaderboard.of_boards(runs, pd.concat([board, more]), board.board)
-    assert [run.id for run in found] == [board.index[0]]
-
-
-# ---- the notebook
-
-
-def figures(folder) -> set[str]:
-    return {path.name for path in folder.glob("*")}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("some", [False, True])
-def test_the_notebook_runs_without_runs_and_with_some(some, tmp_path, monkeypatch):
-    for name in ("runs", "figures"):
-        monkeypatch.setenv(f"CLSTUDY_{name.upper()}", str(tmp_path / name))
-        (tmp_path / name).mkdir()
-    if some:
-        for method in ("sit", "er", "frozen"):
-            for seed in range(2):
-                cost = {"images_per_second": 9., "parameters": 3}
-                write(tmp_path / "runs", .5 + seed / 10, seed, method=method, result=cost)
-    done = execute.run_notebook(NOTEBOOK, {"stale": True, "rows": 2}, tmp_path, timeout=300,
-                                progress=False)
-    assert done.ok, done.error
-    said = "\n".join(output.text for cell in nbformat.read(done.path, as_version=4).cells
-                     for output in cell.get("outputs", []) if output.output_type == "stream")
-    if some:
-        assert {
-            "12_intervals.pdf", "12_zero_shot.png", "12_cost.json", "12_leaderboard.tex",
-            "12_side_sets.md", "12_leaderboard.csv"
-        } <= figures(tmp_path / "figures")
-        assert "share the first place in A_auc" in said
-    else:
-        assert "No finished runs" in said and not figures(tmp_path / "figures")
 
 
 def test_runs_on_other_files_stand_on_another_board(tmp_path):
@@ -341,3 +176,168 @@ def test_runs_on_other_files_stand_on_another_board(tmp_path):
     table = leaderboard.gather(runs)
     assert len(table) == 3 and table.board.nunique() == 2
     assert table.board["0-old"] == table.board["1-old"] != table.board["0-new"]
+
+
+# ---- what validation chooses
+
+
+def rates(folder, *found, **settings) -> list[Run]:
+    """Runs at several rates: (rate, accuracies on validation images by seed, last accuracies)."""
+    return [write(folder, last, seed, lr=lr, validation=valid, **settings)
+            for lr, valids, lasts in found
+            for seed, (valid, last) in enumerate(zip(valids, lasts, strict=True))]
+
+
+def test_validation_chooses_the_rate_and_not_the_test_images(tmp_path):
+    runs = rates(tmp_path, (.1, (.5, .5), (.9, .9)), (.2, (.6, .6, .1), (.2, .3, .4)))
+    rows = leaderboard.settled(leaderboard.gather(runs, leaderboard.TRIED))
+    assert rows.tried.unique().tolist() == ["lr 0.2"] and len(rows) == 3  # seed 2 chose nothing
+    assert (rows.tries == 2).all() and (rows.chosen == "validation").all()
+
+
+def test_of_equal_rates_the_smaller_is_taken(tmp_path):
+    runs = rates(tmp_path, (.3, (.6, .7), (.9, .9)), (.2, (.7, .6), (.2, .3)),
+                 (.1, (.1, .1), (.5, .5)))
+    rows = leaderboard.settled(leaderboard.gather(runs, leaderboard.TRIED))
+    assert rows.tried.unique().tolist() == ["lr 0.2"] and (rows.tries == 3).all()
+
+
+@pytest.mark.parametrize("valid", [None, .5])
+def test_where_validation_cannot_choose_every_rate_is_a_row(valid, tmp_path):
+    runs = rates(tmp_path, (.1, (valid,) * 2, (.4, .5)), (.2, (valid,) * 2, (.2, .3)), epochs=2)
+    rows, found, _ = ranked(runs)
+    assert rows.settings.unique().tolist() == ["lr 0.1", "lr 0.2"]
+    assert (rows.chosen == "not chosen").all() and len(found) == 1
+    one = leaderboard.settled(leaderboard.gather(runs[:2], leaderboard.TRIED))
+    assert one.chosen.tolist() == ["only one"] * 2 and one.tried.tolist() == ["lr 0.1"] * 2
+
+
+# ---- ranking
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """SIT leads; ER is behind on some seeds; fine-tuning is clearly behind; LwF has one seed."""
+    found = three(tmp_path, (.60, .62, .61), method="sit", method_args={"size": 9})
+    found += three(tmp_path, (.50, .62, .56), method="er")
+    found += three(tmp_path, (.40, .41, .42), method="finetune")
+    return found + three(tmp_path, (.9,), method="lwf")
+
+
+def test_rows_are_ranked_by_paired_differences_to_the_first(runs):
+    _, found, each = ranked(runs)
+    sit, er, asymmetric = (plots.METHODS[name][0] for name in ("sit", "er", "finetune"))
+    assert found.label.tolist() == [f"{er}, lora", f"{asymmetric}, lora"]  # LwF: one seed
+    assert found.base.unique().tolist() == [f"{sit}, lora"] and (found.n == 3).all()
+    assert found.difference.tolist() == pytest.approx([-5, -20])
+    assert each.difference[:3].tolist() == pytest.approx([-10, 0, -5])
+    assert found.verdict.tolist() == ["inconclusive", "lower"]
+    assert found.comparisons.tolist() == [2, 2]
+
+
+def test_p_is_corrected_within_each_board_alone(runs, tmp_path):
+    more = [write(tmp_path / "joint", last, seed, method=method, stream="joint")
+            for method, lasts in (("sit", (.6, .7)), ("er", (.5, .61)))
+            for seed, last in enumerate(lasts)]
+    _, found, _ = ranked(runs + more)
+    assert found.board.tolist() == ["emoji, disjoint"] * 2 + ["emoji, joint"]
+    assert found.comparisons.tolist() == [2, 2, 1]
+
+
+def test_overlap_decides_nothing_and_no_row_is_ahead_of_the_first(tmp_path):
+    """SIT is always a little ahead of ER, though the seeds are far apart; LwF has the highest mean,
+    but only because it lacks the hard seed."""
+    runs = three(tmp_path, (.9, .5, .1), method="sit")
+    runs += three(tmp_path, (.88, .481, .079), method="er")
+    runs += three(tmp_path, (.85, .46), method="lwf")
+    _, found, _ = ranked(runs)
+    assert [name.split(",")[0] for name in found.label] == ["ER", "LwF"]
+    assert found.difference.tolist() == pytest.approx([-2, -4.5]) and found.n.tolist() == [3, 2]
+    assert found.verdict[0] == "lower"
+
+
+def test_in_a_circle_the_row_with_the_smallest_gap_is_first(tmp_path):
+    """Each has one ahead of it on the seeds that both have: ER is by 1 behind LwF, SIT by 4 behind
+    ER, LwF by 9 behind SIT."""
+    runs = [write(tmp_path, last, seed, method=method) for method, lasts in (
+        ("sit", {0: .50, 1: .50, 2: .59, 3: .59}), ("er", {0: .54, 1: .54, 4: .50, 5: .50}),
+        ("lwf", {2: .50, 3: .50, 4: .51, 5: .51})) for seed, last in lasts.items()]
+    _, found, _ = ranked(runs)
+    assert found.base[0].startswith("ER") and found.difference.tolist() == pytest.approx([1, -4])
+
+
+def test_where_less_is_better_the_least_is_first(runs, monkeypatch):
+    monkeypatch.setattr(leaderboard, "LOWER", ["A_last"])
+    _, found, _ = ranked(runs)
+    assert found.base[0].startswith(plots.METHODS["finetune"][0])
+    assert found.difference.tolist() == pytest.approx([15, 20])
+    assert leaderboard.summary(found).endswith("; 2 of 2 other rows are higher.")
+
+
+def test_only_seeds_that_both_rows_have_are_paired(tmp_path):
+    runs = [write(tmp_path, last, seed, method=method) for method, lasts in (
+        ("sit", {0: .6, 1: .7, 5: .1}), ("er", {0: .5, 1: .5, 2: .9}))
+        for seed, last in lasts.items()]
+    runs += [write(tmp_path, .3, 0, method="sit", stream_seed=4)]  # crossed: pairs with none
+    _, found, _ = ranked(runs)
+    assert found.pairs.tolist() == [2] and found.difference.abs().tolist() == pytest.approx([15])
+
+
+def test_a_board_is_ranked_by_the_first_metric_that_it_has(runs):
+    assert set(ranked(runs, ["A-Acc", "A_last"])[1].metric) == {"A_last"}
+    with pytest.raises(ValueError, match="seeds=4: no board has two rows with so many in A_last"):
+        ranked(runs, seeds=4)
+
+
+def test_a_board_is_told_in_a_line_and_its_rows_in_a_table(runs):
+    rows, found, _ = ranked(runs)
+    sit, er = (plots.METHODS[name][0] for name in ("sit", "er"))
+    assert leaderboard.summary(found) == (
+        f"emoji, disjoint: {sit}, lora has the best A_last; 1 of 2 other rows is lower, not shown "
+        f"to be: {er}, lora (inconclusive).")
+    many = pd.concat([found[:1]] * 7)
+    assert leaderboard.summary(many).endswith("0 of 7 other rows are lower, not shown to be: "
+                                              + f"{er}, lora (inconclusive); " * 5 + "and 2 more.")
+    table = leaderboard.shown(rows, found)
+    assert table.index.names == ["board", "row"] and len(table) == 3
+    first = table.iloc[0]
+    assert list(first[["mean", "minus the first", "verdict", "n"]]) == ["61.0", "–", "first", 3]
+    assert table["minus the first"].iloc[1].startswith("-5.0 (-")
+    assert table["zero-shot"].iloc[1] == "60.0"
+    assert table["chosen by"].unique().tolist() == ["only one"] and first.shown == "lr 0.0005"
+
+
+def test_a_figure_calls_rows_in_two_lines_and_boards_with_their_first():
+    long = ["a b" * 50 + end for end in "xy"]
+    found = pd.DataFrame({"board": "emoji, joint", "label": ["SIT, lora", *long], "base": "ER",
+                          "metric": "A_last"})
+    called = leaderboard.labels(found)
+    assert called["SIT, lora"] == "SIT, lora" and called[long[0]] != called[long[1]]
+    lines = called[long[0]].splitlines()
+    assert len(lines) == 2 and all(len(line) <= leaderboard.LINE for line in lines)
+    assert called["emoji, joint"] == "emoji, joint: A_last, against ER"
+
+
+# ---- the notebook
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("some", [False, True])
+def test_the_notebook_runs_without_runs_and_with_some(some, tmp_path, monkeypatch):
+    for name in ("runs", "figures"):
+        monkeypatch.setenv(f"CLSTUDY_{name.upper()}", str(tmp_path / name))
+        (tmp_path / name).mkdir()
+    if some:
+        for method, more in (("sit", .1), ("er", .05), ("frozen", 0)):
+            for seed in range(2):
+                write(tmp_path / "runs", .5 + seed / 10 + more, seed, method=method)
+    done = execute.run_notebook(NOTEBOOK, {"stale": True}, tmp_path, timeout=300, progress=False)
+    assert done.ok, done.error
+    said = "\n".join(output.text for cell in nbformat.read(done.path, as_version=4).cells
+                     for output in cell.get("outputs", []) if output.output_type == "stream")
+    drawn = {path.name for path in (tmp_path / "figures").glob("*")}
+    if some:
+        assert {"12_boards.pdf", "12_boards.csv", "12_leaderboard.tex"} <= drawn
+        assert f"{plots.METHODS['sit'][0]}, lora has the best A_last" in said
+    else:
+        assert "No finished runs" in said and not drawn

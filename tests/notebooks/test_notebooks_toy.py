@@ -57,7 +57,7 @@ TOY = {  # parameters that make it small; the model is the toy's
                          "things": ["red brick", "blue door"], "lrs": [0.01, 0.02], "more": {},
                          "chooses": "concepts", "few": 1,
                          "beside": [{"method": "finetune", "stream": "joint"}]},
-    "11_the_map": FEW | {"tasks": 2, "lr": 0.01, "more": {"eval_every": 20}, "size": 12},
+    "11_the_map": FEW | {"tasks": 2, "lr": 0.01, "more": {}, "size": 12},
 }
 
 

@@ -76,6 +76,15 @@ def test_panels_are_metrics_and_any_column_makes_the_rows():
     assert one.axes[0].get_yticklabels()[0].get_text() == SIT and len(one.axes[0].lines) == 3
 
 
+def test_panels_with_rows_of_their_own_stand_one_below_the_other():
+    figure = plots.differences(FOUND[:3], EACH, y="lr", panel="stream", own_rows=True)
+    one, two = figure.axes
+    assert [len(axis.get_yticklabels()) for axis in figure.axes] == [2, 1]
+    assert marks(one, "o") == [(5, 0), (9, 1)] and marks(two, "o") == [(1, 0)]
+    assert words(two) == ["inconclusive"] and two.get_ylim() == (0.5, -0.5)
+    assert one.get_position().y0 > two.get_position().y1
+
+
 def test_differences_over_a_setting_stand_on_a_logarithmic_axis():
     figure = plots.over(FOUND, panel=["stream"], each=EACH, title="A finding.")
     assert [axis.get_title("left") for axis in figure.axes] == ["disjoint", "blurred"]

@@ -1,29 +1,27 @@
-"""Figures of the map: a word where a method stands, nothing where nothing is known, a dot per
-comparison."""
-
+"""The figure of the map: a dot where a method takes a choice, a square for a new point."""
 from clstudy import plots
 from clstudy.analysis import design_space
 
 
-def test_the_map_shows_each_method_and_each_new_point_in_its_cell():
-    grid = design_space.grid({"mine": {"class_weights": "kl"}})
-    axis = plots.design_space_map(grid).axes[0]
-    said = {
-        text.get_text(): (int(text.get_position()[0]), int(text.get_position()[1]))
-        for text in axis.texts
-    }
+def test_each_method_has_a_row_with_a_mark_at_each_choice_it_takes():
+    marks = design_space.marks({"mine": {"class_weights": "kl"}}, {"mine": "sit"})
+    axis = plots.design_space_map(marks, "A title.").axes[0]
     rows = [label.get_text() for label in axis.get_yticklabels()]
-    columns = [label.get_text() for label in axis.get_xticklabels()]
-    assert len(rows) == 25 and columns[-1].startswith(
-        "moving") and "pairs\nbatch" in columns and len(columns) == 7
-    for text, column, row in (("sit", "batch\nbatch", "none · uniform"), ("gdro", "moving\nseen",
-                                                                          "none · cvar"),
-                              ("mine", "batch\nbatch", "none · kl"), ("clip_loss", "pairs\nbatch",
-                                                                      "none · uniform")):
-        if text != "gdro":
-            assert said[text] == (columns.index(column), rows.index(row))
-    assert sum(text.get_text() == "gdro" for text in axis.texts) == 3
-    assert len(axis.patches) == 175 == len(grid)
+    values = {round(place, 6): label.get_text()
+              for place, label in zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)}
+    assert list(values.values()) == [one for many in design_space.CHOICES.values() for one in many]
+    sizes = {kind: [line for line in axis.lines if line.get_markersize() == 7
+                    and line.get_marker() == kind] for kind in "os"}
+    said = {rows[line.get_ydata()[0]]: [values[round(x, 6)] for x in line.get_xdata()]
+            for kind in "os" for line in sizes[kind]}
+    sit = plots.METHODS["sit"][0]
+    assert said[sit] == ["batch", "batch", "uniform", "none"]
+    assert said["mine"] == ["batch", "batch", "kl", "none"]
+    assert said["GDRO"] == ["seen", "moving", "kl", "cvar", "eg", "none"]
+    assert len(sizes["s"]) == 1 and rows.index("mine") == rows.index(sit) + 1
+    assert axis.figure.get_suptitle() == "A title."
+    heads = [text.get_text() for text in axis.texts]
+    assert heads == ["candidates", "denominator", "class weights", "vocabulary"]
 
 
 def test_the_grid_leaves_out_what_means_nothing():

@@ -344,54 +344,6 @@ def test_a_series_has_a_line_per_method_over_a_setting():
 # ---- what is refused, and what is not needed
 
 
-COLUMNS = ["board", "method", "tuner", "settings", "look", "A", "A ±", "A *"]
-
-
-def test_a_ranking_has_a_block_per_board_and_a_panel_per_column():
-    rows = [("b1", "sit", "lora", "", "sit", 60., 2., True),
-            ("b1", "frozen", "none", "", "frozen", 55., 1., False),
-            ("b1", "er", "lora", "weight 2", "er", 70., math.nan, False),
-            ("b1", "l2p", "l2p", "size 3", "l2p", 50., 1., False),
-            ("b2", "sit", "full", "", "sit", 40., 3., True)]
-    table = pd.DataFrame(rows, columns=COLUMNS).assign(**{"Z": 10., "Z ±": 1., "Z *": False})
-    figure = plots.ranking(table, {"A": "A, %", "Z": "Z"})
-    one, two, below, _ = figure.axes
-    assert (one.get_title(loc="left"), below.get_title(loc="left"),
-            two.get_title(loc="left")) == ("b1", "b2", "")
-    assert (one.get_xlabel(), two.get_xlabel()) == ("A, %", "Z")
-    assert ticks(one, "y") == [f"{SIT[0]}, lora", plots.METHODS["frozen"][0], "ER, lora, weight 2",
-                               "L2P, size 3"]  # a tuner that says nothing is left out
-    assert one.yaxis_inverted()
-    dots = [container.lines[0] for container in one.containers]
-    assert [points(dot) for dot in dots] == [[[60, 0]], [[55, 1]], [[70, 2]], [[50, 3]]]
-    assert [dot.get_marker() for dot in dots][:3] == ["o", "^", "x"]  # one seed: no interval
-    assert [to_hex(dot.get_markerfacecolor()).upper() for dot in dots[:2]] == [SIT[1], "#FFFFFF"]
-    bars = [[segment[:, 0].tolist() for lines in container.lines[2]
-             for segment in lines.get_segments()] for container in one.containers]
-    assert bars == [[[58, 62]], [[54, 56]], [], [[49, 51]]]
-    assert [line.get_xdata()[0] for line in one.lines if line.get_linestyle() == ":"] == [55]
-
-
-def test_clouds_have_two_panels_in_a_row_with_axes_of_their_own():
-    rows = [(board, "sit", 1. + i, .5, 60., 2.) for i, board in enumerate(("p", "q", "r"))]
-    rows += [("p", "frozen", math.nan, 0., 55., 1.), ("q", "frozen", 9., 0., 50., 0.),
-             ("r", "er", math.nan, 0., 1., 0.), ("s", "er", 1., 0., math.nan, 0.)]
-    table = pd.DataFrame(rows, columns=["board", "look", "x", "x ±", "y", "y ±"])
-    figure = plots.clouds(table, "x", "y", "speed", "accuracy")
-    assert titles(figure) == ["p", "q", "r", ""] and not figure.axes[3].axison
-    p, q, r = figure.axes[:3]
-    assert (p.get_xlabel(), p.get_ylabel()) == ("speed", "accuracy")
-    assert [points(axis.containers[0].lines[0]) for axis in (p, q, r)] == [
-        [[1, 60]], [[2, 60]], [[3, 60]]]
-    assert len(r.containers) == 1 and not r.get_shared_x_axes().joined(p, r)
-    assert [line.get_ydata()[0] for line in p.lines if line.get_linestyle() == ":"] == [55]
-    assert [line.get_xdata()[0] for line in q.lines
-            if line.get_linestyle() == ":"] == [9, 0]  # upright, and across
-    assert legend(figure) == [plots.METHODS["frozen"][0], SIT[0]]
-    bars = [bar.get_segments()[0].tolist() for bar in p.containers[0].lines[2]]
-    assert bars == [[[.5, 60], [1.5, 60]], [[1, 58], [1, 62]]]
-    without = plots.clouds(table[:1].drop(columns="x ±"), "x", "y", "speed", "accuracy")
-    assert len(without.axes) == 1 and len(without.axes[0].containers[0].lines[2]) == 1
 
 
 def test_settings_on_a_logarithmic_axis_are_written_at_their_places():
