@@ -28,10 +28,11 @@ TOY = {  # parameters that make it small; the model is the toy's
     "01_forgetting": FEW | {"tasks": [["first"], ["second"]], "lr": 0.01},
     "02_the_loop": {"benchmark": "toy", "benchmark_args": {}, "tasks": 2, "lr": 0.01},
     "03_candidates": FEW | {
-        "tasks": 2, "rates": {"lora": [0.01, 0.02]}, "crossed": [2, 2], "few": 1, "more": {"eval_every": 20},
-        "beside": [{"tuner": "none", "method": "frozen"}, *(
-            {"tuner": "none", "method": "class_means", "method_args": {"text": text}}
-            for text in (.3, .6)), {"tuner": "lora", "method": "finetune", "stream": "joint"}],
+        "tasks": 2, "rates": {"lora": [0.01, 0.02]}, "crossed": [2, 2], "few": 1,
+        "more": {"eval_every": 20}, "beside": [
+            {"tuner": "none", "method": "frozen"},
+            {"tuner": "none", "method": "class_means", "method_args": {"text": 0.0}},
+            {"tuner": "lora", "method": "finetune", "stream": "joint"}],
         "variants": {"two": {"double_softmax": True}}},
     "04_gradients": STREAM | {"look_at": 2},
     "05_which_encoder": FEW | {"tasks": 2, "rates": [0.01, 0.02], "more": {"eval_every": 20}},
