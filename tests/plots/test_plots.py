@@ -361,11 +361,9 @@ def test_settings_on_a_logarithmic_axis_are_written_at_their_places():
                                        "half_width": [0.]}), "x", "y"),
     lambda: plots.bands(pd.DataFrame({"panel": ["p"], "method": ["sitt"], "seed": [0], "images_seen": [1],
                                       "value": [0.]})),
-    lambda: plots.by_block(pd.DataFrame({"panel": ["p"], "method": ["sitt"], "block": ["0"], "value": [0.]}), "y"),
-    lambda: plots.scatter(pd.DataFrame({"method": ["sitt"], "x": [0.], "y": [0.]}), "x", "y", "x", "y"),
     lambda: plots.anatomy(pd.DataFrame({"class": ["a"], "present": [True], "method": ["sitt"], "attraction": [0.],
                                         "repulsion": [0.]})),
-], ids=["series", "bands", "by_block", "scatter", "anatomy"])
+], ids=["series", "bands", "anatomy"])
 def test_an_unknown_method_has_no_look_and_is_refused(draw):
     with pytest.raises((KeyError, ValueError), match="sitt"):
         draw()
