@@ -36,7 +36,7 @@ def load_clip(name: str = "icon-clip", pretrained: str | None = None,
         tags = ", ".join(_tags(name))
         raise ValueError(f"model={name!r} needs pretrained=: {tags}, a file, or 'random'")
     if pretrained == "random":
-        model = open_clip.create_model(name)
+        model = open_clip.create_model(name, pretrained_text=False)
     else:
         _check_weights(name, pretrained)
         model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)

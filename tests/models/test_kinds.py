@@ -253,6 +253,17 @@ def test_features_are_those_of_open_clip_and_class_texts_are_cut_where_that_is_e
     assert (clip.encode_image(image) - theirs).abs().max() < 1e-5
 
 
+@EACH
+@torch.inference_mode()
+def test_bf16_gives_fp32_features_near_those_of_fp32(built, kind):
+    clip = copy.deepcopy(built(kind)[1])
+    image, text = inputs(clip)
+    exact = clip.encode_image(image), clip.encode_text(text)
+    clip.precision = "bf16"
+    for near, true in zip((clip.encode_image(image), clip.encode_text(text)), exact, strict=True):
+        assert near.dtype == torch.float32 and 0 < (near - true).norm(dim=-1).max() < 0.1
+
+
 @pytest.mark.parametrize("kind", ["ViT-B-16-SigLIP", "MobileCLIP-S1", "coca_ViT-B-32"])
 @torch.inference_mode()
 def test_where_texts_are_not_cut_cutting_would_change_them(built, kind):
@@ -260,6 +271,19 @@ def test_where_texts_are_not_cut_cutting_would_change_them(built, kind):
     _, text = inputs(clip)
     whole, cut = (F.normalize(original.encode_text(rows), dim=-1) for rows in (text, text[:, :9]))
     assert (whole - cut).abs().max() > 1e-3
+
+
+def test_a_random_model_takes_no_weights_of_its_text_tower_from_the_hub(monkeypatch):
+    asked = {}
+
+    def create_model(name: str, **options):
+        asked.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    with pytest.raises(KeyboardInterrupt):
+        load_clip("roberta-ViT-B-32", "random")
+    assert asked == {"pretrained_text": False}
 
 
 @pytest.mark.parametrize("kind", ["RN50", "coca_ViT-B-32", "MobileCLIP-B"])
