@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from clstudy.utils import distributed
 
 TEXTS, PART = 512, 64  # for a gradient, the CPU encodes more texts than TEXTS in such parts
+BESIDE = ("model.logit_", "model.text_decoder.")  # parameters that belong to no tower
 
 
 def openclip_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,7 +45,8 @@ class Clip(nn.Module):
 
     precision: "fp32", or "bf16" for autocast inside the towers; features, similarities and losses
     are fp32 either way. towers: parameters whose name starts with `model.visual.` belong to the
-    image tower, all others but `model.logit_scale` to the text tower."""
+    image tower, all others to the text tower, but for those that no feature depends on: temperature
+    and bias (`model.logit_…`) and the decoder of CoCa."""
 
     def __init__(self, model: nn.Module, tokenizer, name: str = ""):
         import open_clip
@@ -56,9 +58,12 @@ class Clip(nn.Module):
         self.model, self.tokenizer, self.name = split_attention(model), tokenizer, name
         size = model.visual.image_size
         self.image_size = size if isinstance(size, int) else size[0]
+        text = self.owner("text")
         # only then may text be cut: a causal mask, and the feature read at the end token
-        self.causal = (isinstance(model, open_clip.model.CLIP) and model.attn_mask is not None
-                       and model.text_pool_type == "argmax")
+        self.causal = (isinstance(text, open_clip.model.CLIP | open_clip.model.TextTransformer)
+                       and text.attn_mask is not None and getattr(text, "cls_emb", None) is None
+                       and getattr(text, "text_pool_type", getattr(text, "pool_type", ""))
+                       == "argmax")
         mean = getattr(model.visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
         std = getattr(model.visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -81,11 +86,28 @@ class Clip(nn.Module):
     def tower(self, tower: str) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield named parameters of the "image" tower, the "text" tower, or "both".
 
-        The temperature belongs to none."""
+        What no feature depends on belongs to none."""
         for name, parameter in self.named_parameters():
             own = "image" if name.startswith("model.visual.") else "text"
-            if tower in (own, "both") and not name.startswith("model.logit_"):
+            if tower in (own, "both") and not name.startswith(BESIDE):
                 yield name, parameter
+
+    def owner(self, tower: str) -> nn.Module:
+        """Return the module that holds the layers of the "image" tower or of the "text" tower.
+
+        open_clip's `CLIP` holds those of its text tower itself; other models have a `text`."""
+        return self.model.visual if tower == "image" else getattr(self.model, "text", self.model)
+
+    def train(self, mode: bool = True) -> "Clip":
+        """Set the mode. A tower of which nothing is trained stays in evaluation mode.
+
+        So its batch norms keep their statistics, and its features stay what they were."""
+        super().train(mode)
+        for tower, modules in {"image": self._image_modules, "text": self._text_modules}.items():
+            if mode and not any(p.requires_grad for _, p in self.tower(tower)):
+                for module in modules():
+                    module.training = False
+        return self
 
     def scale(self) -> Float[Tensor, ""]:
         """Return s, at most 100 as in CLIP. At the bound (released weights) a gradient passes."""
@@ -103,7 +125,7 @@ class Clip(nn.Module):
 
     def encode_image(self, images: Tensor) -> Float[Tensor, "batch dim"]:
         """Turn images (uint8, or float in [0, 1]) into unit-norm features."""
-        return distributed.encode(self._encode_image, images, self.model.visual.modules)
+        return distributed.encode(self._encode_image, images, self._image_modules)
 
     def _encode_image(self, images: Tensor) -> Float[Tensor, "batch dim"]:
         with self._autocast():
@@ -129,19 +151,22 @@ class Clip(nn.Module):
             features = self._text_tower(tokens) if self.causal else self.model.encode_text(tokens)
         return F.normalize(features.float(), dim=-1)
 
+    def _image_modules(self) -> Iterator[nn.Module]:
+        return self.model.visual.modules()
+
     def _text_modules(self) -> Iterator[nn.Module]:
         return (module for name, module in self.model.named_modules()
-                if not name.startswith("visual"))
+                if name and not name.startswith("visual"))
 
     def _text_tower(self, tokens: Tensor) -> Tensor:
         """Do what open_clip's `encode_text` does, for tokens that were cut."""
         from clstudy.models.open_clip_blocks import through
 
-        model, length = self.model, tokens.shape[1]
+        text, length = self.owner("text"), tokens.shape[1]
         end = tokens.argmax(dim=-1)  # the end token has the highest number
-        x = model.token_embedding(tokens) + model.positional_embedding[:length]
-        x = through(model.transformer, x, model.attn_mask[:length, :length], end)
-        x, projection = model.ln_final(x)[:, 0], model.text_projection
+        x = text.token_embedding(tokens) + text.positional_embedding[:length]
+        x = through(text.transformer, x, text.attn_mask[:length, :length], end)
+        x, projection = text.ln_final(x)[:, 0], text.text_projection
         if isinstance(projection, nn.Linear):
             return projection(x)
         return x if projection is None else x @ projection

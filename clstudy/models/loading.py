@@ -36,7 +36,7 @@ def load_clip(name: str = "icon-clip", pretrained: str | None = None,
         tags = ", ".join(_tags(name))
         raise ValueError(f"model={name!r} needs pretrained=: {tags}, a file, or 'random'")
     if pretrained == "random":
-        model = open_clip.create_model(name)
+        model = open_clip.create_model(name, pretrained_text=False)
     else:
         _check_weights(name, pretrained)
         model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
@@ -89,10 +89,24 @@ def _from_folder(folder: Path, pretrained: str | None, name: str) -> Clip:
                          ", or use pretrained='random'")
     config = json.loads(file.read_text())
     cfg, pre = config["model_cfg"], config.get("preprocess_cfg", {})
-    model = open_clip.model.CLIP(**cfg)
+    model = _built(cfg)
     model.visual.image_mean, model.visual.image_std = pre.get("mean"), pre.get("std")
     if pretrained != "random":
         from safetensors.torch import load_file
 
         model.load_state_dict(load_file(pretrained or weights), strict=True)
-    return Clip(model.float(), _tokenizer(cfg["text_cfg"].get("context_length", 77)), name)
+    text = cfg["text_cfg"]
+    other = "hf_tokenizer_name" in text or "tokenizer_kwargs" in text
+    tokenizer = (open_clip.get_tokenizer(f"local-dir:{folder}") if other
+                 else _tokenizer(text.get("context_length", 77)))
+    return Clip(model.float(), tokenizer, name)
+
+
+def _built(cfg: dict) -> torch.nn.Module:
+    """Return the model of a configuration, in the class that open_clip's `create_model` takes."""
+    cfg = {**cfg, "text_cfg": {**cfg["text_cfg"], "hf_model_pretrained": False}}
+    custom = cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]
+    if not custom:
+        return open_clip.model.CLIP(**cfg)
+    kind = open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.model.CustomTextCLIP
+    return kind(**cfg)

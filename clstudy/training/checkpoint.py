@@ -46,7 +46,7 @@ class Position:
     images: int = 0  # of the stream, in all
     order: np.ndarray | None = None  # of the images in this epoch
     seen: list[int] = field(default_factory=list)  # classes, in order of their first appearance
-    # tower → whether it was trained so far
+    # tower → whether its weights or its buffers have moved so far
     moving: dict[str, bool] = field(default_factory=lambda: {"image": False, "text": False})
     evals: list[dict] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)

@@ -23,7 +23,15 @@ from clstudy.training.checkpoint import Position, Saver
 from clstudy.training.config import RunConfig
 from clstudy.training.monitor import Cost, Step, check_weights, gather
 from clstudy.training.probing import open_probes
-from clstudy.training.setup import make_optimizer, prepare, start_cache, towers_of, unchanging
+from clstudy.training.setup import (
+    buffers,
+    make_optimizer,
+    moved,
+    prepare,
+    start_cache,
+    towers_of,
+    unchanging,
+)
 from clstudy.training.tests import tests
 from clstudy.utils import distributed
 from clstudy.utils.progress import ImageBar, Progress
@@ -109,12 +117,12 @@ def train(config: RunConfig, progress: Progress | None = None, probes: Sequence[
     shuffle = np.random.default_rng(config.seed)
     prompts = class_prompts(clip, benchmark)
     at, cost, waiting, cache = Position(), Cost(clip.device), [], start_cache(config)
-    total = config.epochs * sum(len(stage.index) for stage in stages)  # images
+    total, start = config.epochs * sum(len(stage.index) for stage in stages), buffers(clip)
     shown, saver = progress or ImageBar(f"{config.method} {config.tuner}"), saver or Saver()
     least = 1 if clip.device.type == "cpu" else LOOK  # steps between two looks at the losses
 
     def look(stage: int, complete: bool) -> None:
-        cache.forget(**at.moving)
+        cache.forget(**moved(clip, start, at.moving))
         model, tasks = method.deploy(clip), [stage.classes for stage in stages]
         known = cache if model is clip else Cache()
         sides = config.held_out_at(stage, len(stages), complete)
@@ -143,7 +151,7 @@ def train(config: RunConfig, progress: Progress | None = None, probes: Sequence[
             at.moving |= towers_of(clip, trained)
             for batch in arriving(at, stage, benchmark, prompts, config, shuffle, optimizer):
                 cost.start()
-                clip.train()
+                clip.train(bool(trained))
                 for _ in range(config.steps_per_batch if optimizer else 0):
                     joined = augmented(method.rehearse(clip, batch), augmentation, generator)
                     terms = distributed.shared(method.loss, not probes)(clip, joined)

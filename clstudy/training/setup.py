@@ -90,6 +90,22 @@ def towers_of(clip: Clip, trained: list) -> dict[str, bool]:
             if any(id(p) in ids for _, p in clip.tower(tower))}
 
 
+def buffers(clip: Clip) -> dict[str, Tensor]:
+    """Return copies of the buffers of a model, such as the statistics of batch norm."""
+    return {name: buffer.clone() for name, buffer in clip.named_buffers()}
+
+
+def moved(clip: Clip, start: dict[str, Tensor], moving: dict[str, bool]) -> dict[str, bool]:
+    """Note in `moving` each tower with a buffer that is not as at the start; return it.
+
+    Statistics of batch norm move without being trained, wherever a method encodes in training
+    mode."""
+    for name, buffer in clip.named_buffers():
+        if name not in start or not torch.equal(buffer, start[name]):
+            moving["image" if name.startswith("model.visual.") else "text"] = True
+    return moving
+
+
 def unchanging(benchmark: BenchmarkData, stages: Sequence[Stage],
                prompts: Tensor) -> dict[str, Any]:
     """Return what a method may refer to and every process has, so that no state needs a copy."""

@@ -3,6 +3,7 @@ kills, bad disks."""
 import ast
 import builtins
 import errno
+import json
 import os
 import random
 import signal
@@ -116,6 +117,18 @@ def test_every_tuner_goes_on_to_the_bit_and_so_do_probes(tiny, runs, tmp_path, s
     parts = load_or_train(config, runs, keep_model=True, probes=PROBES, save_every=0)
     assert parts.result["resumed"] == 2
     same(parts, whole, "model.safetensors")
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_batch_norm_goes_on_to_the_bit(tiny, runs, tmp_path, toy_cfg, tower):
+    resnet = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32}
+    about = {"model_cfg": {**toy_cfg, "vision_cfg": resnet}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+    config = tiny.replace(model=str(tmp_path), pretrained="random", tuner="full", tower=tower)
+    whole = load_or_train(config, tmp_path / "whole", keep_model=True)
+    for batches in (2, 5):
+        fall(config, runs, batches, keep_model=True)
+    same(load_or_train(config, runs, keep_model=True, save_every=0), whole, "model.safetensors")
 
 
 def test_at_stage_ends_only(tiny, runs, tmp_path):

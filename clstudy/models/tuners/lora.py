@@ -18,9 +18,6 @@ from torch import nn
 from clstudy.models.clip import Clip
 from clstudy.models.tuners.base import Tuner
 
-_BLOCKS = {"image": r"visual\.transformer", "text": "transformer",
-           "both": r"(visual\.)?transformer"}
-
 
 @dataclass
 class Lora(Tuner):
@@ -43,7 +40,10 @@ class Lora(Tuner):
 
         from clstudy.models.tuners.lora_layer import Lean
 
-        pattern = rf"{_BLOCKS[tower]}\.resblocks\.\d+\.attn\.(qkv|out_proj)"
+        owners = self.transformer_owners(clip, tower, attention=True)
+        names = {module: name for name, module in clip.model.named_modules()}
+        towers = "|".join(names[owner.transformer] for owner in owners)
+        pattern = rf"({towers})\.resblocks\.\d+\.attn\.(qkv|out_proj)"
         settings = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0,
                               target_modules=pattern)
         settings._register_custom_module({nn.Linear: Lean})

@@ -31,7 +31,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clstudy.models.attention import Attention
 from clstudy.models.clip import Clip
 from clstudy.models.tuners.base import Tuner
 
@@ -176,15 +175,21 @@ class PoolTuner(Tuner):
 
     towers: ClassVar[tuple[str, ...]] = ("image",)
     reason: ClassVar[str] = "its prompts are chosen by the image and read by the image tower"
+    inside: ClassVar[bool] = False  # whether its prompts go into the blocks' attention
 
     def apply(self, clip: Clip, tower: str) -> None:
         self.check_tower(tower)
-        pool = self.pool_for(self.transformer_owners(clip, tower)[0], clip.name)
+        (visual,) = self.transformer_owners(clip, tower, self.inside)
+        if visual.pool_type != "tok" or visual.attn_pool is not None:
+            raise ValueError(f"the tuner {self.title} asks the class token of the image tower; the "
+                             f"feature of model={clip.name!r} is not read there. Choices: "
+                             "tuner='prompts', 'lora', 'adapter', 'rescale', 'full'")
+        pool = self.pool_for(visual)
         clip.requires_grad_(False)
-        clip.model.visual.transformer = pool.to(clip.device)
+        visual.transformer = pool.to(clip.device)
 
-    def pool_for(self, visual: nn.Module, model: str) -> Pool:
-        """Return the pool for the transformer of this tower. model: its name, for errors."""
+    def pool_for(self, visual: nn.Module) -> Pool:
+        """Return the pool for the transformer of this tower."""
         raise NotImplementedError
 
 
@@ -204,7 +209,7 @@ class L2PPool(PoolTuner):
         if self.top > self.pool:
             raise ValueError(f"top={self.top!r}: must be from 1 to pool={self.pool}")
 
-    def pool_for(self, visual: nn.Module, model: str) -> Pool:
+    def pool_for(self, visual: nn.Module) -> Pool:
         return Pool(visual, self.pool, self.top, self.length, (0,), batchwise=self.batchwise)
 
 
@@ -249,11 +254,9 @@ class DualPromptPool(ExpertTuner):
 
     title: ClassVar[str] = "DualPrompt"
     source: ClassVar[str] = "Wang et al. 2022, arXiv 2204.04799"
+    inside: ClassVar[bool] = True
 
-    def pool_for(self, visual: nn.Module, model: str) -> Pool:
-        if not all(isinstance(block.attn, Attention) for block in visual.transformer.resblocks):
-            raise ValueError(f"the tuner {self.title} needs open_clip's attention; that of "
-                             f"model={model!r} is another")
+    def pool_for(self, visual: nn.Module) -> Pool:
         return Pool(visual, self.experts, 1, **self.places(visual), form="prefix")
 
 
@@ -267,6 +270,6 @@ class MVPPool(ExpertTuner):
     title: ClassVar[str] = "MVP"
     source: ClassVar[str] = "Moon et al. 2023, arXiv 2308.09303"
 
-    def pool_for(self, visual: nn.Module, model: str) -> Pool:
+    def pool_for(self, visual: nn.Module) -> Pool:
         return Pool(visual, self.experts, 1, **self.places(visual), form="block", balanced=True,
                     mask=visual.output_dim)

@@ -93,8 +93,8 @@ class Prompts(Tuner):
         depth = self.depth_in(min(len(owner.transformer.resblocks) for owner in owners))
         if tower != "image" and not clip.causal:
             raise ValueError(f"the tuner {self.title} needs a causal text tower whose feature is "
-                             f"read at the end token; that of model={clip.name!r} is not. Choices: "
-                             "tower='image'")
+                             f"read at CLIP's end token; that of model={clip.name!r} is not. "
+                             "Choices: tower='image'")
         words = WORDS if self.init is None else self.init
         start = [] if tower == "image" else [_words(clip, words, self.length)]
         clip.requires_grad_(False)
@@ -102,7 +102,7 @@ class Prompts(Tuner):
         drawn = [0.02 * torch.randn(self.length, width) for _ in range(depth - len(start))]
         learned = nn.ParameterList(nn.Parameter(p.to(clip.device)) for p in start + drawn)
         if tower != "image":
-            clip.model.transformer = Prompted(clip.model.transformer, learned, at=1)
+            owners[-1].transformer = Prompted(owners[-1].transformer, learned, at=1)
         if tower != "text":
             visual, project = clip.model.visual, None
             if tower == "both":
@@ -130,5 +130,6 @@ def _words(clip: Clip, init: str, length: int) -> Tensor:
     if count < length:
         raise ValueError(f"tuner_args: init={init!r}: too short for length={length}, it has "
                          f"{count} tokens")
-    words = clip.model.token_embedding.weight[row[1:1 + length].to(clip.device)]
-    return (words + clip.model.positional_embedding[1:1 + length]).detach()
+    text = clip.owner("text")
+    words = text.token_embedding.weight[row[1:1 + length].to(clip.device)]
+    return (words + text.positional_embedding[1:1 + length]).detach()

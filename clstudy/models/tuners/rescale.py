@@ -25,7 +25,6 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clstudy.models.attention import Attention
 from clstudy.models.clip import Clip
 from clstudy.models.tuners.base import Tuner
 
@@ -77,11 +76,8 @@ class Rescale(Tuner):
     qkv: bool = True  # False: the q, k, v projection stays as it is
 
     def apply(self, clip: Clip, tower: str) -> None:
-        owners = self.transformer_owners(clip, tower)
+        owners = self.transformer_owners(clip, tower, attention=True)
         blocks = [block for owner in owners for block in owner.transformer.resblocks]
-        if not all(isinstance(block.attn, Attention) for block in blocks):
-            raise ValueError(f"the tuner {self.title} needs open_clip's attention; that of "
-                             f"model={clip.name!r} is another")
         clip.requires_grad_(False)
         rank = self.rank if self.low_rank else None
         for block in blocks:
