@@ -1,6 +1,5 @@
 """The leaderboard: what is one row and what are two, what validation chooses, and how far a row is
 behind the first when they are paired."""
-import nbformat
 import pandas as pd
 import pytest
 from small_runs import evaluations, make
@@ -8,12 +7,10 @@ from small_runs import row as evaluation
 
 from clstudy import plots
 from clstudy.analysis import leaderboard
-from clstudy.notebooks import execute
 from clstudy.runs.run import Run, finished
 from clstudy.training.config import RunConfig
 from clstudy.utils import paths
-
-NOTEBOOK = paths.NOTEBOOKS / "12_leaderboard.ipynb"
+from tests.notebooks.test_notebooks_toy import run
 
 
 def write(folder, last: float = .4, seed: int = 0, name: str | None = None,
@@ -321,21 +318,17 @@ def test_a_figure_calls_rows_in_two_lines_and_boards_with_their_first():
 # ---- the notebook
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("some", [False, True])
-def test_the_notebook_runs_without_runs_and_with_some(some, tmp_path, monkeypatch):
-    for name in ("runs", "figures"):
-        monkeypatch.setenv(f"CLSTUDY_{name.upper()}", str(tmp_path / name))
+def test_the_notebook_runs_without_runs_and_with_some(some, tmp_path, monkeypatch, capsys):
+    for name in ("RUNS", "FIGURES"):
+        monkeypatch.setattr(paths, name, tmp_path / name)
         (tmp_path / name).mkdir()
     if some:
         for method, more in (("sit", .1), ("er", .05), ("frozen", 0)):
             for seed in range(2):
-                write(tmp_path / "runs", .5 + seed / 10 + more, seed, method=method)
-    done = execute.run_notebook(NOTEBOOK, {"stale": True}, tmp_path, timeout=300, progress=False)
-    assert done.ok, done.error
-    said = "\n".join(output.text for cell in nbformat.read(done.path, as_version=4).cells
-                     for output in cell.get("outputs", []) if output.output_type == "stream")
-    drawn = {path.name for path in (tmp_path / "figures").glob("*")}
+                write(tmp_path / "RUNS", .5 + seed / 10 + more, seed, method=method)
+    run("12_leaderboard", {"stale": True})
+    said, drawn = capsys.readouterr().out, {path.name for path in (tmp_path / "FIGURES").glob("*")}
     if some:
         assert {"12_boards.pdf", "12_boards.csv", "12_leaderboard.tex"} <= drawn
         assert f"{plots.METHODS['sit'][0]}, lora has the best A_last" in said
