@@ -84,10 +84,14 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_goes_on_to_the_bit(tiny, runs, tmp_path, name):
+FORMS = [("ewc", {"streaming": 0.9})]  # of a method, with another state
+
+
+@pytest.mark.parametrize(("name", "args"),
+                         [(name, SMALL.get(name, {})) for name in METHODS] + FORMS)
+def test_every_method_goes_on_to_the_bit(tiny, runs, tmp_path, name, args):
     """It falls in the middle of the first stage, again in the second, and before the last batch."""
-    config = of(tiny, name, method_args=SMALL.get(name, {}), eval_every=30)
+    config = of(tiny, name, method_args=args, eval_every=30)
     whole = load_or_train(config, tmp_path / "whole", keep_model=True)
     for batches in (3, 4, 2):
         fall(config, runs, batches, keep_model=True)
