@@ -44,7 +44,9 @@ class Clip(nn.Module):
 
     precision: "fp32", or "bf16" for autocast inside the towers; features, similarities and losses
     are fp32 either way. towers: parameters whose name starts with `model.visual.` belong to the
-    image tower, all others but `model.logit_scale` to the text tower."""
+    image tower, all others but `model.logit_scale` to the text tower. class_names: of the stream,
+    for a tuner that learns something for each. context, template: what a tuner puts before the
+    words of a text, in tokens, and in place of the prompt of classes (`tuners/coop.py`)."""
 
     def __init__(self, model: nn.Module, tokenizer, name: str = ""):
         import open_clip
@@ -54,6 +56,8 @@ class Clip(nn.Module):
         super().__init__()
         self.precision = "fp32"
         self.model, self.tokenizer, self.name = split_attention(model), tokenizer, name
+        self.class_names: tuple[str, ...] = ()
+        self.context, self.template = 0, ""
         size = model.visual.image_size
         self.image_size = size if isinstance(size, int) else size[0]
         # only then may text be cut: a causal mask, and the feature read at the end token
@@ -137,9 +141,11 @@ class Clip(nn.Module):
         """Do what open_clip's `encode_text` does, for tokens that were cut."""
         from clstudy.models.open_clip_blocks import through
 
-        model, length = self.model, tokens.shape[1]
-        end = tokens.argmax(dim=-1)  # the end token has the highest number
-        x = model.token_embedding(tokens) + model.positional_embedding[:length]
+        model, x = self.model, self.model.token_embedding(tokens)
+        length = x.shape[1]
+        # the end token has the highest number; it stands behind a context, or last if all is full
+        end = (tokens.argmax(dim=-1) + self.context).clamp(max=length - 1)
+        x = x + model.positional_embedding[:length]
         x = through(model.transformer, x, model.attn_mask[:length, :length], end)
         x, projection = model.ln_final(x)[:, 0], model.text_projection
         if isinstance(projection, nn.Linear):
@@ -186,7 +192,11 @@ class Clip(nn.Module):
 
     def class_text(self, names: list[str], template: str) -> Int[Tensor, "texts tokens"]:
         """Return tokens of one prompt per class name; `{}` in the template stands for the name."""
-        return self.tokenize([template.format(name) for name in names])
+        return self.tokenize(self.class_prompts(names, template))
+
+    def class_prompts(self, names: Sequence[str], template: str) -> list[str]:
+        """Return one prompt per class name, by the tuner's own template if it has one."""
+        return [(self.template or template).format(name) for name in names]
 
 
 @lru_cache(maxsize=2)

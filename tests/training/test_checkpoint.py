@@ -111,6 +111,7 @@ PROBES = ["classes", "drift", "gradients", "towers"]
     {"tuner": "full", "tower": "text", "optimizer": "sgd", "method": "imm", "method_args": {"mode": "mode"}},
     {"tuner": "rescale", "method": "er", "stream": "si_blurry", "batch_size": 5},
     {"tuner": "prompts", "method": "lwf", "held_out_every": 2, "precision": "bf16"},
+    {"tuner": "coop", "tower": "text", "tuner_args": {"length": 4, "shared": False}, "method": "finetune"},
 ], ids=lambda settings: settings["tuner"])
 def test_every_tuner_goes_on_to_the_bit_and_so_do_probes(tiny, runs, tmp_path, settings):
     config = tiny.replace(**settings)
