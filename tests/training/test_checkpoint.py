@@ -84,7 +84,7 @@ SMALL = {
 }
 
 
-FORMS = [("ewc", {"streaming": 0.9})]  # of a method, with another state
+FORMS = [("ewc", {"streaming": 0.9}), ("replay_features", {"covariance": "laplace"})]  # other states
 
 
 @pytest.mark.parametrize(("name", "args"),
