@@ -66,13 +66,12 @@ class ClassStatistics:
         if self.covariance == "laplace":
             spreads = list(fit_laplace(torch.stack(spreads)))
         for (label, (count, mean, _)), kept in zip(moments.items(), spreads, strict=True):
-            if label not in self.labels:
-                self.labels.append(label)
-                for column in (self.counts, self.means, self.kept, self.roots):
-                    column.append(0)
-            row = self.labels.index(label)
-            self.counts[row], self.means[row], self.kept[row] = count, mean, kept
-            self.roots[row] = root(self.spread(row))
+            known = laplace(kept) if self.covariance == "laplace" else kept
+            values = (label, count, mean, kept, root(known))
+            columns = (self.labels, self.counts, self.means, self.kept, self.roots)
+            row = self.labels.index(label) if label in self.labels else len(self.labels)
+            for column, value in zip(columns, values, strict=True):
+                column[row:row + 1] = [value]
 
     def joined(self, label: int, features: Float[Tensor, "images dim"]
                ) -> tuple[int, Tensor, Tensor]:
