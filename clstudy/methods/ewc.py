@@ -16,8 +16,8 @@ gathered in the steps of training: Chaudhry et al. 2018, RWalk, arXiv 1801.10112
     γ       gamma      –     online: what is left of the old Fisher after a stage
     –       draws      –     online: label draws per batch in the estimate
     S       –          –     EWC++: a sum over the steps of all stages
-    δ       streaming  –     EWC++: what is left of S after a step, its memory being some 1 / (1 − δ)
-                             steps; 1: all, so that F is a plain mean; 0: the last step alone
+    δ       streaming  –     EWC++: what is left of S after a step, which reaches 1 / (1 − δ) steps
+                             back; 1: all, so that F is a plain mean; 0: the last step alone
 
 Estimator, online: labels are drawn from the model's own p over the classes seen so far, not taken
 from the data; see `models/fisher.py`. One more pass over the stage, without augmentation and in

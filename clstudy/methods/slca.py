@@ -53,8 +53,9 @@ class SLCA(Method):
     source = "Zhang et al. 2023, SLCA, arXiv 2303.05118"
     family = "feature replay"
     dash = (4, 1.5)
-    place_on_map = Beside("finetune", "also classifies features drawn from old classes' statistics, "
-                                      "and slows the image tower down")
+    place_on_map = Beside(
+        "finetune", "also classifies features drawn from old classes' statistics, and slows the "
+                    "image tower down")
     checked = "steps and alignment by hand; on CLIP instead of a classifier"
 
     slow: Annotated[float, Ge(0), Le(1)] = 0.01  # rate of the image tower, as a share of the run's
