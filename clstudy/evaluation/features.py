@@ -102,4 +102,4 @@ def _tokens(tokenizer, texts: tuple[str, ...]) -> Tensor:
 def class_features(clip: Clip, names: Sequence[str], template: str, cache: Cache | None = None
                    ) -> Float[Tensor, "classes dim"]:
     """Return unit-norm text features of one prompt per class."""
-    return text_features(clip, [template.format(name) for name in names], cache)
+    return text_features(clip, clip.class_prompts(names, template), cache)

@@ -19,7 +19,9 @@ from clstudy.methods.imm import IMM
 from clstudy.methods.l2p import L2P
 from clstudy.methods.lwf import LwF
 from clstudy.methods.mvp import MVP
+from clstudy.methods.replay_features import ReplayFeatures
 from clstudy.methods.sit import SIT
+from clstudy.methods.slca import SLCA
 from clstudy.methods.vr_lwf import VRLwF
 from clstudy.methods.wise_ft import WiSEFT
 from clstudy.methods.zscl import ZSCL
@@ -32,6 +34,8 @@ METHODS = {
     "er": ER,
     "derpp": DERpp,
     "clib": CLIB,
+    "replay_features": ReplayFeatures,
+    "slca": SLCA,
     "lwf": LwF,
     "ewc": EWC,
     "vr_lwf": VRLwF,

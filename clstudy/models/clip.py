@@ -46,7 +46,9 @@ class Clip(nn.Module):
     precision: "fp32", or "bf16" for autocast inside the towers; features, similarities and losses
     are fp32 either way. towers: parameters whose name starts with `model.visual.` belong to the
     image tower, all others to the text tower, but for those that no feature depends on: temperature
-    and bias (`model.logit_…`) and the decoder of CoCa."""
+    and bias (`model.logit_…`) and the decoder of CoCa. class_names: of the stream, for a tuner that
+    learns something for each. context, template: what a tuner puts before the words of a text, in
+    tokens, and in place of the prompt of classes (`tuners/coop.py`)."""
 
     def __init__(self, model: nn.Module, tokenizer, name: str = ""):
         import open_clip
@@ -56,6 +58,8 @@ class Clip(nn.Module):
         super().__init__()
         self.precision = "fp32"
         self.model, self.tokenizer, self.name = split_attention(model), tokenizer, name
+        self.class_names: tuple[str, ...] = ()
+        self.context, self.template = 0, ""
         size = model.visual.image_size
         self.image_size = size if isinstance(size, int) else size[0]
         text = self.owner("text")
@@ -162,9 +166,12 @@ class Clip(nn.Module):
         """Do what open_clip's `encode_text` does, for tokens that were cut."""
         from clstudy.models.open_clip_blocks import through
 
-        text, length = self.owner("text"), tokens.shape[1]
-        end = tokens.argmax(dim=-1)  # the end token has the highest number
-        x = text.token_embedding(tokens) + text.positional_embedding[:length]
+        text = self.owner("text")
+        x = text.token_embedding(tokens)
+        length = x.shape[1]
+        # the end token has the highest number; it stands behind a context, or last if all is full
+        end = (tokens.argmax(dim=-1) + self.context).clamp(max=length - 1)
+        x = x + text.positional_embedding[:length]
         x = through(text.transformer, x, text.attn_mask[:length, :length], end)
         x, projection = text.ln_final(x)[:, 0], text.text_projection
         if isinstance(projection, nn.Linear):
@@ -211,7 +218,11 @@ class Clip(nn.Module):
 
     def class_text(self, names: list[str], template: str) -> Int[Tensor, "texts tokens"]:
         """Return tokens of one prompt per class name; `{}` in the template stands for the name."""
-        return self.tokenize([template.format(name) for name in names])
+        return self.tokenize(self.class_prompts(names, template))
+
+    def class_prompts(self, names: Sequence[str], template: str) -> list[str]:
+        """Return one prompt per class name, by the tuner's own template if it has one."""
+        return [(self.template or template).format(name) for name in names]
 
 
 @lru_cache(maxsize=2)

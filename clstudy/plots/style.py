@@ -28,6 +28,7 @@ FAMILIES = {
     "asymmetric": "#D55E00",
     "symmetric": "#0072B2",
     "memory": "#009E73",
+    "feature replay": "#56B4E9",
     "contrastive": "#332288",
     "regularization": "#CC79A7",
     "distillation": "#7A1F2B",

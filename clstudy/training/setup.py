@@ -38,7 +38,7 @@ def prepare(config: RunConfig) -> tuple[Clip, BenchmarkData, list[Stage]]:
     stages = stream.stages(benchmark.train.labels, seed, benchmark.train.domains)
     torch.manual_seed(config.seed)
     clip = load_clip(config.model, config.pretrained)
-    clip.precision = config.precision
+    clip.precision, clip.class_names = config.precision, tuple(benchmark.train.class_names)
     config.make("tuner").apply(clip, config.tower)
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     clip = clip.to(device, memory_format=layout)

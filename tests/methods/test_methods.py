@@ -345,6 +345,7 @@ def watched(monkeypatch, tiny, method, **changes) -> list:
     ("vr_lwf", {"weight": 0}, "finetune"),
     ("geodl", {"weight": 0}, "finetune"),
     ("ewc", {"weight": 0}, "finetune"),
+    ("ewc", {"weight": 0, "streaming": 0.9}, "finetune"),
     ("imm", {"alpha": 1}, "finetune"),
     ("imm", {"alpha": 1, "mode": "mode", "carry": False}, "finetune"),
     ("wise_ft", {"alpha": 1}, "finetune"),

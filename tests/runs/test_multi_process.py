@@ -51,7 +51,12 @@ MORE = {
     "votes": {"method": "l2p", "tuner": "l2p", "tower": "image"},
     "clipped": {"method": "finetune", "clip_norm": 0.1},
     "one image": {"method": "finetune", "batch_size": 11},  # batches of 11 and 1
-    "text tower": {"method": "finetune", "tower": "text"}
+    "text tower": {"method": "finetune", "tower": "text"},
+    "ewc, streaming": {"method": "ewc", "method_args": {"streaming": 0.9}},
+    "a context each": {
+        "method": "finetune", "tuner": "coop", "tower": "text",
+        "tuner_args": {"length": 4, "shared": False}
+    }
 }
 PROBED = "probed"
 CASES = [*METHODS, *MORE, PROBED]

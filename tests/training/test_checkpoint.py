@@ -85,10 +85,14 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_goes_on_to_the_bit(tiny, runs, tmp_path, name):
+FORMS = [("ewc", {"streaming": 0.9}), ("replay_features", {"covariance": "laplace"})]  # other states
+
+
+@pytest.mark.parametrize(("name", "args"),
+                         [(name, SMALL.get(name, {})) for name in METHODS] + FORMS)
+def test_every_method_goes_on_to_the_bit(tiny, runs, tmp_path, name, args):
     """It falls in the middle of the first stage, again in the second, and before the last batch."""
-    config = of(tiny, name, method_args=SMALL.get(name, {}), eval_every=30)
+    config = of(tiny, name, method_args=args, eval_every=30)
     whole = load_or_train(config, tmp_path / "whole", keep_model=True)
     for batches in (3, 4, 2):
         fall(config, runs, batches, keep_model=True)
@@ -108,6 +112,7 @@ PROBES = ["classes", "drift", "gradients", "towers"]
     {"tuner": "full", "tower": "text", "optimizer": "sgd", "method": "imm", "method_args": {"mode": "mode"}},
     {"tuner": "rescale", "method": "er", "stream": "si_blurry", "batch_size": 5},
     {"tuner": "prompts", "method": "lwf", "held_out_every": 2, "precision": "bf16"},
+    {"tuner": "coop", "tower": "text", "tuner_args": {"length": 4, "shared": False}, "method": "finetune"},
 ], ids=lambda settings: settings["tuner"])
 def test_every_tuner_goes_on_to_the_bit_and_so_do_probes(tiny, runs, tmp_path, settings):
     config = tiny.replace(**settings)

@@ -6,6 +6,7 @@ train it.
 """
 from clstudy.models.tuners.adapter import Adapter
 from clstudy.models.tuners.base import Tuner
+from clstudy.models.tuners.coop import CoOp
 from clstudy.models.tuners.full import Full, NoTuner
 from clstudy.models.tuners.lora import Lora
 from clstudy.models.tuners.prompt_pool import DualPromptPool, L2PPool, MVPPool
@@ -18,6 +19,7 @@ TUNERS: dict[str, type[Tuner]] = {
     "lora": Lora,
     "adapter": Adapter,
     "prompts": Prompts,
+    "coop": CoOp,
     "rescale": Rescale,
     "l2p": L2PPool,
     "dualprompt": DualPromptPool,
