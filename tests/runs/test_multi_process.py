@@ -55,7 +55,7 @@ MORE = {
 }
 PROBED = "probed"
 CASES = [*METHODS, *MORE, PROBED]
-STILL = [name for name, kind in METHODS.items() if not kind.trains]
+STILL = [name for name, kind in METHODS.items() if not kind().trains]
 
 
 def settings(name: str, model: str) -> RunConfig:
