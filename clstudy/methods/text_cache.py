@@ -21,6 +21,9 @@ each class). With `learn` the keys are parameters, the only ones; they are not m
 as released, and later stages move them too. A stage's keys then enter before its first step, as
 there, so that an evaluation inside the stage already knows its images.
 
+The sum counts keys: with a small β a class with many keys wins over one with few wherever it is, so
+that `per_class` matters where classes are unequal, or β must be large (10 rather than 1).
+
 Limits: α = 0 is frozen CLIP. As β → ∞ the cache alone ranks by the nearest key, and the texts do
 not matter where α exp(−β (1 − f·κ)) is large beside s. A class without keys has v_k = s f·t_k, which
 no key adds to. Among all classes it would lose to any that has keys, and more so the more they
@@ -57,7 +60,7 @@ class TextCache(FrozenFeatures):
 
     title = "text + cache"
     source = "Zhang et al. 2021, Tip-Adapter, arXiv 2111.03930"
-    dash = (4, 1.5)
+    dash = (5, 1.5, 1, 1.5, 1, 1.5)
     owns_parameters = True
     place_on_map = Beside(None, "adds a cache of features to the texts")
     checked = "logits by hand, three limits; the use on a stream is ours"

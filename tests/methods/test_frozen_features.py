@@ -189,7 +189,7 @@ def test_the_strength_is_that_of_the_smallest_error_on_the_images_tried(clip, wo
     errors = []
     for ridge in RIDGES:
         weights = least_squares(h, ridge, [i for i in range(60) if i not in tried])
-        errors.append(((h[tried] @ weights - y[tried])**2).sum())
+        errors.append(((h[tried] @ weights - y[tried])**2).sum() - len(tried))
     assert method.strength() == RIDGES[int(np.argmin(errors))] not in (RIDGES[0], RIDGES[-1])
     assert np.allclose(method.weights(), least_squares(h, method.strength()), atol=1e-5)
     method.after_stage(clip, [])
@@ -220,6 +220,19 @@ def test_the_order_of_images_and_the_size_of_batches_do_not_matter(clip, world):
         assert torch.allclose(first.total(), other.total(), atol=1e-10)
         assert first.strength() == other.strength()
         assert torch.allclose(first.weights(), other.weights(), atol=1e-8)
+
+
+def test_where_small_ridges_differ_by_rounding_the_largest_of_them_is_taken():
+    """Two orthogonal images are fitted exactly, and the one tried is orthogonal to both."""
+    method = RanPAC(width=0)
+    h, y = torch.eye(3, 9).double(), torch.eye(3).double()
+    both = torch.cat([h, y], 1)
+    method.fit, method.tried = h[:2].T @ both[:2], h[2:].T @ both[2:]
+    assert method.strength() == RIDGES[-1]  # nothing is gained anywhere
+    h[2] = h[0]
+    both = torch.cat([h, y[[0, 1, 0]]], 1)
+    method.tried = h[2:].T @ both[2:]  # (1 − 1 / (1 + λ))² − 1
+    assert method.strength() == 1e-3
 
 
 def test_at_a_large_ridge_the_class_sums_decide(clip, world):
