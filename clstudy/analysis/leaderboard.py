@@ -103,9 +103,10 @@ def _settings(run: Run, tried: Sequence[str]) -> tuple[dict[str, str], ...]:
     """Return what a run was made from: its problem; its rate and its strengths, as far as they were
     tried; all else. Seeds are left out, defaults of the method unless they were tried, and of a run
     that trains nothing what only training feels."""
-    kind, defaults = METHODS.get(run.config.method), {}
+    kind, defaults, trains = METHODS.get(run.config.method), {}, run.config.tuner != "none"
     with suppress(Exception):  # a method of a reader, or one that needs an option
         defaults = kind().options()
+        trains = trains or run.config.make("method").trains
     found: tuple[dict[str, str], ...] = ({}, {}, {}, {})
     for name, value in (flat(run.config) | {"files": run.fingerprints}).items():
         axis, _, option = name.partition(".")
@@ -113,7 +114,7 @@ def _settings(run: Run, tried: Sequence[str]) -> tuple[dict[str, str], ...]:
             continue
         if axis in PROBLEM:
             found[0][name] = brief(value)
-        elif run.config.tuner == "none" and axis != "method_args":
+        elif not trains and axis != "method_args":
             continue
         elif _named(name, tried):
             found[1 if name == "lr" else 2][name] = brief(value)

@@ -19,9 +19,11 @@ from clstudy.methods.imm import IMM
 from clstudy.methods.l2p import L2P
 from clstudy.methods.lwf import LwF
 from clstudy.methods.mvp import MVP
+from clstudy.methods.ranpac import RanPAC
 from clstudy.methods.replay_features import ReplayFeatures
 from clstudy.methods.sit import SIT
 from clstudy.methods.slca import SLCA
+from clstudy.methods.text_cache import TextCache
 from clstudy.methods.vr_lwf import VRLwF
 from clstudy.methods.wise_ft import WiSEFT
 from clstudy.methods.zscl import ZSCL
@@ -29,6 +31,8 @@ from clstudy.methods.zscl import ZSCL
 METHODS = {
     "frozen": Frozen,
     "class_means": ClassMeans,
+    "text_cache": TextCache,
+    "ranpac": RanPAC,
     "finetune": Finetune,
     "sit": SIT,
     "er": ER,

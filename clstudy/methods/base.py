@@ -45,7 +45,9 @@ class Method(Options):
 
     family: ClassVar[str] = "other"  # has a colour in figures: `plots/style.py`
     dash: ClassVar[tuple[float, ...] | str] = ""  # of its line; "": solid
-    trains: ClassVar[bool] = True  # False: no step is made, and tuner "none" will do
+    # False: no step is made, and tuner "none" will do; may be a property
+    trains: ClassVar[bool] = True
+    owns_parameters: ClassVar[bool] = False  # it trains its own alone, and tuner "none" will do
     needs_tuner: ClassVar[str] = ""  # the only tuner it goes with; "": any
     needs_reference: ClassVar[bool] = False  # it asks for reference pairs; may be a property
     reconstructed: ClassVar[bool] = False  # the paper's own objective is not public

@@ -90,7 +90,8 @@ METHODS = Looks({})
 LOOKS = Looks(TOWERS | VOCABULARIES | MEASURES)
 
 # Two methods of one colour differ in dash, and so in marker.
-MARKERS = {"": "o", (4, 1.5): "s", (1, 1): "^", (5, 1.5, 1, 1.5): "D"}
+MARKERS = {"": "o", (4, 1.5): "s", (1, 1): "^", (5, 1.5, 1, 1.5): "D",
+           (5, 1.5, 1, 1.5, 1, 1.5): "v"}
 
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#595959"]
 

@@ -127,7 +127,7 @@ class RunConfig(BaseModel):
         needs = method.needs_tuner or self.tuner
         if self.tuner != needs:
             raise ValueError(f"method={self.method!r} needs tuner={needs!r}, not {self.tuner!r}")
-        if self.tuner == "none" and method.trains:
+        if self.tuner == "none" and method.trains and not method.owns_parameters:
             raise ValueError(f"tuner='none' leaves method={self.method!r} nothing to train; choose "
                              "another tuner, or a method that trains nothing, such as 'frozen'")
         return self

@@ -71,6 +71,16 @@ def test_what_a_run_measures_and_rates_that_train_nothing_make_no_other_row(tmp_
     assert entries(table) == [("emoji, disjoint", "frozen", "none", "")] and len(table) == 2
 
 
+def test_a_rate_counts_where_a_method_trains_without_a_tuner(tmp_path):
+    found = {}
+    for learn in (False, True):
+        runs = [write(tmp_path, method="text_cache", tuner="none", lr=lr,
+                      method_args={"learn": learn}) for lr in (.1, .2)]
+        found[learn] = leaderboard.gather(runs, leaderboard.TRIED)
+    assert found[False].tried.tolist() == [""]  # one run, made twice
+    assert found[True].tried.tolist() == ["lr 0.1", "lr 0.2"]
+
+
 def test_an_option_at_its_default_is_not_written(tmp_path):
     runs = [write(tmp_path, method="compose", method_args=args) for args in (
         {"class_weights": "uniform"}, {"class_weights": "kl", "candidates": "batch"})]

@@ -14,7 +14,8 @@ from clstudy.methods import METHODS
 from clstudy.methods.base import Method
 from clstudy.models.tuners import TUNERS
 
-TRAINED = sorted(name for name, kind in METHODS.items() if kind.trains)
+SMALL = {"ranpac": {"width": 40}}  # options that spare time
+TRAINED = sorted(name for name, kind in METHODS.items() if kind().trains)
 
 
 def of(config, method: str, **changes):
@@ -22,7 +23,7 @@ def of(config, method: str, **changes):
     needs = METHODS[method].needs_tuner
     if needs:
         changes |= {"tuner": needs, "tower": TUNERS[needs].towers[-1]}
-    return config.replace(method=method, **changes)
+    return config.replace(method=method, method_args=SMALL.get(method, {}), **changes)
 
 
 def learn(config):
@@ -57,7 +58,8 @@ def test_another_seed_gives_another_run_on_the_same_stream(tiny, name):
     evals, steps, _ = learn(config)
     other_evals, other_steps, _ = learn(config.replace(seed=1))
     if name not in TRAINED:
-        assert evals == other_evals and steps == other_steps == []
+        assert evals == other_evals or name == "ranpac"  # which draws its projection
+        assert steps == other_steps == []
     else:
         assert values(steps) != values(other_steps)
 

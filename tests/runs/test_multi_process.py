@@ -47,6 +47,9 @@ MORE = {
     "gcl, learned": {
         "method": "gcl", "method_args": {"size": 9, "replay": 4, "temperature": "individual"}
     },
+    "text_cache, learned": {
+        "method": "text_cache", "tuner": "none", "method_args": {"learn": True, "alpha": 5.0}
+    },
     "vr_lwf, zscl": {"method": "vr_lwf", "method_args": {"form": "zscl", "size": 20}},
     "votes": {"method": "l2p", "tuner": "l2p", "tower": "image"},
     "clipped": {"method": "finetune", "clip_norm": 0.1},
@@ -60,7 +63,7 @@ MORE = {
 }
 PROBED = "probed"
 CASES = [*METHODS, *MORE, PROBED]
-STILL = [name for name, kind in METHODS.items() if not kind.trains]
+STILL = [name for name, kind in METHODS.items() if not kind().trains]
 
 
 def settings(name: str, model: str) -> RunConfig:

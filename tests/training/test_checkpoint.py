@@ -81,7 +81,8 @@ SMALL = {
     "er": {"size": 10, "replay": 5}, "derpp": {"size": 10, "replay": 5}, "clib": {
         "size": 12, "look": 6
     }, "sit": {"size": 10, "replay": 5}, "agem": {"size": 6, "replay": 5},
-    "zscl": {"average_every": 2, "references": 4}, "gcl": {"size": 10, "temperature": "individual"}
+    "zscl": {"average_every": 2, "references": 4}, "ranpac": {"width": 40},
+    "text_cache": {"learn": True, "per_class": 3}, "gcl": {"size": 10, "temperature": "individual"}
 }
 
 
