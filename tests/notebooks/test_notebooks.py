@@ -34,7 +34,8 @@ def names(path: Path, *tags: str) -> set[str]:
     """The names under which the cells with a tag save figures and tables."""
     trees = [ast.parse(cell.source) for tag in tags for cell in tagged(path, tag)]
     calls = [node for tree in trees for node in ast.walk(tree)
-             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "save"]
+             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "save"
+             and getattr(node.func.value, "id", "") != "primary"]
     return {call.args[1].value for call in calls}
 
 

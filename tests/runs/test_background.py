@@ -105,12 +105,16 @@ def test_a_run_that_is_held_stopped_and_taken_up_is_the_run_that_nobody_watched(
         first["steps"])]  # a taken-up run tells all from its beginning
 
 
-def test_a_run_that_fails_says_why(config, runs):
-    broken = background.Training(config.replace(model=f"{config.model}/nowhere"), runs=runs)
+def test_a_run_that_fails_says_why(config, runs, monkeypatch, tmp_path):
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho first >&2; echo there is no model >&2; exit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(script))
+    broken = background.Training(config, runs=runs)
     broken.start()
     broken.process.wait(120)
     assert broken.read() == {"steps": [], "evals": [], "drift": []}
-    assert broken.state == "failed" and "nowhere" in broken.error
+    assert broken.state == "failed" and broken.error == "there is no model"
 
 
 def test_a_pause_by_a_watcher_that_is_gone_holds_nothing(runs):
