@@ -33,6 +33,14 @@ def finding(found: pd.DataFrame, labels: Mapping[Any, str] = MappingProxyType({}
     ours, theirs, metric = (_one(found[name], labels) for name in (between, "base", "metric"))
     ends = set(found.metric) <= set(ENDS)
     counts = Counter(verdict.split(",")[0] for verdict in found.verdict)
+    close = [verdict.rpartition("by less than ")[2] for verdict in found.verdict
+             if "by less than " in verdict]
+    if ours and theirs and close and counts["higher"] + counts["lower"] == len(close) and all(
+            word in ("higher", "lower") or word.startswith("equal") for word in counts):
+        where = "" if len(found) == 1 else f" in all {len(found)} settings"
+        about = "" if ends or not metric else f"{metric}: "
+        said = f"{about}{ours} and {theirs} differ by less than {close[0]}{where}"
+        return said[0].upper() + said[1:]
     forms = [_counted(counts, f" with {theirs}"), _counted(counts, "")]
     if ours and theirs:
         about = "" if ends or not metric else f"{metric}: "

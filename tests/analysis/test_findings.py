@@ -27,6 +27,7 @@ def table(*verdicts, metric="A_last", method="sit", base="finetune") -> pd.DataF
      "SIT ends higher than asymmetric tuning in 1 of 3 settings; lower in 1; equal in 1"),
     ([INCONCLUSIVE, INCONCLUSIVE, EQUAL],
      "SIT equals asymmetric tuning within ±2 in 1 of 3 settings; 2 are inconclusive"),
+    ([LESS, EQUAL], "SIT and asymmetric tuning differ by less than 2 points in all 2 settings"),
     ([INCONCLUSIVE, INCONCLUSIVE], "SIT against asymmetric tuning is inconclusive in all 2 settings"),
 ])
 def test_a_title_says_the_verdicts(verdicts, title):
