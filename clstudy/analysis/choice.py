@@ -19,7 +19,8 @@ DIGITS = 9  # means that differ by less are equal: sums of the same numbers depe
 def chosen(runs: Sequence[Run], metric: str | Sequence[str], among: str | Sequence[str],
            by: Sequence[str] = ("method", "tuner")) -> Runs:
     """Return, of each combination of `by`, the runs at the value of `among` with the highest mean
-    of a metric over runs; of equal ones the smaller. An only value is taken without a look at the metric.
+    of a metric over runs; of equal ones the smaller. An only value is taken without a look at the
+    metric.
 
     metric: of a set that chooses and does not test; several count by their mean. among: one setting
     or several, of which combinations are compared, the first first where they are equal. A run

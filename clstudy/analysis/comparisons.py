@@ -37,9 +37,9 @@ def compare(runs: Groups | pd.DataFrame, metrics: str | Sequence[str], between: 
     runs: finished runs, or a table with a row per run as `scores` returns it, with any metrics.
     margin: differences within it count as equal; None: 2 points for runs, 0 for a table, whose unit
     is not known. free: settings in which the two sides of a pair may differ, such as a rate that was
-    chosen for each (`chosen`). A run is paired with the run of `base` that has the same settings in everything
-    that varies among the runs of `base`. Pairs with one class order (`stream_seed`, or `seed` where
-    that is None) are averaged first: they are not independent.
+    chosen for each (`chosen`). A run is paired with the run of `base` that has the same settings in
+    everything that varies among the runs of `base`. Pairs with one class order (`stream_seed`, or
+    `seed` where that is None) are averaged first: they are not independent.
 
     Returns a row for each value, combination and metric, with the columns of `by`; `between`; base;
     metric; mean and base_mean; difference, low, high (95 %); p, p_corrected (Holm, over all rows);

@@ -24,7 +24,8 @@ def finding(found: pd.DataFrame, labels: Mapping[Any, str] = MappingProxyType({}
     """Write the verdicts of a table of `compare` as a title of at most 90 characters.
 
     labels: what to call a value of a setting, or a metric. A title that would be longer leaves out
-    the metric, then the sentence, then the names. ValueError: the table lacks a column of `compare`, or has no row."""
+    the metric, then the sentence, then the names. ValueError: the table lacks a column of
+    `compare`, or has no row."""
     for name in ("base", "metric", "verdict"):
         choose("finding: column", name, found.columns)
     if found.empty:

@@ -28,8 +28,8 @@ where classes have equally many images, is the one with the largest product with
 Without a projection it is ridge regression (no intercept) on the features.
 
 Departures: which fifth is tried out is drawn for each image by its id (there: the last fifth of a
-shuffled stage), so that the order does not matter, nor does rounding. CLIP's projected unit-norm features, there raw
-ones of a ViT; width 1,000 for features of 256, there 10,000 for 768: an evaluation inside a stage
+shuffled stage), so that the order does not matter, nor does rounding. CLIP's projected unit-norm
+features, there raw ones of a ViT; width 1,000 for features of 256: an evaluation inside a stage
 solves 18 systems of that size, half a second of a CPU at 1,000, three at 2,000. Between stages G, C
 and P are kept; inside one, G and C are three (before, fit, tried). Classes not seen compete by their
 texts, standardised for each image (`frozen_features.py`).

@@ -1,5 +1,5 @@
 """Tip-Adapter: a cache of image features with their classes speaks beside the texts. Zhang et al.
-2021, arXiv 2111.03930, eq. 5; with `learn` its fine-tuned form, Tip-Adapter-F.
+2021, arXiv 2111.03930; with `learn` its fine-tuned form, Tip-Adapter-F.
 
     v_k = s f·t_k + α Σ_{j: y_j = k} exp(−β (1 − f·κ_j))
     no objective; prediction = argmax_k v_k                      learn=False
